@@ -1,0 +1,64 @@
+# Two commands on a fresh machine: `make run` (the quickstart) and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install run test test-all check lint types imports format ui schema starter lock clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP)  ## create .venv with the locked dependencies
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "loraline needs Python 3.11 or later; '$(PYTHON)' is not. Name another: make $(or $(MAKECMDGOALS),install) PYTHON=python3.12"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing the locked dependencies into $(VENV) (about two minutes) ..."
+	@$(BIN)/python -m pip install --quiet -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+run: install  ## run the quickstart: data, training, evaluation, a registered version
+	@$(BIN)/loraline run recipes/quickstart.yaml
+
+ui: install  ## serve this folder's Prefect (4200) and MLflow (5000) on loopback
+	@$(BIN)/loraline ui
+
+test: install  ## run the tests (under ten minutes on two cores)
+	@$(BIN)/python -m pytest -q -m "not slow"
+
+test-all: install  ## run every test, the slow ones too
+	@$(BIN)/python -m pytest -q
+
+check: lint types imports  ## lint, types and import rules
+
+lint: install  ## ruff: lint and format
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: install  ## mypy, strict
+	@$(BIN)/mypy
+
+imports: install  ## import-linter: who may import what
+	@$(BIN)/lint-imports --no-logo --no-cache
+
+format: install  ## rewrite the code as ruff likes it
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+schema: install  ## regenerate recipes/recipe.schema.json and the table of trainer fields
+	@$(BIN)/python -m tasks.training.generate_fields
+	@$(BIN)/loraline schema --write
+
+starter: install  ## pretrain the quickstart's base model again (an hour of two cores)
+	@$(BIN)/python examples/build_starter/pretrain.py --minutes 60 --output examples/starter
+
+lock:  ## resolve the dependencies anew and write requirements.lock
+	@bash .ci/lock
+
+clean:  ## remove the environment and the run's state
+	rm -rf $(VENV) .loraline .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,76 @@
+"""`loraline init`: a working folder for a team's own repository, with a recipe made for its data."""
+
+import argparse
+import os
+import shlex
+from pathlib import Path
+
+from flows.working_folder import Data, Written, slug, write_working_folder
+from tasks.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("directory", metavar="DIR", help="the folder to write; may exist")
+    parser.add_argument(
+        "--data", metavar="FILE", help="a JSONL file of conversations; the recipe refers to it"
+    )
+    parser.add_argument(
+        "--base",
+        metavar="MODEL",
+        help="Hub id or folder of the base model (default: the small model that comes with loraline)",
+    )
+    parser.add_argument(
+        "--name", help="name of the adapter (default: the data file's, else docstrings)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the folder, load the recipe it holds, and say how to go on."""
+    from tasks.recipe import load_recipe
+
+    folder = Path(args.directory)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file. Name a folder, which may not exist yet.")
+    data = _data(Path(args.data)) if args.data else None
+    name = slug(args.name or (data.path.stem if data else "docstrings"))
+    if args.name and name != args.name:
+        raise UserError(
+            f"The name {args.name!r} cannot be used: lower case letters, digits, dots, dashes and "
+            f"underscores only. How about --name {name}?"
+        )
+    written = write_working_folder(folder, name=name, base=args.base, data=data)
+    load_recipe(written.recipe)
+    _tell(folder, written, data, starter=args.base is None)
+    return 0
+
+
+def _tell(folder: Path, written: Written, data: Data | None, *, starter: bool) -> None:
+    recipe = written.recipe.relative_to(folder)
+    print(f"Wrote {folder}:")
+    print(f"  {recipe}  the recipe; look through it")
+    if starter:
+        print("  starter/  the base model that comes with loraline")
+    for name in ("README.md", ".gitignore", "recipes/recipe.schema.json"):
+        if folder / name not in written.kept:
+            print(f"  {name}")
+    ignored_by_git = (folder / ".gitignore").read_text(encoding="utf-8").split()
+    if not {".loraline/", ".loraline"} & set(ignored_by_git):
+        print("Your .gitignore stays as it is; add the line `.loraline/` to it.")
+    if data:
+        ignored = f"; not used: {', '.join(data.ignored)}" if data.ignored else ""
+        print(f"{data.path}: {data.format}, {data.lines:,} lines{ignored}")
+    print("Next:")
+    if folder.resolve() != Path.cwd():
+        print(f"  cd {shlex.quote(os.fspath(folder))}")
+    print(f"  loraline check {recipe}")
+    print(f"  loraline run {recipe}")
+
+
+def _data(path: Path) -> Data:
+    from tasks.dataset.jsonl import detect
+
+    found = detect(path)
+    with path.open("rb") as stream:
+        lines = sum(1 for line in stream if line.strip())
+    return Data(path, found.format, found.columns, found.ignored, lines)

@@ -1,0 +1,58 @@
+"""`loraline versions [NAME]`: the registered versions of one adapter or of all, newest first."""
+
+import argparse
+import json
+from datetime import UTC, datetime
+
+from tasks.home import home
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("name", nargs="?", metavar="NAME", help="registered model (default: all)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print a table, or one JSON object. Raises UserError when there is no model of that name."""
+    from flows.streams import own_standard_output
+    from tasks.registration.listing import list_versions
+    from tasks.tracking import Tracker
+
+    with own_standard_output() as answer:
+        state = home()
+        state.prepare()
+        entries = list_versions(Tracker(state), args.name)
+        if args.json:
+            answer.write(json.dumps({"versions": [e.model_dump() for e in entries]}) + "\n")
+            return 0
+        if not entries:
+            answer.write("No version is registered yet. `loraline run RECIPE` registers one.\n")
+            return 0
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(box=None, pad_edge=False)
+        for heading in ("model", "version", "aliases", "created (UTC)", "dataset", "gate"):
+            table.add_column(heading, no_wrap=heading != "aliases")
+        for heading in ("rougeL", "chrf", "loss"):
+            table.add_column(f"{heading} (base)", justify="right", no_wrap=True)
+        for entry in entries:
+            created = datetime.fromtimestamp(entry.created_ms / 1000, UTC)
+            table.add_row(
+                entry.name,
+                entry.version,
+                ", ".join(entry.aliases),
+                f"{created:%Y-%m-%d %H:%M}",
+                (entry.dataset_digest or "")[:8],
+                entry.gate or "",
+                *(_pair(entry.metrics, entry.base_metrics, m) for m in ("rougeL", "chrf", "loss")),
+            )
+        Console(file=answer, width=None if answer.isatty() else 160).print(table)
+    return 0
+
+
+def _pair(own: dict[str, float], base: dict[str, float], metric: str) -> str:
+    if metric not in own:
+        return ""
+    return f"{own[metric]:.3f} ({base[metric]:.3f})" if metric in base else f"{own[metric]:.3f}"

@@ -1,0 +1,59 @@
+"""The pipeline: data goes through five stages in a row, and a sixth decides what goes live."""
+
+from pathlib import Path
+from typing import Any
+
+from prefect import State, flow
+from prefect.runtime import flow_run
+from prefect.states import Completed
+
+from flows.run_record import PrefectRun, RunRecord
+from tasks.dataset.task import prepare_dataset
+from tasks.evaluation.task import evaluate_adapter
+from tasks.promotion.task import promote_version
+from tasks.registration.task import find_champion, register_adapter
+from tasks.tokenization.task import tokenize_dataset
+from tasks.training.task import train_adapter
+
+
+def _run_name() -> str:
+    return Path(str(flow_run.parameters.get("recipe", "retrain"))).stem
+
+
+@flow(name="retrain", flow_run_name=_run_name, persist_result=False)
+def retrain(
+    recipe: str, overrides: list[str] | None = None, force: bool = False
+) -> State[dict[str, Any]]:
+    """Retrain the adapter that a recipe describes, and register it if the gate lets it pass.
+
+    Args:
+        recipe: Path of the recipe, as the machine that runs the flow sees it.
+        overrides: Fields to change, for example `training.peft_config.r=8`.
+        force: Run every stage again, also those whose outputs are complete.
+
+    Returns an `artifacts.Outcome` as a dictionary. A run that finds nothing to do ends as
+    `Completed(name="Skipped")`, one that the gate stops as `Completed(name="Refused")`.
+    """
+    here = PrefectRun(flow_run.id, flow_run.ui_url)
+    with RunRecord(Path(recipe), tuple(overrides or ()), force, here) as run:
+        dataset = run.keep(prepare_dataset(run.store, **run.for_dataset()))
+        tokens = run.keep(tokenize_dataset(run.store, **run.for_tokenization(dataset)))
+        adapter = run.keep(train_adapter(run.store, **run.for_training(tokens)))
+        if run.is_registered(tokens, adapter):
+            return _ended("Skipped", run)
+        champion = find_champion(run.tracker, run.recipe.model_name, unlike=adapter)
+        report = run.keep(
+            evaluate_adapter(run.store, **run.for_evaluation(tokens, adapter, champion))
+        )
+        if run.is_refused(report):
+            return _ended("Refused", run)
+        version = register_adapter(**run.for_registration(dataset, tokens, adapter, report))
+        version = promote_version(run.recipe.promotion, version, run.tracker)
+        run.close_with(version)
+    return _ended("Completed", run)
+
+
+def _ended(name: str, run: RunRecord) -> State[dict[str, Any]]:
+    return Completed(
+        name=name, message=run.outcome.reason, data=run.outcome.model_dump(mode="json")
+    )

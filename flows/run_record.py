@@ -1,0 +1,367 @@
+"""What one run of the pipeline is: its recipe, its one MLflow run, and the outcome it comes to."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
+
+from tasks.artifacts import (
+    Adapter,
+    Artifact,
+    Dataset,
+    Outcome,
+    Report,
+    Stage,
+    StageTiming,
+    Tokens,
+    Version,
+)
+from tasks.base import resolve_base
+from tasks.errors import Interrupted
+from tasks.evaluation.task import evaluation_content, find_report
+from tasks.home import home
+from tasks.progress import Event, announce, listening
+from tasks.recipe import load_recipe
+from tasks.registration.task import find_registered, registration_key
+from tasks.store import Store, digest
+from tasks.tracking import Tracker
+
+if TYPE_CHECKING:
+    from tasks.metric_writer import MetricWriter
+    from tasks.registry import Champion
+
+_Output = TypeVar("_Output", bound=Artifact)
+_STAGE_OF: dict[type[Artifact], Stage] = {
+    Dataset: "dataset",
+    Tokens: "tokenization",
+    Adapter: "training",
+    Report: "evaluation",
+}
+_LIVE_METRICS = ("loss", "learning_rate", "grad_norm", "tokens_per_second")
+
+
+@dataclass(frozen=True)
+class PrefectRun:
+    """The flow run in Prefect; nothing when the flow's function is called without Prefect."""
+
+    id: str | None
+    url: str | None
+
+
+class RunRecord:
+    """Holds what every stage needs, and writes down what each came to.
+
+    The MLflow run is opened when something is really trained or judged: a run that finds nothing to
+    do opens none. Leaving the block with an error closes it as FAILED, an interruption as KILLED.
+    """
+
+    def __init__(
+        self, recipe: Path, overrides: tuple[str, ...], force: bool, prefect: PrefectRun
+    ) -> None:
+        self.home = home()
+        self.home.prepare()
+        self.recipe_path = recipe.expanduser().absolute()
+        self.recipe = load_recipe(self.recipe_path, overrides)
+        self.base = resolve_base(self.recipe.base, self.recipe_path, self.home)
+        self.store = Store(self.home.store)
+        self.tracker = Tracker(self.home)
+        self.force = force
+        self.prefect = prefect
+        self.outcome = Outcome(
+            outcome="failed", reason="did not finish", prefect_flow_run_id=prefect.id
+        )
+        self.recipe_digest = digest(self.recipe.model_dump(mode="json", exclude={"schedule"}))
+        """sha256 (hex) of what the recipe means: no comments, no schedule."""
+        self._outputs: dict[Stage, Artifact] = {}
+        self._run_id: str | None = None
+        self._writer: MetricWriter | None = None
+        self._listening = listening(self._hear)
+        self._registering = (0.0, "")
+
+    def __enter__(self) -> Self:
+        """Listen to what the stages announce."""
+        self._listening.__enter__()
+        self._announce()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Send the metrics that wait, and give the MLflow run its final status."""
+        self._listening.__exit__(kind, error, trace)
+        if self._run_id is None:
+            return
+        stopped = isinstance(error, Interrupted | KeyboardInterrupt)
+        try:
+            if self._writer is not None:
+                self._writer.close()
+            self.tracker.close_run(
+                self._run_id, "FINISHED" if error is None else "KILLED" if stopped else "FAILED"
+            )
+        except Exception:
+            # The first error is the one that a person must read.
+            if error is None:
+                raise
+
+    @property
+    def run_id(self) -> str:
+        """The MLflow run of this pipeline run, opened at the first call."""
+        if self._run_id is None:
+            recipe = self.recipe
+            tags = {
+                "loraline.recipe": self.recipe_path.name,
+                "loraline.recipe_digest": self.recipe_digest,
+                "loraline.base_sha256": self.base.weights_sha256,
+                "loraline.prefect_flow_run_id": self.prefect.id or "",
+                "loraline.prefect_url": self.prefect.url or "",
+            }
+            sections = {"dataset", "tokenization", "evaluation", "registration", "promotion"}
+            self._run_id = self.tracker.open_run(
+                self._experiment,
+                f"{recipe.name} {self.recipe_digest[:8]}",
+                tags={key: value for key, value in tags.items() if value},
+                params={
+                    "seed": recipe.seed,
+                    "base": recipe.base.model_dump(mode="json"),
+                    "training": recipe.training.content(),
+                    **recipe.model_dump(mode="json", include=sections),
+                },
+            )
+            self.outcome.mlflow_run_id = self._run_id
+            self._announce()
+        return self._run_id
+
+    @property
+    def _experiment(self) -> str:
+        return self.recipe.registration.experiment or self.recipe.name
+
+    def for_dataset(self) -> dict[str, Any]:
+        """What `prepare_dataset` is given."""
+        return {
+            "settings": self.recipe.dataset,
+            "salt": self.recipe.split_salt,
+            "recipe_folder": self.recipe_path.parent,
+            "force": self.force,
+        }
+
+    def for_tokenization(self, dataset: Dataset) -> dict[str, Any]:
+        """What `tokenize_dataset` is given."""
+        return {
+            "settings": self.recipe.tokenization,
+            "dataset": dataset,
+            "base": self.base,
+            "force": self.force,
+        }
+
+    def for_training(self, tokens: Tokens) -> dict[str, Any]:
+        """What `train_adapter` is given."""
+        return {
+            "settings": self.recipe.training,
+            "seed": self.recipe.seed,
+            "tokens": tokens,
+            "base": self.base,
+            "home": self.home,
+            "force": self.force,
+        }
+
+    def for_evaluation(
+        self, tokens: Tokens, adapter: Adapter, champion: "Champion | None"
+    ) -> dict[str, Any]:
+        """What `evaluate_adapter` is given."""
+        return {
+            "settings": self.recipe.evaluation,
+            "tokens": tokens,
+            "adapter": adapter,
+            "base": self.base,
+            "champion": champion and champion.folder,
+            "champion_sha256": champion and champion.adapter_sha256,
+            "home": self.home,
+            "force": self.force,
+        }
+
+    def for_registration(
+        self, dataset: Dataset, tokens: Tokens, adapter: Adapter, report: Report
+    ) -> dict[str, Any]:
+        """What `register_adapter` is given; the MLflow run is complete before a version points to it."""
+        key = self._registration_key(tokens, adapter)
+        self._registering = (time.monotonic(), key)
+        self._log(dataset, report)
+        return {
+            "key": key,
+            "settings": self.recipe.registration,
+            "store": self.store,
+            "tracker": self.tracker,
+            "name": self.recipe.model_name,
+            "run_id": self.run_id,
+            "dataset": dataset,
+            "tokens": tokens,
+            "adapter": adapter,
+            "report": report,
+            "base": self.base,
+            "recipe_path": self.recipe_path,
+            "recipe_text": self.recipe_path.read_text(encoding="utf-8"),
+            "recipe_digest": self.recipe_digest,
+            "prefect_flow_run_id": self.outcome.prefect_flow_run_id,
+            "max_tokens": self.recipe.evaluation.max_new_tokens,
+        }
+
+    def keep(self, output: _Output) -> _Output:
+        """Write a stage's output into the outcome."""
+        stage = _STAGE_OF[type(output)]
+        self._outputs[stage] = output
+        self._time(stage, output.fingerprint, output.reused, output.seconds)
+        if isinstance(output, Adapter):
+            self.outcome.trainable_parameters = output.trainable_parameters
+        if isinstance(output, Report):
+            self.outcome.metrics = output.metrics
+            self.outcome.differences = output.differences
+            self.outcome.gate = output.gate
+            self.outcome.report = str(output.document)
+        self._announce()
+        return output
+
+    def is_registered(self, tokens: Tokens, adapter: Adapter) -> bool:
+        """Whether nothing is left to do: this adapter, judged by these rules, is a version already."""
+        if self.force:
+            return False
+        key = self._registration_key(tokens, adapter)
+        found = find_registered(self.store, key, self.tracker)
+        report = found and find_report(self.store, found[1])
+        if found is None or report is None:
+            return False
+        version = found[0]
+        self.keep(report)
+        self._time("registration", key, True, 0.0)
+        for stage in ("evaluation", "registration"):
+            announce("stage", stage=stage, state="reused", seconds=0.0)
+        self.outcome.mlflow_run_id = version.mlflow_run_id
+        self._end(
+            "skipped",
+            f"Nothing has changed since version {version.version} of {version.name} was registered "
+            f"(MLflow run {version.mlflow_run_id}); `--force` runs every stage again.",
+            version,
+        )
+        return True
+
+    def is_refused(self, report: Report) -> bool:
+        """Whether the gate stops the adapter; its MLflow run is then complete, and no version is made."""
+        if report.gate is None or report.gate["passed"]:
+            return False
+        dataset = self._outputs["dataset"]
+        assert isinstance(dataset, Dataset)
+        rules: Any = report.gate["rules"]
+        broken = [f"{rule['metric']}: {rule['why']}" for rule in rules if not rule["passed"]]
+        judged = self._judged_before(report)
+        if judged is None:
+            self._log(dataset, report)
+        else:
+            self.outcome.mlflow_run_id = judged
+        self._end("refused", f"The gate refused the adapter. {' '.join(broken)}")
+        return True
+
+    def close_with(self, version: Version) -> None:
+        """Write the registered version into the outcome, and what happens to it next."""
+        started, key = self._registering
+        self._time("registration", key, False, time.monotonic() - started)
+        here = f"Version {version.version} of {version.name}"
+        if "champion" in version.aliases:
+            self._end("registered", f"{here} is champion.", version)
+            return
+        how = f"Make it champion with its alias on {self.tracker.version_url(version.name, version.version)}"
+        if self.recipe.promotion.policy == "approval":
+            self._end("awaiting_approval", f"{here} waits for approval. {how}", version)
+        else:
+            self._end("registered", f"{here} is challenger; promotion is manual. {how}", version)
+
+    def _judged_before(self, report: Report) -> str | None:
+        """The MLflow run that holds this very report, when nothing was done in this run."""
+        if not report.reused or self._run_id is not None:
+            return None
+        return self.tracker.find_run(
+            self._experiment, {"loraline.fingerprint.evaluation": report.fingerprint}
+        )
+
+    def _registration_key(self, tokens: Tokens, adapter: Adapter) -> str:
+        return registration_key(
+            self.recipe.registration,
+            name=self.recipe.model_name,
+            adapter=adapter,
+            evaluation=evaluation_content(
+                self.recipe.evaluation, tokens=tokens, adapter=adapter, base=self.base
+            ),
+            tracker=self.tracker,
+        )
+
+    def _log(self, dataset: Dataset, report: Report) -> None:
+        """Write data, metrics, summaries, report and predictions into the MLflow run."""
+        run_id, tracker = self.run_id, self.tracker
+        tracker.log_dataset(
+            run_id,
+            name=self.recipe.name,
+            digest=dataset.digest,
+            source=", ".join(source.type for source in self.recipe.dataset.sources),
+            counts=dataset.rows,
+            context="training",
+        )
+        tracker.log_metrics(run_id, report.metrics["challenger"] or {})
+        for model in ("base", "champion"):
+            values = report.metrics[model] or {}
+            tracker.log_metrics(run_id, {f"{model}.{name}": v for name, v in values.items()})
+        summaries = [
+            (output.path / "summary.md", f"summaries/{stage}")
+            for stage, output in self._outputs.items()
+        ]
+        curve = self._outputs["training"].path / "loss.png"
+        tracker.log_files(
+            run_id,
+            [
+                (self.recipe_path, "recipe"),
+                (report.document, "report"),
+                (curve, "report"),
+                *summaries,
+            ],
+        )
+        tracker.set_tags(
+            run_id,
+            {
+                f"loraline.fingerprint.{stage}": output.fingerprint
+                for stage, output in self._outputs.items()
+            },
+        )
+        if self.recipe.evaluation.sample_answers:
+            tracker.log_table(run_id, report.path / "predictions.parquet", "predictions")
+
+    def _time(self, stage: Stage, fingerprint: str, reused: bool, seconds: float) -> None:
+        self.outcome.stages[stage] = StageTiming(
+            fingerprint=fingerprint, reused=reused, seconds=round(seconds, 3)
+        )
+
+    def _end(
+        self,
+        outcome: Literal["registered", "skipped", "refused", "awaiting_approval"],
+        reason: str,
+        version: Version | None = None,
+    ) -> None:
+        self.outcome.outcome = outcome
+        self.outcome.reason = reason
+        if version is not None:
+            self.outcome.model_version = version.model_dump(exclude={"mlflow_run_id"})
+        self._announce()
+
+    def _hear(self, event: Event) -> None:
+        kind = event["event"]
+        if event.get("stage") != "training" or kind not in ("note", "step"):
+            return
+        # Something is really trained: only its worker says such things.
+        if self._writer is None:
+            self._writer = self.tracker.metric_writer(self.run_id)
+        if kind == "step":
+            values = {f"train.{name}": event[name] for name in _LIVE_METRICS if event.get(name)}
+            self._writer.add(values, event["step"])
+
+    def _announce(self) -> None:
+        announce("outcome", outcome=self.outcome.model_dump(mode="json"))

@@ -1,0 +1,120 @@
+"""What the display knows of a run: each stage's state, told by the events of `tasks.progress`."""
+
+import time
+from dataclasses import dataclass, field
+from typing import Literal
+
+from tasks.artifacts import STAGES
+from tasks.progress import Event
+
+State = Literal["waiting", "started", "reused", "done", "failed"]
+
+
+@dataclass
+class StageState:
+    """One stage's line."""
+
+    name: str
+    state: State = "waiting"
+    seconds: float | None = None
+    """Wall time once it ended."""
+    began: float | None = None
+    """time.monotonic() of its start."""
+    detail: str = ""
+    """What it is doing now, or what it came to."""
+    fraction: float | None = None
+    """How much of it is done, 0-1, where that is known."""
+
+    def elapsed(self, now: float) -> float | None:
+        """Seconds so far, or in all."""
+        if self.seconds is not None:
+            return self.seconds
+        return None if self.began is None else now - self.began
+
+
+@dataclass
+class RunState:
+    """The stages in order; `take` is a `tasks.progress` listener."""
+
+    stages: dict[str, StageState] = field(
+        default_factory=lambda: {name: StageState(name) for name in STAGES}
+    )
+
+    def take(self, event: Event) -> StageState | None:
+        """Note an event; the stage it is about, if any."""
+        name = event.get("stage")
+        if not isinstance(name, str):
+            return None
+        stage = self.stages.setdefault(name, StageState(name))
+        match event["event"]:
+            case "stage":
+                self._change(stage, event)
+            case "step":
+                stage.detail = step_text(event)
+                stage.fraction = _share(event.get("step"), event.get("total_steps"))
+            case "generated":
+                stage.detail = (
+                    f"{event.get('model', 'model')}: {_count(event.get('done'))} of "
+                    f"{_count(event.get('total'))} answers"
+                )
+                stage.fraction = _share(event.get("done"), event.get("total"))
+            case "note":
+                stage.detail = str(event.get("message", ""))
+        return stage
+
+    def fail_running(self) -> None:
+        """Mark what was running as failed: the run ended with an error."""
+        now = time.monotonic()
+        for stage in self.stages.values():
+            if stage.state == "started":
+                stage.seconds = stage.elapsed(now)
+                stage.state = "failed"
+
+    @staticmethod
+    def _change(stage: StageState, event: Event) -> None:
+        state = event.get("state")
+        if state == "started":
+            stage.state, stage.began, stage.seconds = "started", time.monotonic(), None
+        elif state in ("reused", "done", "failed"):
+            seconds = event.get("seconds")
+            stage.seconds = (
+                float(seconds)
+                if isinstance(seconds, int | float)
+                else stage.elapsed(time.monotonic())
+            )
+            stage.state, stage.fraction = state, None
+
+
+def step_text(event: Event) -> str:
+    """`step 120 of 400, loss 2.314, 8,410 tokens/s, 41 s left`; what is unknown is left out."""
+    total = event.get("total_steps")
+    parts = [f"step {_count(event.get('step'))}" + (f" of {_count(total)}" if total else "")]
+    if isinstance(loss := event.get("loss"), int | float):
+        parts.append(f"loss {loss:.3f}")
+    if isinstance(speed := event.get("tokens_per_second"), int | float):
+        parts.append(f"{speed:,.0f} tokens/s")
+    if isinstance(left := event.get("eta_seconds"), int | float):
+        parts.append(f"{duration(left)} left")
+    return ", ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """`0.4 s`, `12 s`, `3 min 05 s`, `2 h 04 min`."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+
+
+def _count(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int) else "?"
+
+
+def _share(done: object, total: object) -> float | None:
+    if isinstance(done, int | float) and isinstance(total, int | float) and total > 0:
+        return min(1.0, done / total)
+    return None

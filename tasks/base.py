@@ -1,0 +1,209 @@
+"""Find the base model: a local folder, or a Hub id pinned to a commit; and its sha256."""
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tasks.errors import BaseModelError
+from tasks.home import Home
+from tasks.settings import Settings
+
+WEIGHT_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+class BaseSettings(Settings):
+    """The base model that adapters are trained on."""
+
+    model: str
+    """A local folder (relative to the recipe: `./x`, `../x`, or absolute) or a Hub id such as `microsoft/Phi-3-mini-4k-instruct`."""
+    revision: str = "main"
+    """Branch, tag or commit of a Hub id. Resolved to a commit at first use and kept in the lock file."""
+
+    @property
+    def is_local(self) -> bool:
+        """Whether `model` names a folder."""
+        return self.model.startswith((".", "/", "~"))
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model on this machine."""
+
+    path: Path
+    model: str
+    """As the recipe names it."""
+    commit: str | None
+    """The Hub commit; None for a local folder."""
+    weights_sha256: str
+    """Over config.json and the safetensors files: what an adapter must be put on."""
+    tokenizer_sha256: str
+    """Over the tokenizer's files, the chat template and the generation config."""
+
+
+def lock_path(recipe: Path) -> Path:
+    """`recipes/a.yaml` -> `recipes/a.lock`."""
+    return recipe.with_suffix(".lock")
+
+
+def resolve_base(settings: BaseSettings, recipe: Path, home: Home, *, update: bool = False) -> Base:
+    """The base on this machine, downloaded if need be and hashed (remembered while files are unchanged).
+
+    Raises: BaseModelError when it cannot be had, is incomplete, or holds no safetensors.
+    """
+    # Validating a recipe imports this module for its settings alone; hashing comes with the store.
+    from tasks.hash_memory import HashMemory
+    from tasks.hub import snapshot
+    from tasks.store import digest
+
+    commit = None
+    if settings.is_local:
+        folder = _local_folder(settings, recipe)
+    else:
+        commit = locked_commit(settings, recipe, update=update)
+        folder = snapshot(settings.model, commit, [*WEIGHT_FILES, *TOKENIZER_FILES])
+    weights = sorted(p for pattern in WEIGHT_FILES for p in folder.glob(pattern))
+    _check_weights(settings.model, folder, weights)
+    tokenizer = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+    if not any(p.name == "tokenizer.json" for p in tokenizer):
+        raise BaseModelError(
+            f"Base model {settings.model} ({folder}) has no tokenizer.json. "
+            "Save it once with transformers' AutoTokenizer(...).save_pretrained, which writes one."
+        )
+    memory = HashMemory(home.cache / "sha256.json")
+    base = Base(
+        path=folder,
+        model=settings.model,
+        commit=commit,
+        weights_sha256=digest([[p.name, memory.sha256(p)] for p in weights]),
+        tokenizer_sha256=digest([[p.name, memory.sha256(p)] for p in tokenizer]),
+    )
+    memory.save()
+    return base
+
+
+def locked_commit(settings: BaseSettings, recipe: Path, *, update: bool = False) -> str:
+    """The commit in the recipe's lock file; resolved on the Hub and written there at first use.
+
+    A lock that was written for another model or revision than the recipe names is replaced.
+    Raises: BaseModelError when it must be resolved and the Hub does not answer.
+    """
+    from tasks.hub import commit_of
+
+    if _COMMIT.fullmatch(settings.revision):
+        return settings.revision
+    path = lock_path(recipe)
+    if path.is_file() and not update:
+        entry = read_lock(path, recipe)
+        if entry.get("model") == settings.model and entry.get("revision") == settings.revision:
+            return str(entry["commit"])
+    _refuse_bare_folder(settings, recipe)
+    commit = commit_of(settings.model, settings.revision)
+    _write_lock(path, recipe, settings, commit)
+    return commit
+
+
+def read_lock(path: Path, recipe: Path) -> dict[str, Any]:
+    """The lock file's entry: `model`, `revision`, `commit`. Raises: BaseModelError when it is none."""
+    import yaml
+
+    try:
+        entry = yaml.safe_load(path.read_text(encoding="utf-8"))["base"]
+        if not isinstance(entry, dict) or not _COMMIT.fullmatch(str(entry["commit"])):
+            raise ValueError("no commit of 40 hexadecimal digits")
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        what = " ".join(str(error).split()) or error.__class__.__name__
+        raise BaseModelError(
+            f"{path}: is not a lock file of loraline ({what}). Take it back from version control, "
+            f"or resolve the base anew with `loraline lock {recipe} --update`."
+        ) from error
+    return entry
+
+
+def _local_folder(settings: BaseSettings, recipe: Path) -> Path:
+    folder = (recipe.parent / Path(settings.model).expanduser()).resolve()
+    if (folder / "config.json").is_file():
+        return folder
+    if not folder.is_dir():
+        what = "does not exist"
+    elif (folder / "adapter_config.json").is_file():
+        what = "holds a LoRA adapter and not a whole model"
+    else:
+        what = "holds no config.json"
+    raise BaseModelError(
+        f"{recipe}: base {settings.model} is {folder}, which {what}. "
+        "Correct the path (relative paths start at the recipe's folder), or name a Hub id."
+    )
+
+
+def _refuse_bare_folder(settings: BaseSettings, recipe: Path) -> None:
+    """`models/phi` reads as a Hub id; who has such a folder meant the folder."""
+    for start in (recipe.parent, Path()):
+        folder = start / settings.model
+        if (folder / "config.json").is_file():
+            near = os.path.relpath(folder.resolve(), recipe.parent.resolve())
+            way_out = near if near.startswith(".") else f"./{near}"
+            raise BaseModelError(
+                f"{recipe}: base {settings.model} reads as a Hub id, and there is a model folder of "
+                f"that name. For the folder write `base: {way_out}` (relative to the recipe); for the "
+                "Hub's model rename the folder."
+            )
+
+
+def _check_weights(model: str, folder: Path, weights: list[Path]) -> None:
+    if not any(p.suffix == ".safetensors" for p in weights):
+        others = sorted(p.name for p in folder.glob("*.bin"))
+        found = f" It has {', '.join(others[:3])}, which loading would execute." if others else ""
+        raise BaseModelError(
+            f"Base model {model} ({folder}) has no .safetensors file, the only weight format "
+            f"that loraline loads.{found} Convert it with transformers' save_pretrained, or choose "
+            "another base."
+        )
+    for index in weights:
+        if not index.name.endswith(".index.json"):
+            continue
+        try:
+            named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BaseModelError(
+                f"Base model {model}: {index} is not an index of weight files ({error!r}). "
+                "Delete the folder and fetch the model again."
+            ) from error
+        missing = sorted(name for name in named if not (folder / name).is_file())
+        if missing:
+            raise BaseModelError(
+                f"Base model {model} ({folder}) is incomplete: {index.name} names "
+                f"{', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not there. "
+                f"Fetch the rest with the network on (`hf download {model}`), or copy it there."
+            )
+
+
+def _write_lock(path: Path, recipe: Path, settings: BaseSettings, commit: str) -> None:
+    import yaml
+
+    entry = {"model": settings.model, "revision": settings.revision, "commit": commit}
+    text = (
+        f"# Commit this file: it pins the base of {recipe.name}. "
+        f"`loraline lock {recipe.name} --update` moves it.\n"
+    ) + yaml.safe_dump({"base": entry}, sort_keys=False)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise BaseModelError(
+            f"{path}: cannot be written ({error.strerror}), so the commit of {settings.model} would "
+            f"not stay the same from run to run. Make the folder writable, run `loraline lock "
+            f"{recipe.name}` where it is and commit the file, or write `revision: {commit}`."
+        ) from error

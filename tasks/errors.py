@@ -1,0 +1,51 @@
+"""Every error that loraline raises on purpose, drawn as one tree.
+
+    LoralineError                 what happened, where, and the ways out, in one string
+    ├── UserError                 the user's input is wrong: never retried, exit code 2
+    │   ├── RecipeError           the recipe file or an override
+    │   ├── DataError             the rows of a dataset
+    │   └── BaseModelError        the base model cannot be found or is not the recorded one
+    ├── StageFailed               a stage could not finish, exit code 1
+    │   └── WorkerFailed          a worker process died, timed out or stalled
+    └── Interrupted               somebody pressed Ctrl-C, exit code 130
+
+Each carries one message string and nothing else, so that Prefect can pickle it with a failed state.
+"""
+
+
+class LoralineError(Exception):
+    """Base class; `exit_code` is what the command line answers with."""
+
+    exit_code = 1
+
+
+class UserError(LoralineError, ValueError):
+    """The user's input is wrong; running again without a change cannot help."""
+
+    exit_code = 2
+
+
+class RecipeError(UserError):
+    """The recipe (or an override) is wrong; the message lists every mistake with its line."""
+
+
+class DataError(UserError):
+    """Rows of a dataset are wrong; the message names file, line and reason."""
+
+
+class BaseModelError(UserError):
+    """The base model cannot be found, or is not the one that was recorded."""
+
+
+class StageFailed(LoralineError):
+    """A stage could not finish."""
+
+
+class WorkerFailed(StageFailed):
+    """A worker process died, ran out of time or stalled."""
+
+
+class Interrupted(LoralineError):
+    """The user interrupted the run; what was complete is kept."""
+
+    exit_code = 130

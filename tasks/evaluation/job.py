@@ -1,0 +1,103 @@
+"""What the evaluation's two worker processes are asked and what they answer."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+Model = Literal["base", "champion", "challenger"]
+
+
+class AnswerJob(BaseModel):
+    """Measure every model on the test rows and let it answer their prompts."""
+
+    model_config = ConfigDict(frozen=True, protected_namespaces=())
+
+    base: Path
+    adapters: dict[Model, Path]
+    """Adapter folders in the order of evaluation; the base comes before them."""
+    tokenizer: Path
+    """`tokenizer.json`, which turns answers back into text."""
+    rows: Path
+    """The tokenization's `test.parquet`."""
+    stop_tokens: list[int]
+    """Every model stops at these, so that none has an advantage."""
+    max_new_tokens: int
+    batch_size: int
+    dtype: Literal["auto", "bfloat16", "float16", "float32"]
+    quantization: Literal["none", "nf4", "int8"]
+    predictions: Path
+    """Written: one row a test row, see `worker.py`."""
+    result: Path
+
+
+class AnswerResult(BaseModel):
+    """How the answers came about."""
+
+    rows: int
+    device: str
+    dtype: str
+    quantization: str
+    batch_size: int
+    max_new_tokens: int
+    stop_tokens: list[int]
+    shortened_rows: int
+    """Rows whose prompt leaves less room in the model's context than `max_new_tokens`."""
+    seconds: dict[str, float]
+    """Wall time per model: loss and answers."""
+    generated_tokens: dict[str, int]
+    versions: dict[str, str]
+
+
+class ScoreJob(BaseModel):
+    """Compute every metric from the predictions; needs no model."""
+
+    model_config = ConfigDict(frozen=True, protected_namespaces=())
+
+    predictions: Path
+    models: list[Model]
+    bootstrap_samples: int
+    confidences: list[float]
+    """Confidences at which intervals are wanted; 0.95 is always among them."""
+    scores: Path
+    """Written: Parquet, the scores of each row (`<model>_<metric>`)."""
+    result: Path
+
+
+class Interval(BaseModel):
+    """A difference, challenger minus another, with its 95 % interval."""
+
+    mean: float
+    """The observed difference (not the mean of the resamples)."""
+    low: float
+    high: float
+
+
+class Answerer(BaseModel):
+    """A trivial answerer's place in the table."""
+
+    rows: int
+    """Rows for which it has an answer; it is compared with the challenger on these only."""
+    metrics: dict[str, float]
+    differences: dict[str, Interval]
+    """Challenger minus it."""
+
+
+class ScoreResult(BaseModel):
+    """Every number of the evaluation. A value that is not finite is left out and named."""
+
+    rows: int
+    metrics: dict[str, dict[str, float]]
+    differences: dict[str, dict[str, Interval]]
+    intervals: dict[str, dict[str, dict[str, tuple[float, float]]]]
+    """Model -> metric -> confidence (as `str(float)`) -> low and high of challenger minus model."""
+    answerers: dict[str, Answerer]
+    not_finite: list[str]
+    """`<model>.<metric>` of values that were NaN or infinite."""
+    same_answers: dict[str, int]
+    """Model -> rows in which its answer is the challenger's, character by character."""
+    bootstrap_samples: int
+    bootstrap_seed: int
+    metric_modules: dict[str, str]
+    """Metric module -> sha256 of its source."""
+    versions: dict[str, str]

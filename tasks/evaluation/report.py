@@ -1,0 +1,209 @@
+"""What a person reads about an evaluation: `report.md`, and the shorter `summary.md`."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tasks.evaluation.markdown import cell, code_block, table
+from tasks.evaluation.samples import Sample
+from tasks.evaluation.settings import LOWER_IS_BETTER, METRICS, NO_DIRECTION
+
+NAMES = {"base": "base", "champion": "champion", "challenger": "adapter"}
+KINDS = {
+    "gain": "among the largest gains over the base",
+    "regression": "among the largest losses against the base",
+    "random": "picked at random",
+}
+SUMMARY_SAMPLES = 4
+PROMPT_CHARACTERS = 700
+ANSWER_CHARACTERS = 500
+
+
+def report(facts: Mapping[str, Any], samples: Sequence[Sample]) -> str:
+    """The whole report, from the content of `metrics.json` and the chosen samples."""
+    parts = ["# Evaluation", _how(facts), "## Result", _verdict(facts), *_result(facts)]
+    if samples:
+        parts += ["## Sample answers", *(_sample(sample) for sample in samples)]
+    return "\n\n".join(parts) + "\n"
+
+
+def summary(facts: Mapping[str, Any], samples: Sequence[Sample]) -> str:
+    """The result, and a few samples of different kinds."""
+    few: list[Sample] = []
+    for kind in ("gain", "random", "regression", "random"):
+        few += [s for s in samples if s.kind == kind and s not in few][:1]
+    parts = ["## Evaluation", _verdict(facts), *_result(facts)]
+    if few:
+        parts += ["### Sample answers", *(_sample(s) for s in few[:SUMMARY_SAMPLES])]
+    return "\n\n".join(parts) + "\n"
+
+
+def _how(facts: Mapping[str, Any]) -> str:
+    answers = facts["answers"]
+    names = [NAMES[model] for model, values in facts["metrics"].items() if values is not None]
+    lines = [
+        f"{' and '.join([', '.join(names[:-1]), names[-1]])} answered the same {facts['rows']} test "
+        f"rows, greedily, with at most {answers['max_new_tokens']} tokens an answer, "
+        f"{answers['batch_size']} rows at a time, in {answers['dtype']} on {answers['device']}"
+        + (f", the base in {answers['quantization']}" if answers["quantization"] != "none" else "")
+        + ".",
+        "Loss, perplexity and token accuracy are measured on the reference answers; the other "
+        "metrics compare what the models wrote with the references. All shares and scores are on "
+        "0-1, perplexity and mean length (in tokens) are not.",
+        f"Intervals are paired bootstrap intervals at 95 % from {facts['bootstrap_samples']} "
+        "resamples of the rows. “Better” and “worse” mean that the interval excludes zero.",
+    ]
+    if answers["shortened_rows"]:
+        lines.append(
+            f"{answers['shortened_rows']} prompts leave less room in the model's context than "
+            f"{answers['max_new_tokens']} tokens; their answers end there."
+        )
+    return "\n".join(lines)
+
+
+def _verdict(facts: Mapping[str, Any]) -> str:
+    lines = []
+    for model, differences in facts["differences"].items():
+        if differences is None:
+            continue
+        found = {name: _compare(name, value) for name, value in differences.items()}
+        better = [name for name, word in found.items() if word == "better"]
+        worse = [name for name, word in found.items() if word == "worse"]
+        lines.append(
+            f"Against the {NAMES[model]} the adapter is better in {_listed(better)} "
+            f"and worse in {_listed(worse)}."
+        )
+        if facts["same_answers"].get(model) == facts["rows"]:
+            lines.append(
+                f"**Every one of its answers equals the {NAMES[model]}'s, character by character.**"
+            )
+    for name, answerer in facts["answerers"].items():
+        lines.append(f"Against the trivial answerer “{name}” it {_beats(answerer)}.")
+    if facts["not_finite"]:
+        lines.append(f"**Not a finite number, and left out: {', '.join(facts['not_finite'])}.**")
+    gate = facts["gate"]
+    if gate is None:
+        lines.append("The recipe has no gate: every trained adapter may be promoted.")
+    else:
+        failed = sum(not rule["passed"] for rule in gate["rules"])
+        lines.append(
+            "**The gate lets it pass.**"
+            if gate["passed"]
+            else f"**The gate refuses it: {failed} of {len(gate['rules'])} rules fail.**"
+        )
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _result(facts: Mapping[str, Any]) -> list[str]:
+    parts = [_metric_table(facts), _answerer_table(facts)]
+    if facts["gate"] is not None:
+        parts.append(_gate_table(facts["gate"]))
+    return parts
+
+
+def _metric_table(facts: Mapping[str, Any]) -> str:
+    models = [model for model, values in facts["metrics"].items() if values is not None]
+    others = [model for model in models if model != "challenger"]
+    head = ["metric", *(NAMES[model] for model in models)]
+    head += [f"adapter − {NAMES[model]} (95 % interval)" for model in others]
+    lines = []
+    for name in METRICS:
+        line = [name + (" (lower is better)" if name in LOWER_IS_BETTER else "")]
+        line += [_number(facts["metrics"][model].get(name)) for model in models]
+        line += [_difference(name, facts["differences"][model].get(name)) for model in others]
+        lines.append(line)
+    return table(head, lines)
+
+
+def _answerer_table(facts: Mapping[str, Any]) -> str:
+    lines = [
+        [
+            name,
+            str(answerer["rows"]),
+            *(
+                text
+                for metric in ("rougeL", "chrf")
+                for text in (
+                    _number(answerer["metrics"].get(metric)),
+                    _difference(metric, answerer["differences"].get(metric)),
+                )
+            ),
+        ]
+        for name, answerer in facts["answerers"].items()
+    ]
+    head = ["trivial answerer", "rows", "rougeL", "adapter − it", "chrf", "adapter − it"]
+    return table(head, lines)
+
+
+def _gate_table(gate: Mapping[str, Any]) -> str:
+    lines = [
+        [_rule(rule), "passed" if rule["passed"] else "**failed**", rule["why"]]
+        for rule in gate["rules"]
+    ]
+    return table(["gate rule", "verdict", "why"], lines)
+
+
+def _rule(rule: Mapping[str, Any]) -> str:
+    if "min_gain" in rule:
+        return f"{rule['metric']}: gain over the {rule['against']} above {rule['min_gain']:g}"
+    bounds = [f"at least {rule['min']:g}"] if "min" in rule else []
+    bounds += [f"at most {rule['max']:g}"] if "max" in rule else []
+    return f"{rule['metric']}: {' and '.join(bounds) or 'not a tie'}"
+
+
+def _sample(sample: Sample) -> str:
+    lines = [["reference", "", cell(sample.reference, ANSWER_CHARACTERS)]]
+    lines += [
+        [NAMES[model], _number(sample.scores[model]), cell(text, ANSWER_CHARACTERS)]
+        for model, text in sample.answers.items()
+    ]
+    return "\n\n".join(
+        [
+            f"Row {cell(sample.id, 80)}, {KINDS[sample.kind]}:",
+            code_block(sample.prompt, PROMPT_CHARACTERS),
+            table(["", "rougeL", "text"], lines),
+        ]
+    )
+
+
+def _beats(answerer: Mapping[str, Any]) -> str:
+    words = {
+        metric: _compare(metric, answerer["differences"][metric])
+        for metric in ("rougeL", "chrf")
+        if metric in answerer["differences"]
+    }
+    won = [metric for metric, word in words.items() if word == "better"]
+    lost = [metric for metric, word in words.items() if word == "worse"]
+    if len(won) == 2:
+        return "wins in rougeL and chrf"
+    open_ = [metric for metric, word in words.items() if word == "no clear difference"]
+    said = [f"wins in {_listed(won)}"] if won else []
+    said += [f"loses in {_listed(lost)}"] if lost else []
+    said += [f"shows no clear difference in {_listed(open_)}"] if open_ else []
+    return " and ".join(said) or "cannot be compared"
+
+
+def _compare(metric: str, difference: Mapping[str, float]) -> str:
+    low, high = difference["low"], difference["high"]
+    if metric in NO_DIRECTION:
+        return ""
+    if low <= 0 <= high:
+        return "no clear difference"
+    return "better" if (high < 0) == (metric in LOWER_IS_BETTER) else "worse"
+
+
+def _difference(metric: str, difference: Mapping[str, float] | None) -> str:
+    if difference is None:
+        return "–"
+    mean, low, high = difference["mean"], difference["low"], difference["high"]
+    word = _compare(metric, difference)
+    return f"{mean:+.3f} ({low:+.3f} to {high:+.3f})" + (f" {word}" if word else "")
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.3f}" if abs(value) < 1000 else f"{value:.4g}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names) if names else "no metric"

@@ -1,0 +1,96 @@
+"""The Prefect task of the stage `evaluation`."""
+
+from pathlib import Path
+from typing import Any
+
+from prefect import get_run_logger, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+
+from tasks.artifacts import Adapter, Report, Tokens
+from tasks.base import Base
+from tasks.evaluation.settings import EvaluationSettings
+from tasks.home import Home
+from tasks.progress import announce
+from tasks.store import Store
+
+
+# The store is the cache: it is keyed by content and checked byte by byte.
+@task(name="evaluate adapter", persist_result=False, cache_policy=NO_CACHE)
+def evaluate_adapter(
+    store: Store,
+    settings: EvaluationSettings,
+    *,
+    tokens: Tokens,
+    adapter: Adapter,
+    base: Base,
+    champion: Path | None,
+    champion_sha256: str | None,
+    home: Home,
+    force: bool = False,
+) -> Report:
+    """Base, champion and the new adapter on the same test rows: metrics, intervals, the gate's verdict.
+
+    Raises: UserError when an adapter does not fit the base; WorkerFailed when a process dies.
+    """
+    from tasks.evaluation import work
+
+    logger = get_run_logger()
+    announce("stage", stage="evaluation", state="started")
+    report = work.evaluate_adapter(
+        store,
+        settings,
+        tokens=tokens,
+        adapter=adapter,
+        base=base,
+        champion=champion,
+        champion_sha256=champion_sha256,
+        home=home,
+        force=force,
+        on_event=_pass_on,
+    )
+    logger.info(
+        "%s the adapter on %d test rows in %.1f s; gate: %s",
+        "Reused the evaluation of" if report.reused else "Evaluated",
+        tokens.rows["test"],
+        report.seconds,
+        "none" if report.gate is None else "passed" if report.gate["passed"] else "refused",
+    )
+    create_markdown_artifact(
+        (report.path / "summary.md").read_text(encoding="utf-8"),
+        key="loraline-evaluation",
+        description="Base, champion and adapter on the same test rows, and the gate's verdict",
+    )
+    announce(
+        "stage",
+        stage="evaluation",
+        state="reused" if report.reused else "done",
+        seconds=report.seconds,
+    )
+    return report
+
+
+def evaluation_content(
+    settings: EvaluationSettings, *, tokens: Tokens, adapter: Adapter, base: Base
+) -> str:
+    """The evaluation's fingerprint as if there were no champion: what is asked, not against whom."""
+    from tasks.evaluation import work
+
+    return work.fingerprint_of(
+        settings,
+        adapter_fingerprint=adapter.fingerprint,
+        tokens_fingerprint=tokens.fingerprint,
+        base=base,
+        champion_sha256=None,
+    )
+
+
+def find_report(store: Store, key: str) -> Report | None:
+    """The complete report with this fingerprint, or None."""
+    from tasks.evaluation import work
+
+    return work.find_report(store, key)
+
+
+def _pass_on(event: dict[str, Any]) -> None:
+    announce(**event)

@@ -1,0 +1,44 @@
+"""The Prefect task that applies the promotion policy to a version that passed the gate."""
+
+from prefect import get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+
+from tasks.artifacts import Version
+from tasks.promotion.settings import PromotionSettings
+from tasks.tracking import Tracker
+
+
+@task(name="promote version", persist_result=False, cache_policy=NO_CACHE)
+def promote_version(
+    settings: PromotionSettings,
+    version: Version,
+    tracker: Tracker,
+    *,
+    judged_against: str | None = "anyone",
+    actor: str | None = None,
+) -> Version:
+    """Move the alias `champion` if the policy says so; the version with its aliases as they are then.
+
+    `judged_against` is the number of the champion that the report compares with (None: there was
+    none); promotion fails when another one was promoted since. "anyone" does not ask.
+    """
+    from tasks.promotion.work import decide, promote
+
+    decision = decide(settings, gate_passed=True)
+    if decision.promote:
+        version = promote(
+            tracker,
+            version.name,
+            version.version,
+            reason=decision.reason,
+            actor=actor,
+            instead_of=judged_against,
+        )
+    get_run_logger().info(
+        "Version %s of %s: %s Aliases: %s",
+        version.version,
+        version.name,
+        decision.reason,
+        ", ".join(version.aliases) or "none",
+    )
+    return version

@@ -1,0 +1,105 @@
+"""A recipe: one YAML file per adapter, one section per stage."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field, ValidationError
+
+from tasks.base import BaseSettings
+from tasks.dataset.settings import DatasetSettings
+from tasks.errors import RecipeError
+from tasks.evaluation.settings import EvaluationSettings
+from tasks.promotion.settings import PromotionSettings
+from tasks.registration.settings import RegistrationSettings
+from tasks.schedule import ScheduleSettings
+from tasks.settings import Settings
+from tasks.tokenization.settings import TokenizationSettings
+from tasks.training.settings import TrainingSettings
+
+_log = logging.getLogger(__name__)
+
+
+def _shorthand(value: object) -> object:
+    return {"model": value} if isinstance(value, str) else value
+
+
+class Recipe(Settings):
+    """Everything that decides an adapter."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")
+    """Name of the adapter: registered model, MLflow experiment, schedule."""
+    seed: int = Field(default=42, ge=0, lt=2**32)
+    """Seed of adapter initialisation, data order and dropout. Never decides which rows are test rows."""
+    base: Annotated[BaseSettings, BeforeValidator(_shorthand)]
+    """The base model: a local folder or a Hub id; or a mapping with `model` and `revision`."""
+    dataset: DatasetSettings
+    tokenization: TokenizationSettings = TokenizationSettings()
+    training: TrainingSettings = TrainingSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    registration: RegistrationSettings = RegistrationSettings()
+    promotion: PromotionSettings = PromotionSettings()
+    schedule: ScheduleSettings | None = None
+
+    @property
+    def model_name(self) -> str:
+        """The registered model's name."""
+        return self.registration.model_name or self.name
+
+    @property
+    def split_salt(self) -> str:
+        """The salt of the split; the recipe's name unless the recipe says otherwise."""
+        return self.dataset.split.salt or self.name
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A valid recipe and what its author should know."""
+
+    recipe: Recipe
+    warnings: tuple[str, ...]
+    """Each `file:line: field: what was read instead, and the line to write`."""
+    path: Path
+
+
+def read_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Loaded:
+    """Read, override, translate and validate a recipe.
+
+    An override is `section.field=value` with a YAML value. Raises RecipeError with every mistake,
+    one a line: `file:line: field: what is wrong. Did you mean ...?`.
+    """
+    from tasks.recipe_file import apply_override, read_document
+    from tasks.recipe_mistakes import mistakes_of
+    from tasks.training.translate import translate
+
+    document = read_document(path)
+    for override in overrides:
+        apply_override(document, override)
+    warnings = translate(document)
+    recipe = None
+    try:
+        recipe = Recipe.model_validate(document.data, strict=True)
+    except ValidationError as error:
+        document.mistakes.extend(mistakes_of(error, document, Recipe))
+    if recipe is None or document.mistakes:
+        raise RecipeError("\n".join(_in_order(document.mistakes)))
+    return Loaded(recipe, tuple(_in_order(warnings)), path)
+
+
+def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
+    """`read_recipe`, with the warnings logged."""
+    loaded = read_recipe(path, overrides)
+    for warning in loaded.warnings:
+        _log.warning(warning)
+    return loaded.recipe
+
+
+def _in_order(messages: list[str]) -> list[str]:
+    """Each message once, in the file's order; those about `--set` last."""
+
+    def line_number(message: str) -> tuple[bool, int]:
+        number = message.split(": ", 1)[0].rpartition(":")[2]
+        return message.startswith("--set"), int(number) if number.isdigit() else 0
+
+    return sorted(dict.fromkeys(messages), key=line_number)

@@ -1,0 +1,74 @@
+"""What the registration slice's workers are asked and what they answer."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class VerifyJob(BaseModel):
+    """Load a version as a user would and compare it with the adapter that was trained."""
+
+    model_config = ConfigDict(frozen=True, protected_namespaces=())
+
+    tracking_uri: str
+    model_uri: str
+    """`models:/<name>/<version>`, or `models:/m-<id>` before there is a version."""
+    base: Path
+    fixture: Path
+    """Folder of `fixture.json` and `fixture.safetensors`, written by the training."""
+    result: Path
+
+
+class Verification(BaseModel):
+    """What the fresh process found."""
+
+    rows: int
+    positions: int
+    dtype: str
+    largest_difference: float
+    """Largest absolute difference between the version's logits and the trained adapter's."""
+    tolerance: float
+    adapter_effect: float
+    """Largest absolute difference that the adapter makes to the base's logits on the same rows."""
+    answer: str
+    """The version's answer to the input example."""
+    finish_reason: Literal["stop", "length"]
+    seconds: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the version computes what the trained adapter computed."""
+        return self.largest_difference <= self.tolerance
+
+
+class PredictJob(BaseModel):
+    """Answer chat requests with a version."""
+
+    model_config = ConfigDict(frozen=True, protected_namespaces=())
+
+    tracking_uri: str
+    model_uri: str
+    base: Path | None
+    """Overrides where the version looks for its base."""
+    requests: Path
+    """JSON lines: one `Request` each."""
+    answers: Path
+    """JSON lines: one `Answer` for each request, in order. Renamed into place when complete."""
+    batch_size: int = 8
+
+
+class Request(BaseModel):
+    """One chat request and where it came from."""
+
+    place: str
+    """For messages: `rows.jsonl:7`."""
+    request: dict[str, Any]
+
+
+class Answer(BaseModel):
+    """The answer to one request."""
+
+    answer: str
+    finish_reason: Literal["stop", "length"]
+    usage: dict[str, Any]

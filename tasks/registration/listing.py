@@ -1,0 +1,90 @@
+"""The registered versions with what tells them apart: aliases, data, gate, metrics beside the base's."""
+
+import json
+
+from pydantic import BaseModel
+
+from tasks.errors import UserError
+from tasks.tracking import Tracker, filter_text
+
+METRICS_TAG = "loraline.metrics"
+"""JSON of `{"base": {...}, "challenger": {...}}` on each version: a list needs no run for it."""
+
+
+class Listed(BaseModel):
+    """One line of `loraline versions`."""
+
+    name: str
+    version: str
+    uri: str
+    aliases: list[str]
+    created_ms: int
+    """Milliseconds since 1970, UTC."""
+    mlflow_run_id: str
+    dataset_digest: str | None
+    adapter_sha256: str | None
+    gate: str | None
+    metrics: dict[str, float]
+    base_metrics: dict[str, float]
+
+
+def list_versions(tracker: Tracker, name: str | None = None) -> list[Listed]:
+    """All versions, by name and newest first.
+
+    Raises: UserError when `name` is given and no such model is registered, naming those that are.
+    """
+    client = tracker.client
+    with tracker.explained("list the registered models"):
+        models = []
+        token: str | None = None
+        while True:
+            page = client.search_registered_models(page_token=token)
+            models += list(page)
+            token = page.token
+            if not token:
+                break
+    known = sorted(str(model.name) for model in models)
+    if name is not None and name not in known:
+        raise UserError(
+            f"No model named {name!r} is registered. "
+            + (f"There are: {', '.join(known)}." if known else "None is: run a recipe first.")
+        )
+    listed = []
+    for model in sorted(models, key=lambda model: str(model.name)):
+        if name is not None and model.name != name:
+            continue
+        # The search itself leaves the aliases of versions empty.
+        aliases: dict[str, list[str]] = {}
+        for alias, number in model.aliases.items():
+            aliases.setdefault(str(number), []).append(alias)
+        with tracker.explained(f"list the versions of {model.name!r}"):
+            found = client.search_model_versions(
+                f"name = {filter_text(str(model.name))}", max_results=1000
+            )
+        for version in sorted(found, key=lambda version: -int(version.version)):
+            number, tags = str(version.version), version.tags
+            metrics = _metrics(tags.get(METRICS_TAG))
+            listed.append(
+                Listed(
+                    name=str(model.name),
+                    version=number,
+                    uri=f"models:/{model.name}/{number}",
+                    aliases=sorted(aliases.get(number, [])),
+                    created_ms=int(version.creation_timestamp),
+                    mlflow_run_id=version.run_id or "",
+                    dataset_digest=tags.get("loraline.dataset_digest"),
+                    adapter_sha256=tags.get("loraline.adapter_sha256"),
+                    gate=tags.get("loraline.gate"),
+                    metrics=metrics.get("challenger") or {},
+                    base_metrics=metrics.get("base") or {},
+                )
+            )
+    return listed
+
+
+def _metrics(text: str | None) -> dict[str, dict[str, float]]:
+    try:
+        value = json.loads(text or "{}")
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}

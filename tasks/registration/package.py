@@ -1,0 +1,222 @@
+"""What a version holds: the adapter, the code that loads it, its proof and its papers; never the base."""
+
+import json
+import logging
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version as installed
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.base import Base
+from tasks.store import digest, file_sha256
+
+if TYPE_CHECKING:
+    from mlflow.models import ModelSignature
+
+CHAT_MODEL = Path(__file__).with_name("chat_model.py")
+REQUIREMENTS = (
+    "mlflow",
+    "torch",
+    "transformers",
+    "peft",
+    "safetensors",
+    "tokenizers",
+    "jinja2",
+    "pandas",
+    "huggingface-hub",
+    "accelerate",
+)
+"""What chat_model.py imports, and what loading a model through these needs."""
+INPUT_EXAMPLE: dict[str, Any] = {
+    "messages": [{"role": "user", "content": "Hello"}],
+    "max_tokens": 32,
+}
+
+
+@dataclass(frozen=True)
+class Contents:
+    """The files of a version, gathered in one folder, and what they are known by."""
+
+    folder: Path
+    """`adapter/`, `fixture/`, `about/` and `manifest.json`."""
+    fingerprint: str
+    """sha256 over the adapter's files and the base's sha256: equal for the same adapter on the same base."""
+    fixture: dict[str, Any]
+
+    @property
+    def adapter(self) -> Path:
+        """The folder that PEFT loads."""
+        return self.folder / "adapter"
+
+
+def gather(
+    folder: Path, *, adapter: Path, fixture: Path, base: Base, about: Mapping[str, Path | str]
+) -> Contents:
+    """Copy what belongs into a version to `folder` and write the manifest of the adapter's files.
+
+    `fixture` is the folder of `fixture.json` and `fixture.safetensors`; `about` maps file names to
+    files or texts that are kept with the version.
+    """
+    # README.md is PEFT's form for the Hub; it repeats the base's path, and the version has its own text.
+    shutil.copytree(adapter, folder / "adapter", ignore=shutil.ignore_patterns("README.md"))
+    _make_portable(folder / "adapter" / "adapter_config.json")
+    for name in ("fixture.json", "fixture.safetensors"):
+        (folder / "fixture").mkdir(exist_ok=True)
+        shutil.copyfile(fixture / name, folder / "fixture" / name)
+    (folder / "about").mkdir()
+    for name, source in about.items():
+        if isinstance(source, Path):
+            shutil.copyfile(source, folder / "about" / name)
+        else:
+            (folder / "about" / name).write_text(source, encoding="utf-8")
+    files = {
+        path.relative_to(folder / "adapter").as_posix(): file_sha256(path)
+        for path in sorted((folder / "adapter").rglob("*"))
+        if path.is_file()
+    }
+    manifest = {"files": files, "base_sha256": base.weights_sha256}
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    return Contents(
+        folder=folder,
+        fingerprint=digest(manifest),
+        fixture=json.loads((folder / "fixture" / "fixture.json").read_text(encoding="utf-8")),
+    )
+
+
+def model_config(
+    *, base: Base, recipe_path: Path, contents: Contents, max_tokens: int
+) -> dict[str, Any]:
+    """What chat_model.py reads when it is loaded; each key can be overridden by the one who loads.
+
+    Holds no absolute path: a local base is recorded as the recipe names it, and the recipe relative
+    to the working directory.
+    """
+    local = base.commit is None
+    portable = local and not base.model.startswith(("/", "~"))
+    return {
+        "base": "",
+        "base_model": base.model if portable or not local else base.path.name,
+        "base_commit": base.commit or "",
+        "base_path": base.model if portable else "",
+        "base_sha256": base.weights_sha256,
+        "recipe": recorded_path(recipe_path),
+        "max_tokens": max_tokens,
+        "batch_size": 8,
+        "device": "auto",
+        "dtype": "auto",
+        "quantization": str(contents.fixture.get("quantization") or "none"),
+    }
+
+
+def recorded_path(recipe: Path) -> str:
+    """The recipe relative to the working directory, or its name when it lies elsewhere."""
+    try:
+        return recipe.resolve().relative_to(Path.cwd()).as_posix()
+    except ValueError:
+        return recipe.name
+
+
+def requirements() -> list[str]:
+    """Exact versions without local parts: `torch==2.13.0` is on the index, `2.13.0+cpu` is not."""
+    return [f"{name}=={installed(name).partition('+')[0]}" for name in REQUIREMENTS]
+
+
+def signature() -> "ModelSignature":
+    """Chat in, chat out, as OpenAI's API has it; stated, so that MLflow need not run the model."""
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import Array, ColSpec, DataType, Object, Property, Schema
+
+    text, whole, real = DataType.string, DataType.long, DataType.double
+    message = Object([Property("role", text), Property("content", text)])
+    choice = Object(
+        [Property("index", whole), Property("message", message), Property("finish_reason", text)]
+    )
+    counts = ("prompt_tokens", "completion_tokens", "total_tokens")
+    return ModelSignature(
+        inputs=Schema(
+            [
+                ColSpec(Array(message), "messages"),
+                ColSpec(whole, "max_tokens", required=False),
+                ColSpec(real, "temperature", required=False),
+                ColSpec(real, "top_p", required=False),
+                ColSpec(whole, "seed", required=False),
+            ]
+        ),
+        outputs=Schema(
+            [
+                ColSpec(text, "id"),
+                ColSpec(text, "object"),
+                ColSpec(whole, "created"),
+                ColSpec(text, "model"),
+                ColSpec(Array(choice), "choices"),
+                ColSpec(Object([Property(name, whole) for name in counts]), "usage"),
+            ]
+        ),
+    )
+
+
+def write_model(
+    folder: Path, contents: Contents, config: dict[str, Any], *, run_id: str, model_id: str
+) -> None:
+    """Write an MLflow model to `folder` (which must not exist yet), with no path of this machine in it."""
+    from mlflow.models import Model
+    from mlflow.pyfunc import FLAVOR_NAME, save_model
+
+    model = Model(run_id=run_id, model_id=model_id, model_uuid=model_id)
+    with _quiet("mlflow.pyfunc", "mlflow.models.signature", "mlflow.utils.requirements_utils"):
+        save_model(
+            path=str(folder),
+            python_model=str(CHAT_MODEL),
+            mlflow_model=model,
+            artifacts={
+                Path(name).stem: str(contents.folder / name)
+                for name in ("adapter", "fixture", "about", "manifest.json")
+            },
+            model_config=config,
+            signature=signature(),
+            input_example=INPUT_EXAMPLE,
+            pip_requirements=requirements(),
+        )
+    # MLflow notes where the files came from on this machine.
+    flavor = model.flavors[FLAVOR_NAME]
+    for artifact in flavor["artifacts"].values():
+        artifact["uri"] = artifact["path"]
+    flavor["model_code_path"] = CHAT_MODEL.name
+    model.save(str(folder / "MLmodel"))
+    for cache in folder.rglob("__pycache__"):
+        shutil.rmtree(cache)
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """sha256 of every file below the folder, by relative name."""
+    return {
+        path.relative_to(folder).as_posix(): file_sha256(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def _make_portable(config: Path) -> None:
+    """Replace an absolute path of the base in `adapter_config.json` by the folder's name."""
+    values = json.loads(config.read_text(encoding="utf-8"))
+    base = str(values.get("base_model_name_or_path") or "")
+    if re.match(r"^([/~]|[A-Za-z]:[\\/])", base):
+        values["base_model_name_or_path"] = Path(base).name
+        config.write_text(json.dumps(values, indent=2, sort_keys=True), encoding="utf-8")
+
+
+@contextmanager
+def _quiet(*names: str) -> Iterator[None]:
+    """Hold back these loggers' notes below errors: they advise what is done here on purpose."""
+    before = {name: logging.getLogger(name).level for name in names}
+    try:
+        for name in names:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        yield
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)

@@ -1,0 +1,303 @@
+"""Register an adapter as a version of a model in MLflow's registry: verified first, and only once."""
+
+import json
+import logging
+import shutil
+import subprocess
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from tasks.artifacts import Adapter, Dataset, Report, Tokens, Version
+from tasks.base import Base, lock_path
+from tasks.home import Home
+from tasks.registration.description import description, summary
+from tasks.registration.job import Verification
+from tasks.registration.listing import METRICS_TAG
+from tasks.registration.package import Contents, gather, model_config, recorded_path, write_model
+from tasks.registration.settings import RegistrationSettings
+from tasks.registration.verification import verify_version
+from tasks.registration.versions import create_version, find_by_fingerprint, upload_model
+from tasks.registry import ADAPTER_TAG, BASE_TAG, CHALLENGER, FINGERPRINT_TAG, locked, version_of
+from tasks.store import Store, fingerprint
+from tasks.tracking import Tracker
+
+OUTPUT_VERSION = 1
+RECORD = "version.json"
+_log = logging.getLogger(__name__)
+
+
+def fingerprint_of(
+    settings: RegistrationSettings,
+    *,
+    name: str,
+    adapter_fingerprint: str,
+    evaluation_fingerprint: str,
+    tracking_uri: str,
+) -> str:
+    """What decides a registration.
+
+    This home's own registry counts as one place, whether it is reached through its file or through
+    the server that `loraline ui` runs before it.
+    """
+    parts = urlsplit(tracking_uri)
+    local = parts.scheme == "sqlite" or parts.hostname in ("127.0.0.1", "localhost", "::1")
+    place = "local" if local else f"{parts.scheme}://{parts.hostname}:{parts.port}{parts.path}"
+    return fingerprint(
+        "registration",
+        OUTPUT_VERSION,
+        {**settings.model_dump(mode="json"), "name": name, "registry": place},
+        {"adapter": adapter_fingerprint, "evaluation": evaluation_fingerprint},
+    )
+
+
+def find_registered(store: Store, key: str, tracker: Tracker) -> tuple[Version, str] | None:
+    """The version that this registration made, with its aliases as they are now, and the fingerprint
+    of the evaluation that let it pass.
+
+    None when there is no record, or when the registry no longer has that version ready and with the
+    recorded content: it must then be registered again.
+    """
+    folder = store.find("registration", key)
+    if folder is None:
+        return None
+    record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    found = find_by_fingerprint(tracker, record["name"], record["fingerprint"])
+    if found is None or str(found.version) != record["version"]:
+        return None
+    version = version_of(tracker, record["name"], record["version"])
+    return version, record["stages"]["evaluation"]
+
+
+def register_adapter(
+    store: Store,
+    settings: RegistrationSettings,
+    *,
+    tracker: Tracker,
+    name: str,
+    run_id: str,
+    dataset: Dataset,
+    tokens: Tokens,
+    adapter: Adapter,
+    report: Report,
+    base: Base,
+    recipe_path: Path,
+    recipe_text: str,
+    recipe_digest: str,
+    prefect_flow_run_id: str | None,
+    home: Home,
+    max_tokens: int = 256,
+    key: str | None = None,
+) -> Version:
+    """Register the adapter under `name` and point the alias `challenger` to it.
+
+    The same adapter on the same base is one version, whoever registers it how often: a version with
+    its content is returned, with the gate's newest verdict on it. A new one is uploaded, compared
+    byte by byte, loaded in a fresh process and compared with the trained adapter's logits before it
+    is a version at all; so no version is ever half there.
+
+    `max_tokens` is the longest answer when a request names none. Writes the store's output
+    `registration/<key>`: `version.json` and `summary.md`; the default key is `fingerprint_of(...)`.
+
+    Raises: StageFailed when MLflow refuses, the upload is damaged or the reloaded model differs.
+    """
+    key = key or fingerprint_of(
+        settings,
+        name=name,
+        adapter_fingerprint=adapter.fingerprint,
+        evaluation_fingerprint=report.fingerprint,
+        tracking_uri=tracker.uri,
+    )
+    text = description(
+        purpose=settings.description,
+        name=name,
+        base=base,
+        dataset=dataset,
+        tokens=tokens,
+        adapter=adapter,
+        report=report,
+    )
+    verification: Verification | None = None
+    with _scratch(home) as scratch, locked(home, name):
+        contents = gather(
+            scratch / "contents",
+            adapter=adapter.folder,
+            fixture=adapter.path,
+            base=base,
+            about=_about(recipe_path, recipe_text, dataset, report),
+        )
+        tags = {
+            **settings.tags,
+            **_tags(base, dataset, adapter, report, contents),
+            "loraline.recipe_digest": recipe_digest,
+            **_optional("loraline.git_commit", git_commit(recipe_path.parent)),
+            **_optional("loraline.prefect_flow_run_id", prefect_flow_run_id),
+        }
+        existing = find_by_fingerprint(tracker, name, contents.fingerprint)
+        if existing is not None:
+            number = str(existing.version)
+            _log.info("Version %s of %s already holds this adapter", number, name)
+            with tracker.explained(f"update version {number} of {name!r}"):
+                for judged in ("loraline.gate", METRICS_TAG):
+                    tracker.client.set_model_version_tag(name, number, judged, tags[judged])
+                tracker.client.update_model_version(name, number, text)
+        else:
+            config = model_config(
+                base=base, recipe_path=recipe_path, contents=contents, max_tokens=max_tokens
+            )
+            model_id, verification = _upload_and_verify(
+                tracker, contents, config, scratch / "model", run_id, base, report, home
+            )
+            number = create_version(
+                tracker, name, model_id=model_id, run_id=run_id, tags=tags, description=text
+            )
+        with tracker.explained(f"set the alias {CHALLENGER!r}"):
+            tracker.client.set_registered_model_alias(name, CHALLENGER, number)
+        version = version_of(tracker, name, number)
+    stages = {
+        "dataset": dataset.fingerprint,
+        "tokenization": tokens.fingerprint,
+        "training": adapter.fingerprint,
+        "evaluation": report.fingerprint,
+        "registration": key,
+    }
+    record = {
+        "name": name,
+        "version": version.version,
+        "uri": version.uri,
+        "mlflow_run_id": version.mlflow_run_id,
+        "fingerprint": contents.fingerprint,
+        "stages": stages,
+    }
+    page = summary(
+        version,
+        run_url=tracker.run_url(version.mlflow_run_id or run_id),
+        version_url=tracker.version_url(name, version.version),
+        description=text,
+        verification=verification,
+        notes={"Recipe": f"`{recorded_path(recipe_path)}`", "Adapter": f"`{adapter.sha256[:12]}`"},
+    )
+
+    def build(folder: Path) -> None:
+        (folder / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
+        (folder / "summary.md").write_text(page, encoding="utf-8")
+
+    # By force: an older record may name a version that was deleted since.
+    store.publish("registration", key, build, force=True)
+    return version
+
+
+def git_commit(folder: Path) -> str | None:
+    """The commit of the git repository around `folder`, with `-dirty` when tracked files differ from it."""
+    commit = _git(folder, "rev-parse", "HEAD")
+    if not commit:
+        return None
+    changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    return f"{commit}-dirty" if changed else commit
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _upload_and_verify(
+    tracker: Tracker,
+    contents: Contents,
+    config: dict[str, object],
+    folder: Path,
+    run_id: str,
+    base: Base,
+    report: Report,
+    home: Home,
+) -> tuple[str, Verification]:
+    """Store the model and prove it; the returned id is that of a ready model."""
+    from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
+
+    client = tracker.client
+    with tracker.explained("create the model"):
+        experiment = client.get_run(run_id).info.experiment_id
+        model = client.create_logged_model(experiment, name="adapter", source_run_id=run_id)
+        model_id = str(model.model_id)
+    status = LoggedModelStatus.FAILED
+    try:
+        write_model(folder, contents, config, run_id=run_id, model_id=model_id)
+        upload_model(tracker, folder, model_id=model_id, home=home)
+        verification = verify_version(
+            tracker,
+            f"models:/{model_id}",
+            base=base.path,
+            fixture=contents.folder / "fixture",
+            home=home,
+        )
+        status = LoggedModelStatus.READY
+    finally:
+        with tracker.explained("give the model its status"):
+            client.finalize_logged_model(model_id, status)
+    with tracker.explained("link the model to its run"):
+        client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
+        now = model.creation_timestamp
+        metrics = [
+            Metric(f"evaluation.{metric}", value, now, 0, model_id=model_id)
+            for metric, value in (report.metrics.get("challenger") or {}).items()
+        ]
+        client.log_batch(run_id, metrics=metrics)
+    return model_id, verification
+
+
+def _tags(
+    base: Base, dataset: Dataset, adapter: Adapter, report: Report, contents: Contents
+) -> dict[str, str]:
+    gate = report.gate
+    return {
+        FINGERPRINT_TAG: contents.fingerprint,
+        ADAPTER_TAG: adapter.sha256,
+        BASE_TAG: base.weights_sha256,
+        "loraline.base_model": base.model,
+        **_optional("loraline.base_commit", base.commit),
+        "loraline.dataset_digest": dataset.digest,
+        METRICS_TAG: json.dumps(
+            {model: report.metrics.get(model) for model in ("base", "champion", "challenger")}
+        ),
+        "loraline.gate": "none" if gate is None else "passed" if gate.get("passed") else "refused",
+    }
+
+
+def _optional(key: str, value: str | None) -> dict[str, str]:
+    return {key: value} if value else {}
+
+
+def _about(
+    recipe_path: Path, recipe_text: str, dataset: Dataset, report: Report
+) -> Mapping[str, Path | str]:
+    """The papers of a version: by which recipe, on which data, with which result."""
+    papers: dict[str, Path | str] = {"recipe.yaml": recipe_text}
+    for name, path in (
+        ("recipe.lock", lock_path(recipe_path)),
+        ("dataset.json", dataset.path / "card.json"),
+        ("report.md", report.document),
+    ):
+        if path.is_file():
+            papers[name] = path
+    return papers
+
+
+@contextmanager
+def _scratch(home: Home) -> Iterator[Path]:
+    folder = home.work / f"registration-{uuid.uuid4().hex[:12]}"
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,195 @@
+"""Registered models as every stage may see them: aliases, the champion, a version's files on this machine."""
+
+import json
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, unquote, urlsplit
+
+from filelock import FileLock
+
+from tasks.artifacts import Version
+from tasks.errors import StageFailed, UserError
+from tasks.home import Home
+from tasks.store import file_sha256
+from tasks.tracking import Tracker
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
+CHALLENGER = "challenger"
+CHAMPION = "champion"
+PREVIOUS = "previous"
+FINGERPRINT_TAG = "loraline.fingerprint"
+ADAPTER_TAG = "loraline.adapter_sha256"
+BASE_TAG = "loraline.base_sha256"
+
+
+@dataclass(frozen=True)
+class Champion:
+    """The version that the alias `champion` names, with its files on this machine."""
+
+    name: str
+    version: str
+    folder: Path
+    """The adapter's folder."""
+    adapter_sha256: str
+    base_sha256: str
+    """The base it belongs on; another one makes it another model."""
+
+
+@contextmanager
+def locked(home: Home, name: str) -> Iterator[None]:
+    """One process at a time changes the versions and aliases of a registered model."""
+    home.locks.mkdir(parents=True, exist_ok=True)
+    with FileLock(home.locks / f"registry-{quote(name, safe='')}.lock"):
+        yield
+
+
+@contextmanager
+def model_files(tracker: Tracker, model_id: str, home: Home) -> Iterator[Path]:
+    """A logged model's files: in place when they are on this machine, else downloaded for the block."""
+    with tracker.explained(f"find the files of model {model_id}"):
+        location = tracker.client.get_logged_model(model_id).artifact_location
+    if (local := local_path(location)) is not None:
+        yield local
+        return
+    folder = home.work / f"download-{uuid.uuid4().hex[:12]}"
+    try:
+        yield download(tracker, f"models:/{model_id}", folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def download(tracker: Tracker, uri: str, folder: Path) -> Path:
+    """Download an MLflow artifact to the folder; returns where it lies."""
+    from mlflow.artifacts import download_artifacts
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with tracker.explained(f"download {uri}"):
+        return Path(
+            download_artifacts(
+                artifact_uri=uri,
+                dst_path=str(folder),
+                tracking_uri=tracker.uri,
+                registry_uri=tracker.uri,
+            )
+        )
+
+
+def local_path(location: str) -> Path | None:
+    """The folder behind an artifact location, when it is one of this machine."""
+    parts = urlsplit(location)
+    if parts.scheme == "file":
+        return Path(unquote(parts.path))
+    return Path(location) if not parts.scheme else None
+
+
+def version_of(tracker: Tracker, name: str, number: str) -> Version:
+    """The version with its aliases as they are now."""
+    with tracker.explained(f"read version {number} of {name!r}"):
+        found = tracker.client.get_model_version(name, number)
+    return Version(
+        name=name,
+        version=str(found.version),
+        uri=f"models:/{name}/{found.version}",
+        aliases=sorted(found.aliases),
+        mlflow_run_id=found.run_id or "",
+    )
+
+
+def aliased(tracker: Tracker, name: str, alias: str) -> "ModelVersion | None":
+    """The version that an alias names, or None when the name or the alias does not exist.
+
+    Raises: StageFailed when the alias names a version that is gone.
+    """
+    from mlflow.exceptions import MlflowException
+
+    with tracker.explained(f"read the alias {alias!r} of {name!r}"):
+        try:
+            aliases: dict[str, str] = tracker.client.get_registered_model(name).aliases
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return None
+            raise
+        if alias not in aliases:
+            return None
+        return tracker.client.get_model_version(name, str(aliases[alias]))
+
+
+def current_champion(tracker: Tracker, name: str, home: Home) -> Champion | None:
+    """The champion with its adapter on this machine, or None while the name has none.
+
+    Raises: StageFailed when there is a champion but its files are missing, damaged or not loraline's:
+    judging a challenger as if there were none would promote it unseen.
+    """
+    version = aliased(tracker, name, CHAMPION)
+    if version is None:
+        return None
+    number, tags = str(version.version), version.tags
+    what = f"Version {number} of {name!r} is the champion"
+    ways_out = (
+        "Restore its artifacts, or move the alias to a version that loads "
+        f"(`mlflow` UI, or MlflowClient().set_registered_model_alias({name!r}, 'champion', VERSION)), "
+        "or delete the alias; then run again."
+    )
+    if ADAPTER_TAG not in tags or BASE_TAG not in tags:
+        raise StageFailed(f"{what}, but it was not registered by loraline. {ways_out}")
+    cached = home.cache / "champions" / tags[ADAPTER_TAG]
+    model_id = model_id_of(version)
+    with tracker.explained(f"find the files of version {number} of {name!r}"):
+        location = tracker.client.get_logged_model(model_id).artifact_location
+    folder = local_path(location)
+    if folder is None:
+        folder = cached
+        if not _intact(folder, tags[ADAPTER_TAG]):
+            shutil.rmtree(folder, ignore_errors=True)
+            draft = home.work / f"download-{uuid.uuid4().hex[:12]}"
+            try:
+                files = download(tracker, f"models:/{model_id}", draft)
+                folder.parent.mkdir(parents=True, exist_ok=True)
+                shutil.move(files, folder)
+            finally:
+                shutil.rmtree(draft, ignore_errors=True)
+    if not _intact(folder, tags[ADAPTER_TAG]):
+        raise StageFailed(
+            f"{what}, but its adapter in {folder / 'artifacts' / 'adapter'} is missing or damaged. {ways_out}"
+        )
+    return Champion(
+        name=name,
+        version=number,
+        folder=folder / "artifacts" / "adapter",
+        adapter_sha256=tags[ADAPTER_TAG],
+        base_sha256=tags[BASE_TAG],
+    )
+
+
+def model_id_of(version: "ModelVersion") -> str:
+    """The logged model behind a version; MLflow's own registry leaves `model_id` empty."""
+    source = str(version.source or "")
+    if version.model_id:
+        return str(version.model_id)
+    if source.startswith("models:/m-"):
+        return source.removeprefix("models:/")
+    raise UserError(
+        f"Version {version.version} of {version.name!r} comes from {source}, not from a logged model: "
+        "it was not registered by loraline."
+    )
+
+
+def _intact(folder: Path, adapter_sha256: str) -> bool:
+    """Whether the adapter's files are those of the manifest, and the weights those of the tag."""
+    artifacts = folder / "artifacts"
+    try:
+        files: dict[str, Any] = json.loads(
+            (artifacts / "manifest.json").read_text(encoding="utf-8")
+        )["files"]
+        return files["adapter_model.safetensors"] == adapter_sha256 and all(
+            file_sha256(artifacts / "adapter" / name) == sha for name, sha in files.items()
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return False

@@ -1,0 +1,85 @@
+"""The servers that `loraline ui` runs for one home, as named in its `stack.json`."""
+
+import json
+import os
+import urllib.error
+import urllib.request
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from tasks.home import Home
+
+ServerName = Literal["prefect", "mlflow"]
+
+HEALTH_PATHS: dict[ServerName, str] = {"prefect": "/health", "mlflow": "/health"}
+"""Below the server's url: Prefect's ends in `/api`, MLflow's has no path."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server on loopback."""
+
+    url: str
+    """What a client is given: `http://127.0.0.1:4200/api`, `http://127.0.0.1:5000`."""
+    pid: int
+
+
+def write_stack(home: Home, servers: dict[ServerName, Server]) -> None:
+    """Name the running servers. Renamed into place: a reader sees all of it or nothing."""
+    text = json.dumps({name: asdict(server) for name, server in servers.items()}, indent=1)
+    temporary = home.stack_file.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(text + "\n", encoding="utf-8")
+    temporary.rename(home.stack_file)
+
+
+def read_stack(home: Home) -> dict[str, Server]:
+    """What `stack.json` says, alive or not; empty when it is absent or unreadable."""
+    try:
+        entries = json.loads(home.stack_file.read_text(encoding="utf-8"))
+        return {
+            name: Server(url=str(entry["url"]), pid=int(entry["pid"]))
+            for name, entry in entries.items()
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def running(home: Home, name: ServerName) -> Server | None:
+    """The server if its process lives and it answers its health check, else None."""
+    server = read_stack(home).get(name)
+    if server is None or not process_lives(server.pid):
+        return None
+    return server if answers(server.url + HEALTH_PATHS[name]) else None
+
+
+def process_lives(pid: int) -> bool:
+    """Whether a process of this id exists (of whatever user) and has not ended."""
+    if pid <= 0:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return not _is_zombie(pid)
+
+
+def answers(url: str, *, timeout_seconds: float = 2.0) -> bool:
+    """Whether a GET of `url` answers 200. Proxies of the environment are not used for loopback."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(url, timeout=timeout_seconds) as response:
+            return bool(response.status == 200)
+    except (OSError, urllib.error.URLError, ValueError):
+        return False
+
+
+def _is_zombie(pid: int) -> bool:
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return False
+    # The state follows the command name, which is in brackets and may itself hold brackets.
+    return text.rpartition(")")[2].split()[:1] == ["Z"]

@@ -1,0 +1,129 @@
+"""The content-addressed store of stage outputs: a manifest, written last, makes an output complete."""
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from tasks.artifacts import Stage
+
+MANIFEST = "manifest.json"
+
+
+def digest(value: Any) -> str:
+    """sha256 (hex) of a JSON-able value; equal values give equal digests whatever their key order."""
+    text = json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
+    )
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 (hex) of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def fingerprint(stage: Stage, output_version: int, settings: Any, inputs: dict[str, str]) -> str:
+    """What decides a stage's output: its settings, its inputs' fingerprints and its code's version."""
+    return digest(
+        {"stage": stage, "version": output_version, "settings": settings, "inputs": inputs}
+    )
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A complete output."""
+
+    path: Path
+    reused: bool
+
+
+class Store:
+    """Stage outputs at `<root>/<stage>/<fingerprint>/` on a local file system."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def path(self, stage: Stage, key: str) -> Path:
+        """Where the output lives, complete or not."""
+        return self.root / stage / key
+
+    def find(self, stage: Stage, key: str) -> Path | None:
+        """The output's folder if it is complete and every byte is as published, else None."""
+        folder = self.path(stage, key)
+        try:
+            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            files: dict[str, str] = manifest["files"]
+            if _files_below(folder) != sorted(files):
+                return None
+            intact = all(file_sha256(folder / name) == sha for name, sha in files.items())
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return folder if intact else None
+
+    def publish(
+        self, stage: Stage, key: str, build: Callable[[Path], None], *, force: bool = False
+    ) -> Stored:
+        """Return the complete output, calling `build(folder)` only when there is none.
+
+        `build` fills an empty temporary folder. A failure or a kill at any moment leaves either the
+        complete output or none. Two processes that want the same output build it once.
+        """
+        folder = self.path(stage, key)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.parent / f".{key}.lock"):
+            if not force and (found := self.find(stage, key)) is not None:
+                return Stored(found, reused=True)
+            draft = folder.parent / f".{key}.{uuid.uuid4().hex[:8]}.draft"
+            draft.mkdir()
+            try:
+                build(draft)
+                self._commit(draft, folder, stage, key)
+            finally:
+                shutil.rmtree(draft, ignore_errors=True)
+            for torn in folder.parent.glob(f".{key}.*.draft"):
+                shutil.rmtree(torn, ignore_errors=True)
+            return Stored(folder, reused=False)
+
+    def _commit(self, draft: Path, folder: Path, stage: Stage, key: str) -> None:
+        files = {name: file_sha256(draft / name) for name in _files_below(draft)}
+        if not files:
+            raise AssertionError(f"stage {stage} built an empty output")
+        for name in files:
+            _fsync(draft / name)
+        if folder.exists():
+            # Not complete, or rebuilt by force. Its manifest goes first: a half-removed folder must
+            # never look complete.
+            (folder / MANIFEST).unlink(missing_ok=True)
+            shutil.rmtree(folder)
+        draft.rename(folder)
+        _fsync(folder.parent)
+        manifest = {"stage": stage, "fingerprint": key, "files": files}
+        temporary = folder / f".{MANIFEST}.tmp"
+        temporary.write_text(json.dumps(manifest, indent=1, sort_keys=True), encoding="utf-8")
+        _fsync(temporary)
+        # Written last: its existence means the output is complete.
+        temporary.rename(folder / MANIFEST)
+        _fsync(folder)
+
+
+def _files_below(folder: Path) -> list[str]:
+    ours = {MANIFEST, f".{MANIFEST}.tmp"}
+    names = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    return sorted(name for name in names if name not in ours)
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,350 @@
+"""The MLflow run of a pipeline run: where it is tracked, and everything that is written into it."""
+
+import json
+import logging
+import os
+import re
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import quote, urlsplit
+
+from filelock import FileLock
+
+from tasks.errors import LoralineError, StageFailed, UserError
+from tasks.home import Home
+from tasks.metric_writer import MetricWriter, Point
+from tasks.stack import running
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+UI_URL = "http://127.0.0.1:5000"
+"""Where `loraline ui` serves this folder's MLflow."""
+LONGEST_VALUE = 6000
+"""MLflow stores at most this many characters of a parameter."""
+LONGEST_DIGEST = 36
+"""MLflow stores at most this many characters of a dataset's digest; the whole one is in its profile."""
+_log = logging.getLogger(__name__)
+
+
+def tracking_uri(home: Home) -> str:
+    """`MLFLOW_TRACKING_URI`, else the running server named in `stack.json`, else this home's SQLite.
+
+    Raises: UserError for a folder of files as the store, which MLflow 3 has given up.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
+    if uri:
+        if uri.startswith("file:") or "://" not in uri:
+            raise UserError(
+                f"MLFLOW_TRACKING_URI is {uri}, a folder of files; MLflow has no registry there. "
+                "Use a server (http://host:port) or a database (sqlite:////folder/mlflow.db), "
+                "or unset it: loraline then keeps its own database."
+            )
+        return uri
+    return _stack_url(home) or _sqlite_uri(home)
+
+
+class Tracker:
+    """Writes one MLflow run per pipeline run, by explicit run id and never through an active run.
+
+    Every method raises StageFailed, with the server's name and the ways out, when MLflow does not
+    answer or refuses.
+    """
+
+    def __init__(self, home: Home, uri: str | None = None) -> None:
+        self.home = home
+        self.uri = uri or tracking_uri(home)
+
+    @property
+    def owns_artifacts(self) -> bool:
+        """Whether runs and artifacts live in this home's folder, with or without a server before it."""
+        return self.uri in (_sqlite_uri(self.home), _stack_url(self.home))
+
+    @property
+    def ui_url(self) -> str:
+        """Where a person looks at runs and versions."""
+        return shown(self.uri).rstrip("/") if self.uri.startswith("http") else UI_URL
+
+    @cached_property
+    def client(self) -> "MlflowClient":
+        """The MLflow client; the first one on a SQLite file creates and migrates it under a lock."""
+        os.environ.update(
+            {k: v for k, v in self.home.environment().items() if k.endswith("TELEMETRY")}
+        )
+        # Five attempts bridge about a minute of outage; MLflow's own seven take more than four.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "5")
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+        from mlflow import MlflowClient
+
+        if not self.uri.startswith("sqlite:"):
+            return MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+        database = Path(urlsplit(self.uri).path[1:])
+        database.parent.mkdir(parents=True, exist_ok=True)
+        self.home.locks.mkdir(parents=True, exist_ok=True)
+        for name in ("mlflow.store.db.utils", "alembic"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        # Two first clients that migrate one file at the same time leave it half migrated.
+        with (
+            FileLock(self.home.locks / "mlflow-database.lock"),
+            self.explained("open the database"),
+        ):
+            client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+            client.search_experiments(max_results=1)
+            client.search_registered_models(max_results=1)
+        return client
+
+    @contextmanager
+    def explained(self, doing: str) -> Iterator[None]:
+        """Turn whatever MLflow raises inside the block into a StageFailed that names the server."""
+        try:
+            yield
+        except LoralineError:
+            raise
+        except Exception as error:
+            reason = _without_passwords(str(error) or error.__class__.__name__)
+            raise StageFailed(
+                f"MLflow at {shown(self.uri)} could not {doing}: {reason}. "
+                "Check that the server runs and that this machine may use it, then run the same recipe "
+                "again: complete stages are not repeated."
+            ) from error
+
+    def open_run(
+        self,
+        experiment: str,
+        run_name: str,
+        *,
+        tags: Mapping[str, str],
+        params: Mapping[str, Any],
+    ) -> str:
+        """Create the run of this pipeline run; returns its id."""
+        client = self.client
+        with self.explained(f"open a run in the experiment {experiment!r}"):
+            run = client.create_run(
+                self._experiment_id(experiment),
+                run_name=run_name,
+                tags={
+                    "mlflow.user": current_user(),
+                    "mlflow.source.name": "loraline",
+                    "mlflow.source.type": "JOB",
+                    **{key: str(value) for key, value in tags.items()},
+                },
+            )
+            run_id = str(run.info.run_id)
+        self.log_params(run_id, params)
+        return run_id
+
+    def find_run(self, experiment: str, tags: Mapping[str, str]) -> str | None:
+        """The newest run of the experiment that bears all these tags, or None."""
+        client = self.client
+        with self.explained(f"search the experiment {experiment!r}"):
+            found = client.get_experiment_by_name(experiment)
+            if found is None:
+                return None
+            runs = client.search_runs(
+                [found.experiment_id],
+                filter_string=" and ".join(
+                    f"tags.`{key}` = {filter_text(value)}" for key, value in tags.items()
+                ),
+                max_results=1,
+                order_by=["attributes.start_time DESC"],
+            )
+        return str(runs[0].info.run_id) if runs else None
+
+    def log_params(self, run_id: str, params: Mapping[str, Any]) -> None:
+        """Write parameters (nested mappings become dotted names). Those the run has already are kept.
+
+        A run that is resumed sends its parameters again; MLflow would refuse a changed value, and a
+        truncated one looks changed.
+        """
+        from mlflow.entities import Param
+
+        values = {key: _shortened(text) for key, text in _flat(params)}
+        with self.explained("write parameters"):
+            present = self._run(run_id).data.params
+            new = [Param(key, value) for key, value in values.items() if key not in present]
+            for start in range(0, len(new), 100):
+                self.client.log_batch(run_id, params=new[start : start + 100])
+        for key in sorted(set(values) & set(present)):
+            if values[key] != present[key]:
+                _log.warning("Run %s keeps %s = %s", run_id, key, present[key])
+
+    def log_metrics(self, run_id: str, values: Mapping[str, float], step: int = 0) -> None:
+        """Write the values of one step."""
+        writer_points = [Point(name, float(value), 0, step) for name, value in values.items()]
+        with self.explained("write metrics"):
+            self._send(run_id, writer_points)
+
+    def metric_writer(self, run_id: str) -> MetricWriter:
+        """A writer for live metrics: an outage of the server never reaches the one who adds points."""
+        return MetricWriter(lambda points: self._send(run_id, points))
+
+    def log_dataset(
+        self,
+        run_id: str,
+        *,
+        name: str,
+        digest: str,
+        source: str,
+        counts: Mapping[str, int],
+        context: str,
+    ) -> None:
+        """Record which data the run read: name, digest, where it came from and the row counts."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        dataset = Dataset(
+            name=name,
+            digest=digest[:LONGEST_DIGEST],
+            source_type="loraline",
+            source=json.dumps({"source": source}),
+            profile=json.dumps({**counts, "digest": digest}),
+        )
+        with self.explained("record the dataset"):
+            tags = [InputTag("mlflow.data.context", context)]
+            self.client.log_inputs(run_id, [DatasetInput(dataset=dataset, tags=tags)])
+
+    def log_files(self, run_id: str, files: Sequence[tuple[Path, str | None]]) -> None:
+        """Upload files or folders, each into the given folder of the run's artifacts."""
+        with self.explained("store files of the run"):
+            for path, folder in files:
+                upload = self.client.log_artifacts if path.is_dir() else self.client.log_artifact
+                upload(run_id, str(path), folder)
+
+    def log_table(self, run_id: str, table: Any, name: str) -> None:
+        """Log a Parquet file or a DataFrame as the run's table artifact `<name>.json`, once.
+
+        MLflow would append to a table of that name; a stage that is repeated must not double its rows.
+        """
+        import pandas as pd
+
+        file = f"{name}.json"
+        with self.explained(f"store the table {file}"):
+            if any(entry.path == file for entry in self.client.list_artifacts(run_id)):
+                return
+            frame = pd.read_parquet(table) if isinstance(table, Path) else table
+            with warnings.catch_warnings():
+                # MLflow 3.17 selects columns by the dtype that pandas 4 will rename.
+                warnings.simplefilter("ignore")
+                self.client.log_table(run_id, frame, file)
+
+    def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Set tags of the run; an existing value is replaced."""
+        from mlflow.entities import RunTag
+
+        with self.explained("set tags"):
+            self.client.log_batch(
+                run_id, tags=[RunTag(key, str(value)) for key, value in tags.items()]
+            )
+
+    def describe_run(self, run_id: str, markdown: str) -> None:
+        """Set the text that the run's page shows."""
+        self.set_tags(run_id, {"mlflow.note.content": markdown})
+
+    def close_run(self, run_id: str, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
+        """Give the run its final status."""
+        with self.explained(f"close the run {run_id} as {status}"):
+            self.client.set_terminated(run_id, status=status)
+
+    def run_url(self, run_id: str) -> str:
+        """The page of the run."""
+        with self.explained("find the run"):
+            experiment = self._run(run_id).info.experiment_id
+        return f"{self.ui_url}/#/experiments/{experiment}/runs/{run_id}"
+
+    def version_url(self, name: str, version: str) -> str:
+        """The page of the model version."""
+        return f"{self.ui_url}/#/models/{quote(name, safe='')}/versions/{version}"
+
+    def _run(self, run_id: str) -> "Run":
+        return self.client.get_run(run_id)
+
+    def _send(self, run_id: str, points: list[Point]) -> None:
+        from mlflow.entities import Metric
+
+        now = time.time_ns() // 1_000_000
+        for start in range(0, len(points), 1000):
+            batch = [
+                Metric(p.name, p.value, p.timestamp_ms or now, p.step)
+                for p in points[start : start + 1000]
+            ]
+            self.client.log_batch(run_id, metrics=batch)
+
+    def _experiment_id(self, name: str) -> str:
+        from mlflow.exceptions import MlflowException
+
+        found = self.client.get_experiment_by_name(name)
+        if found is None:
+            location = None
+            if self.owns_artifacts:
+                # Explicit, so that runs written with and without the server before the database
+                # keep their files in the same place, and never beside the user's code.
+                folder = self.home.mlflow / "artifacts" / quote(name, safe="")
+                location = folder.as_uri()
+            try:
+                return str(self.client.create_experiment(name, artifact_location=location))
+            except MlflowException:
+                found = self.client.get_experiment_by_name(name)
+                if found is None:
+                    raise
+        if found.lifecycle_stage == "deleted":
+            raise UserError(
+                f"The MLflow experiment {name!r} is deleted. Restore it with "
+                f"`mlflow experiments restore --experiment-id {found.experiment_id}`, or set "
+                "registration.experiment in the recipe to another name."
+            )
+        return str(found.experiment_id)
+
+
+def shown(uri: str) -> str:
+    """The URI without user name and password."""
+    return _without_passwords(uri)
+
+
+def filter_text(value: str) -> str:
+    """The value as MLflow's search filters write a text; they have no escape for a quote in one."""
+    return f'"{value}"' if "'" in value else f"'{value}'"
+
+
+def _without_passwords(text: str) -> str:
+    return re.sub(r"://[^/@\s]+@", "://", text)
+
+
+def _sqlite_uri(home: Home) -> str:
+    return f"sqlite:///{home.mlflow / 'mlflow.db'}"
+
+
+def _stack_url(home: Home) -> str | None:
+    """The MLflow server that `loraline ui` started, if it still lives and answers."""
+    server = running(home, "mlflow")
+    return server.url.rstrip("/") if server else None
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{name}.")
+        else:
+            # MLflow's names allow letters, digits and these signs.
+            text = value if isinstance(value, str) else json.dumps(value, default=str)
+            yield re.sub(r"[^\w\-. :/]", "_", name)[:250], text
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= LONGEST_VALUE else text[: LONGEST_VALUE - 3] + "..."
+
+
+def current_user() -> str:
+    """The name of the user this process runs as."""
+    import getpass
+
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        # A container may run under a number that has no name.
+        return f"uid {os.getuid()}"

@@ -1,0 +1,85 @@
+"""Which checkpoints can be trusted: those whose manifest, written last, names every byte."""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+MANIFEST = "COMPLETE.json"
+_PREFIX = "checkpoint-"
+_TORN = "torn-"
+
+
+def step_of(checkpoint: Path) -> int:
+    """The optimizer step after which the checkpoint was written."""
+    return int(checkpoint.name.removeprefix(_PREFIX))
+
+
+def mark_complete(checkpoint: Path) -> None:
+    """Declare a written checkpoint complete. Until then a resume passes it by."""
+    files = {p.relative_to(checkpoint).as_posix(): sha256_of(p) for p in _files(checkpoint)}
+    for name in files:
+        _fsync(checkpoint / name)
+    temporary = checkpoint / f"{MANIFEST}.tmp"
+    temporary.write_text(json.dumps({"files": files}, indent=1), encoding="utf-8")
+    _fsync(temporary)
+    # Written last: its existence means that the checkpoint is complete.
+    temporary.rename(checkpoint / MANIFEST)
+    _fsync(checkpoint)
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Whether every file is there, byte for byte as it was when the checkpoint was declared complete."""
+    try:
+        files = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"]
+        return bool(files) and all(sha256_of(checkpoint / n) == sha for n, sha in files.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def newest_complete(folder: Path) -> Path | None:
+    """The complete checkpoint with the highest step; torn ones are renamed out of the way."""
+    for checkpoint in reversed(_checkpoints(folder)):
+        if is_complete(checkpoint):
+            return checkpoint
+        aside = folder / f"{_TORN}{checkpoint.name}"
+        shutil.rmtree(aside, ignore_errors=True)
+        checkpoint.rename(aside)
+    return None
+
+
+def keep_newest(folder: Path, limit: int | None) -> None:
+    """Remove all but the `limit` newest checkpoints; None keeps all, and one is always kept.
+
+    To be called after `mark_complete`: removing first would leave none if we died in between.
+    """
+    if limit is None:
+        return
+    for checkpoint in _checkpoints(folder)[: -max(1, limit)]:
+        # Its manifest goes first: a half-removed checkpoint must never look complete.
+        (checkpoint / MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    found = (p for p in folder.glob(f"{_PREFIX}*") if p.name.removeprefix(_PREFIX).isdigit())
+    return sorted((p for p in found if p.is_dir()), key=step_of)
+
+
+def _files(checkpoint: Path) -> list[Path]:
+    return sorted(p for p in checkpoint.rglob("*") if p.is_file() and p.name != MANIFEST)
+
+
+def sha256_of(path: Path) -> str:
+    """sha256 (hex) of a file."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,152 @@
+"""The process that answers for `loraline check` what a training would be: parameters, memory, time."""
+
+import time
+from typing import Any
+
+import torch
+import transformers
+from peft import get_peft_model
+from peft.helpers import disable_input_dtype_casting
+from transformers import AutoConfig, AutoModelForCausalLM, TrainerCallback
+
+from tasks.training import loading
+from tasks.training.engine import (
+    build_peft_config,
+    build_trainer,
+    read_rows,
+    resolve_targets,
+    steps_of,
+)
+from tasks.training.job import Inspection, InspectionJob, TrainingJob
+from tasks.training.targets import coverage
+from tasks.worker import main, write_result
+
+LARGEST_MEASURED_ON_CPU = 200_000_000
+"""Parameters. Two steps of a larger model on a CPU would try a person's patience."""
+MEASURED_STEPS = 2
+_BYTES = {"bfloat16": 2.0, "float16": 2.0, "float32": 4.0}
+_QUANTIZED_BYTES = {"nf4": 0.55, "int8": 1.05}
+"""Per weight of a linear layer, scales included."""
+
+
+def inspect(job: InspectionJob) -> None:
+    """Build the adapted model without weights, count, and measure two steps where that is quick."""
+    transformers.utils.logging.disable_progress_bar()
+    loading.use_all_cores()
+    precision = loading.choose_precision(job.dtype)
+    if job.quantization != "none":
+        # Says at once that bitsandbytes is missing.
+        loading.quantization_config(job.quantization, precision)
+    model = adapted_without_weights(job)
+    trainable, total = model.get_nb_trainable_parameters()
+    small = total < LARGEST_MEASURED_ON_CPU or torch.cuda.is_available()
+    steps = steps_of(job.training_config, job.rows)
+    memory = memory_estimate(model.config, job, precision, trainable, total)
+    write_result(
+        job.result,
+        Inspection(
+            trainable_parameters=trainable,
+            total_parameters=total,
+            target_modules=coverage(getattr(model, "targeted_module_names", [])),
+            dtype=precision.name,
+            dtype_reason=precision.reason,
+            device=loading.device_name(),
+            steps=steps,
+            memory_bytes=memory,
+            memory_available_bytes=loading.free_memory_bytes(),
+            seconds=seconds_per_step(job, precision) * steps if small else None,
+            seconds_reason=f"{MEASURED_STEPS} steps were measured on rows of this dataset"
+            if small
+            else f"not measured: {total / 1e9:.1f} billion parameters, and there is no GPU",
+        ),
+    )
+
+
+def adapted_without_weights(job: InspectionJob) -> Any:
+    """The model with its adapter on torch's meta device: shapes and names, no memory.
+
+    Raises: UserError for target modules that the model does not have.
+    """
+    config = AutoConfig.from_pretrained(job.base, local_files_only=True, trust_remote_code=False)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        peft_config = build_peft_config(job.peft_config)
+        resolve_targets(peft_config, model, job.base_name)
+        if getattr(peft_config, "init_lora_weights", None) not in (None, True, False, "gaussian"):
+            # PiSSA and its kind decompose the weights, of which there are none here.
+            peft_config.init_lora_weights = True
+        return get_peft_model(model, peft_config)
+
+
+def memory_estimate(
+    config: Any, job: InspectionJob, precision: loading.Precision, trainable: int, total: int
+) -> dict[str, int]:
+    """Bytes while training, by arithmetic: within a third of the truth for a decoder, not to be leaned on.
+
+    Activations are those that the backward pass needs of one micro-batch of the longest rows.
+    """
+    text = config.get_text_config()
+    size = _BYTES[precision.name]
+    frozen = total - trainable
+    if job.quantization == "none":
+        base = frozen * size
+    else:
+        embeddings = text.vocab_size * text.hidden_size * (1 if text.tie_word_embeddings else 2)
+        base = (frozen - embeddings) * _QUANTIZED_BYTES[job.quantization] + embeddings * 4
+    batch = int(job.training_config.get("per_device_train_batch_size", 8))
+    tokens = batch * job.longest
+    inner = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
+    layer = tokens * size * (12 * text.hidden_size + 5 * inner)
+    kept = tokens * size * text.hidden_size
+    settings = job.training_config
+    if settings.get("activation_checkpointing") or settings.get("gradient_checkpointing"):
+        activations = text.num_hidden_layers * kept + layer
+    else:
+        activations = text.num_hidden_layers * layer
+    # Logits in float32 and their gradient; answers are at most all of a row.
+    logits = min(tokens, batch * job.longest_answer) * text.vocab_size * 4 * 2
+    parts = {
+        "base": base,
+        "adapter": trainable * 4,
+        # Gradient, and AdamW's two moments.
+        "optimizer": trainable * 12,
+        "activations": activations + logits,
+    }
+    return {name: int(value) for name, value in (parts | {"total": sum(parts.values())}).items()}
+
+
+def seconds_per_step(job: InspectionJob, precision: loading.Precision) -> float:
+    """Wall time of an optimizer step on the sample rows, after one to warm up."""
+    clock = _Clock()
+    training = TrainingJob(
+        **job.model_dump(include=set(TrainingJob.model_fields) & set(InspectionJob.model_fields)),
+        base_commit=None,
+        tokens=job.working,
+        seed=0,
+    )
+    quiet = {
+        "max_steps": 1 + MEASURED_STEPS,
+        "save_strategy": "no",
+        "eval_strategy": "no",
+        "logging_strategy": "no",
+    }
+    training = training.model_copy(update={"training_config": job.training_config | quiet})
+    trainer = build_trainer(training, read_rows(job.working / "train.parquet"), precision, [clock])
+    with disable_input_dtype_casting(trainer.model, trainer.args.bf16 or trainer.args.fp16):
+        trainer.train()
+    ends = clock.ends
+    return (ends[-1] - ends[0]) / (len(ends) - 1)
+
+
+class _Clock(TrainerCallback):
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.ends.append(time.monotonic())
+
+
+if __name__ == "__main__":
+    main(InspectionJob, inspect)

@@ -1,0 +1,134 @@
+"""What the training workers are told, and what they answer."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class TrainingJob(BaseModel):
+    """Everything the training worker needs to know; paths are absolute."""
+
+    model_config = ConfigDict(frozen=True)
+
+    base: Path
+    """Folder of the base model: config, safetensors, tokenizer."""
+    base_name: str
+    """Hub id or folder as the recipe names it: what the adapter's configuration will say."""
+    base_commit: str | None
+    """Hub commit of the base; None for a local folder."""
+    tokens: Path
+    """Folder with `train.parquet` and `test.parquet`."""
+    working: Path
+    """Checkpoints (`checkpoints/`), the output (`output/`) and `result.json` are written here."""
+    seed: int
+    peft_config: dict[str, Any]
+    """Every field for the PEFT class that `peft_type` names."""
+    training_config: dict[str, Any]
+    """Fields for TRL's SFTConfig, without those that the worker owns."""
+    quantization: Literal["none", "nf4", "int8"] = "none"
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Checkpoints of the unfinished training."""
+        return self.working / "checkpoints"
+
+    @property
+    def output(self) -> Path:
+        """The finished stage output, before it is published."""
+        return self.working / "output"
+
+    @property
+    def result(self) -> Path:
+        """Written last."""
+        return self.working / "result.json"
+
+
+class TrainingResult(BaseModel):
+    """What a finished training came to."""
+
+    model_config = ConfigDict(frozen=True)
+
+    adapter_sha256: str
+    """sha256 of `adapter/adapter_model.safetensors`."""
+    trainable_parameters: int
+    total_parameters: int
+    target_modules: dict[str, int]
+    """Name of an adapted module (its last part) -> number of modules."""
+    dtype: str
+    """Number format of the base: `bfloat16`, `float16`, `float32`."""
+    dtype_reason: str
+    device: str
+    """`cpu` with its thread count, or the GPU's name."""
+    steps: int
+    """Optimizer steps in total, earlier attempts included."""
+    resumed_from_step: int | None
+    """The checkpoint that the last attempt started from."""
+    epochs: float
+    rows: int
+    first_loss: float
+    final_loss: float
+    """Mean training loss (nats per answer token) over the last logged steps."""
+    tokens: int
+    """Tokens read in the last attempt, padding not counted."""
+    seconds: float
+    """Wall time of the last attempt's steps."""
+    tokens_per_second: float
+    peak_memory_bytes: int
+    """Of the GPU's allocator, or the resident size of the process on a CPU."""
+    stop_token_ids: list[int]
+    """Token ids at which generation must end."""
+    reload_difference: float
+    """Largest difference between logits of the trained and of the reloaded adapter."""
+    versions: dict[str, str]
+
+
+class InspectionJob(BaseModel):
+    """Asks what a training would be, without running it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    base: Path
+    base_name: str
+    working: Path
+    """Holds `train.parquet`, sample rows for a few steps; `result.json` is written here."""
+    rows: int
+    """Training rows of the whole dataset."""
+    longest: int
+    """Tokens of the longest row."""
+    longest_answer: int
+    """Trained tokens of the row that has most."""
+    peft_config: dict[str, Any]
+    training_config: dict[str, Any]
+    quantization: Literal["none", "nf4", "int8"] = "none"
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+
+    @property
+    def result(self) -> Path:
+        """Written last."""
+        return self.working / "result.json"
+
+
+class Inspection(BaseModel):
+    """What a training would be."""
+
+    model_config = ConfigDict(frozen=True)
+
+    trainable_parameters: int
+    total_parameters: int
+    target_modules: dict[str, int]
+    """Name of an adapted module (its last part) -> number of modules."""
+    dtype: str
+    dtype_reason: str
+    device: str
+    steps: int
+    """Optimizer steps."""
+    memory_bytes: dict[str, int]
+    """An estimate: `base`, `adapter`, `optimizer`, `activations`, and their sum `total`."""
+    memory_available_bytes: int | None
+    """Free memory of the GPU, or of the machine."""
+    seconds: float | None
+    """Estimated wall time of all steps; None when nothing was measured."""
+    seconds_reason: str
+    """How the time was estimated, or why it was not."""

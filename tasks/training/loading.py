@@ -1,0 +1,172 @@
+"""Load the base model in the number format that this machine computes fastest, and find its linear layers."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from tasks.errors import UserError
+from tasks.training.cores import available_cores
+
+Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+Quantization = Literal["none", "nf4", "int8"]
+_CPU_FLAGS = ("amx_bf16", "avx512_bf16")
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How numbers are held and multiplied."""
+
+    base: torch.dtype
+    """Of the frozen weights. Adapters are always trained in float32, and in bfloat16 on a quantized base."""
+    autocast: Literal["bf16", "fp16"] | None
+    """Format of matrix products where it differs from float32."""
+    reason: str
+
+    @property
+    def name(self) -> str:
+        """`bfloat16`, `float16` or `float32`."""
+        return str(self.base).removeprefix("torch.")
+
+
+def choose_precision(dtype: Dtype) -> Precision:
+    """Resolve `auto` for this machine.
+
+    Raises: UserError for float16 without a GPU, which no CPU here multiplies faster.
+    """
+    cuda = torch.cuda.is_available()
+    if dtype == "float32":
+        return Precision(torch.float32, None, "the recipe says so")
+    if dtype == "float16":
+        if not cuda:
+            raise UserError(
+                "training.dtype is float16, and there is no GPU: on a CPU it is slow and overflows. "
+                "Write bfloat16, float32 or auto."
+            )
+        return Precision(torch.float16, "fp16", "the recipe says so")
+    if dtype == "bfloat16":
+        if cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
+            raise UserError(
+                f"training.dtype is bfloat16, which {torch.cuda.get_device_name()} does not have. "
+                "Write float16, float32 or auto."
+            )
+        return Precision(torch.bfloat16, "bf16", "the recipe says so")
+    if cuda:
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return Precision(torch.bfloat16, "bf16", f"{torch.cuda.get_device_name()} has it")
+        return Precision(torch.float32, None, f"{torch.cuda.get_device_name()} has no bfloat16")
+    flag = bf16_cpu_flag()
+    if flag:
+        return Precision(torch.bfloat16, "bf16", f"the CPU has {flag}")
+    return Precision(torch.float32, None, f"the CPU has none of {', '.join(_CPU_FLAGS)}")
+
+
+def bf16_cpu_flag(cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
+    """The CPU's instruction set for bfloat16 products, if it has one."""
+    try:
+        text = cpuinfo.read_text(encoding="utf-8")
+    except OSError:
+        return None
+    flags = next((line for line in text.splitlines() if line.startswith("flags")), "").split()
+    return next((flag for flag in _CPU_FLAGS if flag in flags), None)
+
+
+def use_all_cores() -> None:
+    """Let torch use every core that this process may run on."""
+    torch.set_num_threads(available_cores())
+
+
+def device_name() -> str:
+    """The GPU's name, or `cpu` with its number of threads."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"cpu, {torch.get_num_threads()} threads"
+
+
+def load_base(
+    folder: Path, precision: Precision, quantization: Quantization, *, checkpointing: bool = False
+) -> Any:
+    """The base model on its device, frozen weights only, no code of its own.
+
+    With `nf4` (QLoRA, https://arxiv.org/abs/2305.14314) the weights are 4-bit normal floats whose
+    scales are quantized again; with `int8` they are LLM.int8.
+
+    Raises: UserError when quantization is asked for and bitsandbytes is not installed.
+    """
+    options: dict[str, Any] = {
+        "dtype": precision.base,
+        "local_files_only": True,
+        "trust_remote_code": False,
+        "use_safetensors": True,
+    }
+    if quantization != "none":
+        options["quantization_config"] = quantization_config(quantization, precision)
+        options["device_map"] = {"": 0 if torch.cuda.is_available() else "cpu"}
+    model = AutoModelForCausalLM.from_pretrained(folder, **options)
+    if quantization != "none":
+        from peft import prepare_model_for_kbit_training
+
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=checkpointing)
+    elif torch.cuda.is_available():
+        model = model.to("cuda")
+    # A cache of keys and values is of no use while training, and wrong when rows are packed.
+    model.config.use_cache = False
+    return model
+
+
+def quantization_config(quantization: Quantization, precision: Precision) -> Any:
+    """The bitsandbytes configuration. Raises: UserError when bitsandbytes is not installed."""
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"training.quantization is {quantization}, which needs bitsandbytes ({error}). "
+            'Install it with `pip install "loraline[gpu]"`, or write `quantization: none`.'
+        ) from error
+    from transformers import BitsAndBytesConfig
+
+    if quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=precision.base,
+    )
+
+
+def linear_modules(model: Any) -> list[str]:
+    """Full names of the modules that a LoRA can be put on, embeddings left out, quantized ones included."""
+    from transformers.pytorch_utils import Conv1D
+
+    kinds = (torch.nn.Linear, torch.nn.Conv1d, Conv1D)
+    return [name for name, module in model.named_modules() if isinstance(module, kinds)]
+
+
+def head_name(model: Any) -> str | None:
+    """Full name of the output head."""
+    head = model.get_output_embeddings()
+    return next((name for name, module in model.named_modules() if module is head), None)
+
+
+def peak_memory_bytes() -> int:
+    """Most memory held so far: of the GPU's allocator, or resident in this process."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def free_memory_bytes() -> int | None:
+    """Free memory of the GPU, or what the machine could still give; None where it cannot be told."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.mem_get_info()[0])
+    try:
+        text = Path("/proc/meminfo").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    lines = dict(line.split(":", 1) for line in text.splitlines())
+    return int(lines["MemAvailable"].split()[0]) * 1024

@@ -1,0 +1,129 @@
+"""The Prefect task of the stage `training`."""
+
+import contextvars
+import time
+from typing import Any
+
+from prefect import get_run_logger, task
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    update_progress_artifact,
+)
+from prefect.cache_policies import NO_CACHE
+
+from tasks.artifacts import Adapter, Tokens
+from tasks.base import Base
+from tasks.home import Home
+from tasks.progress import announce
+from tasks.store import Store
+from tasks.training.settings import TrainingSettings
+
+SECONDS_BETWEEN_LOG_LINES = 2.0
+SECONDS_BETWEEN_ARTIFACT_UPDATES = 5.0
+
+
+# The store is the cache: it is keyed by content and checked byte by byte. No retries: what fails here
+# fails again, and a killed training goes on from its checkpoint when the flow is run again.
+@task(name="train adapter", persist_result=False, cache_policy=NO_CACHE)
+def train_adapter(
+    store: Store,
+    settings: TrainingSettings,
+    *,
+    seed: int,
+    tokens: Tokens,
+    base: Base,
+    home: Home,
+    force: bool = False,
+) -> Adapter:
+    """A LoRA adapter of the base, trained on the tokens by a worker process.
+
+    Raises: UserError for settings that do not fit the base; StageFailed when training fails.
+    """
+    from tasks.training import work
+
+    logger = get_run_logger()
+    announce("stage", stage="training", state="started")
+    progress = _Progress(logger)
+    # Events come in the thread that reads the worker's output, which would know of no task run.
+    context = contextvars.copy_context()
+    adapter = work.train_adapter(
+        store,
+        settings,
+        seed=seed,
+        tokens=tokens,
+        base=base,
+        home=home,
+        force=force,
+        on_event=lambda event: context.run(progress.hear, event),
+    )
+    progress.finish()
+    logger.info(
+        "%s an adapter of %s parameters (sha256 %s) in %.1f s",
+        "Reused" if adapter.reused else "Trained",
+        f"{adapter.trainable_parameters:,}",
+        adapter.sha256[:12],
+        adapter.seconds,
+    )
+    create_markdown_artifact(
+        (adapter.path / "summary.md").read_text(encoding="utf-8"),
+        key="loraline-training",
+        description="Loss curve, what was trained, and how fast",
+    )
+    announce(
+        "stage",
+        stage="training",
+        state="reused" if adapter.reused else "done",
+        seconds=adapter.seconds,
+    )
+    return adapter
+
+
+class _Progress:
+    """Passes the worker's events on: all of them to listeners, few to Prefect."""
+
+    def __init__(self, logger: Any) -> None:
+        self._logger = logger
+        self._artifact: Any = None
+        self._logged_at = 0.0
+        self._updated_at = 0.0
+
+    def hear(self, event: dict[str, Any]) -> None:
+        values = {name: value for name, value in event.items() if name != "event"}
+        announce(event["event"], stage="training", **values)
+        if event["event"] == "note":
+            self._logger.info("%s", event["message"])
+            return
+        now = time.monotonic()
+        last = event["step"] == event["total_steps"]
+        if last or now - self._logged_at >= SECONDS_BETWEEN_LOG_LINES:
+            self._logged_at = now
+            self._logger.info(
+                "step %d/%d: loss %.4f, %.0f tokens/s, %.0f s left",
+                event["step"],
+                event["total_steps"],
+                event["loss"],
+                event["tokens_per_second"],
+                event["eta_seconds"],
+            )
+        if now - self._updated_at >= SECONDS_BETWEEN_ARTIFACT_UPDATES:
+            self._updated_at = now
+            self._show(100.0 * event["step"] / event["total_steps"])
+
+    def finish(self) -> None:
+        if self._artifact is not None:
+            self._show(100.0)
+
+    def _show(self, percent: float) -> None:
+        try:
+            if self._artifact is None:
+                self._artifact = create_progress_artifact(
+                    progress=percent,
+                    key="loraline-training-progress",
+                    description="Optimizer steps done",
+                )
+            else:
+                update_progress_artifact(self._artifact, progress=percent)
+        except Exception:
+            # Prefect's server may be away for a while; the training does not need it.
+            self._logger.warning("The progress artifact could not be updated", exc_info=True)

@@ -1,0 +1,201 @@
+"""TRL's SFTTrainer with batches of token ids, checkpoints that can be trusted, and events."""
+
+import math
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PromptLearningConfig
+from torch.nn import functional
+from transformers import TrainerCallback
+from trl import SFTTrainer
+
+from tasks.errors import StageFailed
+from tasks.training import checkpoints
+from tasks.training.batches import RowOrder
+from tasks.worker import emit
+
+NO_LOSS = -100
+"""Label of a token that carries no loss, torch's convention."""
+ABSURD_FIRST_LOSS = 2.0
+"""In units of ln(vocabulary), the loss of guessing: beyond it the weights or the kernels are broken."""
+
+
+class Collator:
+    """Rows of token ids to a batch, padded on the right to the longest row."""
+
+    def __init__(self, pad_id: int, multiple: int) -> None:
+        self._pad_id = pad_id
+        self._multiple = multiple
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """`input_ids`, `labels` and `attention_mask`, each int64 of shape (rows, length)."""
+        longest = max(len(row["input_ids"]) for row in rows)
+        shape = (len(rows), -(-longest // self._multiple) * self._multiple)
+        batch = {
+            "input_ids": torch.full(shape, self._pad_id),
+            "labels": torch.full(shape, NO_LOSS),
+            # By position and not by token: the padding token may be the end-of-text token.
+            "attention_mask": torch.zeros(shape, dtype=torch.int64),
+        }
+        for at, row in enumerate(rows):
+            length = len(row["input_ids"])
+            batch["input_ids"][at, :length] = torch.tensor(row["input_ids"])
+            batch["labels"][at, :length] = torch.tensor(row["labels"])
+            batch["attention_mask"][at, :length] = 1
+        return batch
+
+
+class StopAtStep(TrainerCallback):
+    """When asked to stop, let the running step end, write a checkpoint and leave the loop."""
+
+    def __init__(self, requested: threading.Event) -> None:
+        self._requested = requested
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Called by the trainer after each optimizer step."""
+        if self._requested.is_set():
+            control.should_save = True
+            control.should_training_stop = True
+
+
+class AdapterTrainer(SFTTrainer):
+    """The engine. What differs from TRL's trainer is said at each method."""
+
+    def __init__(
+        self, *, strategy: str, checkpoint_limit: int | None, lengths: list[int], **options: Any
+    ) -> None:
+        self._strategy = strategy
+        self._checkpoint_limit = checkpoint_limit
+        self._lengths = lengths
+        super().__init__(**options)
+        self._answers_only = (
+            # On a GPU, TRL's own kernel skips the positions without loss.
+            self.args.device.type == "cpu"
+            and self.args.world_size == 1
+            and self.args.loss_type == "nll"
+            and self.args.label_smoothing_factor == 0
+            and not self.aux_loss_enabled
+            # Virtual tokens in front would shift every position.
+            and not isinstance(self.model.active_peft_config, PromptLearningConfig)
+        )
+        self._counted_tokens = 0
+        self._counted_at = time.monotonic()
+        self._counted_step = 0
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """Mean negative log-likelihood (nats) of the labelled tokens.
+
+        On a CPU only the positions with a label go through the output head: TRL multiplies all of
+        them there, and with the prompts' share of a batch that is most of the head's work.
+        """
+        if return_outputs or not self._answers_only:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        labels = inputs.pop("labels")[:, 1:]
+        wanted = labels != NO_LOSS
+        head = self.accelerator.unwrap_model(model).get_output_embeddings()
+        hook = head.register_forward_pre_hook(lambda _, hidden: (hidden[0][:, :-1][wanted],))
+        try:
+            logits = model(**inputs, use_cache=False).logits.float()
+        finally:
+            hook.remove()
+        targets = labels[wanted]
+        total = functional.cross_entropy(logits, targets, reduction="sum")
+        mode = "train" if self.model.training else "eval"
+        hits = (logits.detach().argmax(-1) == targets).float().mean()
+        self._metrics[mode]["mean_token_accuracy"].append(hits.item())
+        if mode == "train":
+            self._total_train_tokens += int(inputs["attention_mask"].sum())
+        return total / (wanted.sum() if num_items_in_batch is None else num_items_in_batch)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Keep the trainer's own record, refuse numbers that are none, and tell the parent process."""
+        if "loss" not in logs:
+            super().log(logs, start_time)
+            return
+        step, now = self.state.global_step, time.monotonic()
+        tokens = self._total_train_tokens - self._counted_tokens
+        seconds_per_step = (now - self._counted_at) / max(1, step - self._counted_step)
+        logs["tokens_per_second"] = tokens / max(1e-9, now - self._counted_at)
+        self._counted_tokens, self._counted_at = self._total_train_tokens, now
+        self._counted_step = step
+        super().log(logs, start_time)
+        self._refuse_divergence(logs)
+        if self.is_world_process_zero():
+            emit(
+                "step",
+                step=step,
+                total_steps=self.state.max_steps,
+                loss=logs["loss"],
+                learning_rate=logs.get("learning_rate"),
+                grad_norm=logs.get("grad_norm"),
+                tokens_per_second=logs["tokens_per_second"],
+                eta_seconds=(self.state.max_steps - step) * seconds_per_step,
+            )
+
+    def start_clock(self) -> None:
+        """Count tokens per second from here: loading and a resume must not slow the first figure."""
+        self._counted_at = time.monotonic()
+        self._counted_step = self.state.global_step
+
+    def _refuse_divergence(self, logs: dict[str, float]) -> None:
+        step, loss, norm = self.state.global_step, logs["loss"], logs.get("grad_norm", 0.0)
+        rate = self.args.learning_rate
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise StageFailed(
+                f"Training diverged: at step {step} of {self.state.max_steps} the loss is {loss} and "
+                f"the gradient norm {norm}. The ways out: a lower "
+                f"training.training_config.learning_rate (now {rate:g}), more warmup_steps, "
+                "training.dtype: float32, or other data: `loraline check` shows rows with the "
+                "tokens that are trained."
+            )
+        guessing = math.log(self.model.config.get_text_config().vocab_size)
+        if step == 1 and loss > ABSURD_FIRST_LOSS * guessing:
+            raise StageFailed(
+                f"The first step's loss is {loss:.1f} nats per token; guessing among all tokens "
+                f"costs {guessing:.1f}. The base model's weights are broken, do not fit its "
+                "configuration, or its tokenizer belongs to another model. "
+                "Check the base with `loraline check`, or try training.dtype: float32."
+            )
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        if self._strategy in ("random", "group_by_length"):
+            return RowOrder(
+                self._lengths,
+                self.args.train_batch_size,
+                self.args.seed,
+                grouped=self._strategy == "group_by_length",
+            )
+        return super()._get_train_sampler(train_dataset)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Write, declare complete, and only then remove older ones. Not numbers write no checkpoint."""
+        broken = [n for n, p in model.named_parameters() if p.requires_grad and not finite(p)]
+        if broken:
+            raise StageFailed(
+                f"Training diverged by step {self.state.global_step}: {broken[0]} and "
+                f"{len(broken) - 1} more adapter tensors hold numbers that are not finite. Lower "
+                f"training.training_config.learning_rate (now {self.args.learning_rate:g}), or set "
+                "training.dtype: float32."
+            )
+        # Past TRL's method, which writes a model card into every checkpoint.
+        super(SFTTrainer, self)._save_checkpoint(model, trial)
+        if self.args.should_save:
+            folder = Path(self.args.output_dir)
+            checkpoints.mark_complete(folder / f"checkpoint-{self.state.global_step}")
+            checkpoints.keep_newest(folder, self._checkpoint_limit)
+            emit("saved", step=self.state.global_step)
+
+
+def finite(tensor: torch.Tensor) -> bool:
+    """Whether no element is NaN or infinite."""
+    return bool(torch.isfinite(tensor.detach()).all())

@@ -1,0 +1,208 @@
+"""Train one adapter in a worker process, go on from its checkpoints, and publish what came out."""
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tasks import launch
+from tasks.artifacts import Adapter, Tokens
+from tasks.base import Base
+from tasks.errors import Interrupted, StageFailed, WorkerFailed
+from tasks.home import Home
+from tasks.store import Store, fingerprint
+from tasks.training.cores import available_cores
+from tasks.training.job import TrainingJob, TrainingResult
+from tasks.training.settings import TrainingSettings
+from tasks.training.summary import summary
+
+OUTPUT_VERSION = 1
+"""To be raised when the same inputs give another adapter than before."""
+RESULT = "result.json"
+_CONFIGURATION = Path(__file__).parent / "accelerate" / "single.yaml"
+Event = dict[str, Any]
+
+
+def fingerprint_of(
+    settings: TrainingSettings, *, seed: int, tokens_fingerprint: str, base: Base
+) -> str:
+    """What decides the adapter: settings, seed, token ids, and the base's bytes."""
+    return fingerprint(
+        "training",
+        OUTPUT_VERSION,
+        settings.content() | {"seed": seed},
+        {
+            "tokens": tokens_fingerprint,
+            "base": base.weights_sha256,
+            "tokenizer": base.tokenizer_sha256,
+        },
+    )
+
+
+def train_adapter(
+    store: Store,
+    settings: TrainingSettings,
+    *,
+    seed: int,
+    tokens: Tokens,
+    base: Base,
+    home: Home,
+    force: bool = False,
+    on_event: Callable[[Event], None] | None = None,
+) -> Adapter:
+    """The adapter for these inputs: from the store, or trained now.
+
+    An interrupted or killed training leaves its checkpoints in `home.work`; the next call with the
+    same inputs goes on from the newest complete one. `force` starts anew. `on_event` is called from
+    another thread with the worker's `step` and `note` events.
+
+    Raises: UserError for settings that do not fit the base; StageFailed when training cannot end
+    well; WorkerFailed when the worker dies; Interrupted on Ctrl-C.
+    """
+    started = time.monotonic()
+    key = fingerprint_of(settings, seed=seed, tokens_fingerprint=tokens.fingerprint, base=base)
+    working = home.work / f"training-{key[:16]}"
+
+    def build(folder: Path) -> None:
+        if force:
+            shutil.rmtree(working, ignore_errors=True)
+        job = TrainingJob(
+            base=base.path,
+            base_name=base.model,
+            base_commit=base.commit,
+            tokens=tokens.path,
+            working=working,
+            seed=seed,
+            peft_config=settings.resolved_peft_config(),
+            training_config=settings.resolved_training_config(),
+            quantization=settings.quantization,
+            dtype=settings.dtype,
+        )
+        result = _run_worker(job, settings, home.logs / f"training-{key[:16]}.log", on_event)
+        shutil.copytree(job.output, folder, dirs_exist_ok=True)
+        (folder / RESULT).write_text(result.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        (folder / "summary.md").write_text(
+            summary(
+                result,
+                peft_config=job.peft_config,
+                training_config=job.training_config,
+                quantization=job.quantization,
+                seed=seed,
+                picture=folder / "loss.png",
+            ),
+            encoding="utf-8",
+        )
+
+    stored = store.publish("training", key, build, force=force)
+    if not stored.reused:
+        # Only now: until the output was published, the checkpoints were all there was.
+        shutil.rmtree(working, ignore_errors=True)
+    result = TrainingResult.model_validate_json((stored.path / RESULT).read_text(encoding="utf-8"))
+    return Adapter(
+        path=stored.path,
+        fingerprint=key,
+        reused=stored.reused,
+        seconds=time.monotonic() - started,
+        sha256=result.adapter_sha256,
+        trainable_parameters=result.trainable_parameters,
+    )
+
+
+def worker_command(module: str, job: Path) -> list[str]:
+    """`accelerate launch` of a worker module, on one device, deaf to configurations of the user's."""
+    return launch.module(
+        "accelerate.commands.launch",
+        "--config_file",
+        str(_CONFIGURATION),
+        "--num_processes=1",
+        "--num_machines=1",
+        "--mixed_precision=no",
+        "--dynamo_backend=no",
+        # Its default is one thread.
+        f"--num_cpu_threads_per_process={available_cores()}",
+        # The worker's own last words stand at the end of the log, not the launcher's traceback.
+        "--quiet",
+        "--module",
+        module,
+        str(job),
+    )
+
+
+def worker_environment() -> dict[str, str]:
+    """One visible device, and nothing from the network: the base is on this machine by now."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    return {"CUDA_VISIBLE_DEVICES": visible, "HF_HUB_OFFLINE": "1", "WANDB_DISABLED": "true"}
+
+
+def _run_worker(
+    job: TrainingJob,
+    settings: TrainingSettings,
+    log: Path,
+    on_event: Callable[[Event], None] | None,
+) -> TrainingResult:
+    said = _LastWords(on_event)
+    job.result.unlink(missing_ok=True)
+    argv = worker_command("tasks.training.worker", launch.write_job(job.working, job))
+    try:
+        launch.run(
+            argv,
+            log=log,
+            name="Training",
+            on_event=said.hear,
+            environment=worker_environment(),
+            timeout_seconds=settings.timeout_minutes and settings.timeout_minutes * 60,
+            stall_seconds=settings.stall_minutes * 60,
+        )
+    except Interrupted as error:
+        raise Interrupted(f"{error} {said.where_it_goes_on()}") from error
+    except WorkerFailed as error:
+        raise said.explain(error, log) from error
+    if not job.result.is_file():
+        raise StageFailed(f"The training worker ended without a result. Full log: {log}")
+    return TrainingResult.model_validate_json(job.result.read_text(encoding="utf-8"))
+
+
+class _LastWords:
+    """Remembers what the worker said, to explain its end."""
+
+    def __init__(self, on_event: Callable[[Event], None] | None) -> None:
+        self._on_event = on_event
+        self._step = 0
+        self._saved: int | None = None
+        self._failed: str | None = None
+        self._crashed = False
+
+    def hear(self, event: Event) -> None:
+        kind = event["event"]
+        if kind == "step":
+            self._step = int(event["step"])
+        elif kind in ("saved", "interrupted"):
+            self._saved = int(event["step"])
+        elif kind == "failed":
+            self._failed = str(event["message"])
+        elif kind == "crashed":
+            self._crashed = True
+        if self._on_event is not None and kind in ("step", "note"):
+            self._on_event(event)
+
+    def where_it_goes_on(self) -> str:
+        if not self._saved:
+            return "No step was completed; the same command starts training again."
+        return f"The same command goes on from the checkpoint of step {self._saved}."
+
+    def explain(self, error: WorkerFailed, log: Path) -> StageFailed:
+        if self._failed is not None:
+            return StageFailed(f"{self._failed}\nFull log: {log}")
+        text = f"{error}\n{self.where_it_goes_on()}"
+        if not self._crashed and "stopped with exit code" in text:
+            # The launcher in between turns a child killed by a signal into exit code 1.
+            text = (
+                f"The training process was ended from outside after step {self._step}: it left no "
+                "traceback. When nobody did that, the kernel did for lack of memory: lower "
+                "training.training_config.per_device_train_batch_size (and raise "
+                "gradient_accumulation_steps by as much), set activation_checkpointing: true, or "
+                f"shorten tokenization.max_length.\n{text}"
+            )
+        return WorkerFailed(text)

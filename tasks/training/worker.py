@@ -1,0 +1,223 @@
+"""The process that trains one adapter: `accelerate launch -m tasks.training.worker job.json`."""
+
+import gc
+import importlib.metadata
+import json
+import logging
+import shutil
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import torch
+import transformers
+from peft.helpers import disable_input_dtype_casting
+from transformers import TrainerState
+
+from tasks.errors import StageFailed
+from tasks.training import checkpoints, loading, saving
+from tasks.training.curve import draw_loss
+from tasks.training.engine import build_trainer, read_rows
+from tasks.training.job import TrainingJob, TrainingResult
+from tasks.training.targets import coverage
+from tasks.training.trainer import AdapterTrainer, StopAtStep
+from tasks.worker import emit, main, write_result
+
+TERMINATED = 128 + signal.SIGTERM
+RELOAD_TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 1e-2}
+"""Allowed difference between trained and reloaded, relative to the largest logit."""
+_log = logging.getLogger(__name__)
+
+
+def train(job: TrainingJob) -> None:
+    """Train, save, prove that the saved adapter is the trained one, and only then answer."""
+    stop = _stop_on_sigterm()
+    transformers.utils.logging.disable_progress_bar()
+    loading.use_all_cores()
+    precision = loading.choose_precision(job.dtype)
+    _note(f"Using {precision.name} on {loading.device_name()}: {precision.reason}.")
+    rows = read_rows(job.tokens / "train.parquet")
+    trainer = build_trainer(job, rows, precision, [StopAtStep(stop)])
+    model = trainer.model
+    trainable, total = model.get_nb_trainable_parameters()
+    if trainable == 0:
+        raise StageFailed(
+            "The adapter has no trainable parameter. Check training.peft_config: target_modules, "
+            "layers_to_transform and exclude_modules together leave nothing."
+        )
+    adapted = coverage(getattr(model, "targeted_module_names", []))
+    _note(f"Training {trainable:,} of {total:,} parameters, on {_modules(adapted)}.")
+    _refuse_a_full_disk(job, trainable)
+
+    resumed = checkpoints.newest_complete(job.checkpoints)
+    started = time.monotonic()
+    _run(trainer, resumed, stop)
+    seconds = time.monotonic() - started
+    state = trainer.state
+    if state.global_step == 0:
+        raise StageFailed(
+            f"Training made no optimizer step on {len(rows)} rows. "
+            "Check num_train_epochs and max_steps in training.training_config."
+        )
+
+    saving.refuse_untrained(model)
+    tokenizer = trainer.processing_class
+    stops = saving.stop_token_ids(rows["labels"], job.base, tokenizer.eos_token_id)
+    shutil.rmtree(job.output, ignore_errors=True)
+    folder = job.output / "adapter"
+    folder.mkdir(parents=True)
+    # Accelerate's wrapper computes in another format than a loaded adapter will.
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    saving.save_adapter(
+        model, folder, base=job.base, base_name=job.base_name, commit=job.base_commit, stops=stops
+    )
+    _write_history(state.log_history, job.output)
+    prompts = saving.fixture_rows(_prompts(job.tokens))
+    logits = saving.fixture_logits(model, prompts)
+    saving.save_fixture(
+        job.output, prompts, logits, dtype=precision.name, quantization=job.quantization
+    )
+    peak, tokens = loading.peak_memory_bytes(), int(trainer._total_train_tokens)
+    del trainer, model
+    # Two bases at once might not fit where one did.
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    difference = saving.check_reload(
+        loading.load_base(job.base, precision, job.quantization),
+        folder,
+        prompts,
+        logits,
+        tolerance=RELOAD_TOLERANCE[precision.name] * (1 if job.quantization == "none" else 5),
+    )
+    losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+    write_result(
+        job.result,
+        TrainingResult(
+            adapter_sha256=checkpoints.sha256_of(folder / saving.WEIGHTS),
+            trainable_parameters=trainable,
+            total_parameters=total,
+            target_modules=adapted,
+            dtype=precision.name,
+            dtype_reason=precision.reason,
+            device=loading.device_name(),
+            steps=state.global_step,
+            resumed_from_step=checkpoints.step_of(resumed) if resumed else None,
+            epochs=float(state.epoch or 0.0),
+            rows=len(rows),
+            first_loss=losses[0],
+            final_loss=_mean_of_last_tenth(losses),
+            tokens=tokens,
+            seconds=seconds,
+            tokens_per_second=tokens / max(seconds, 1e-9),
+            peak_memory_bytes=peak,
+            stop_token_ids=stops,
+            reload_difference=difference,
+            versions={
+                n: importlib.metadata.version(n) for n in ("torch", "transformers", "trl", "peft")
+            },
+        ),
+    )
+
+
+def _run(trainer: AdapterTrainer, resumed: Path | None, stop: threading.Event) -> None:
+    """The training loop, from the checkpoint if there is one; ends the process when asked to stop."""
+    if stop.is_set():
+        _end_interrupted(0 if resumed is None else checkpoints.step_of(resumed))
+    if resumed is not None:
+        _note(f"Going on from the checkpoint of step {checkpoints.step_of(resumed)}.")
+    trainer.start_clock()
+    if resumed is not None and _was_last(resumed):
+        # The trainer would make one step more before it notices.
+        trainer._load_from_checkpoint(str(resumed))
+        trainer.state = TrainerState.load_from_json(str(resumed / "trainer_state.json"))
+        return
+    # Under autocast PEFT's cast of every input to float32 is undone at once: only memory and time.
+    with disable_input_dtype_casting(trainer.model, trainer.args.bf16 or trainer.args.fp16):
+        trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+    if stop.is_set():
+        _end_interrupted(trainer.state.global_step)
+
+
+def _was_last(checkpoint: Path) -> bool:
+    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    return state.global_step >= state.max_steps
+
+
+def _stop_on_sigterm() -> threading.Event:
+    requested = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: requested.set())
+    return requested
+
+
+def _end_interrupted(step: int) -> None:
+    emit("interrupted", step=step)
+    sys.exit(TERMINATED)
+
+
+def _prompts(tokens: Path) -> list[list[int]]:
+    """Generation prompts of test rows, of training rows when there is none."""
+    for name in ("test.parquet", "train.parquet"):
+        table = pq.read_table(tokens / name, columns=["input_ids", "prompt_length"])
+        prompts = [
+            row["input_ids"][: row["prompt_length"]]
+            for row in table.slice(0, 4 * saving.FIXTURE_ROWS).to_pylist()
+        ]
+        if saving.fixture_rows(prompts):
+            return prompts
+    raise StageFailed(f"No row of {tokens} has a prompt of {saving.FIXTURE_POSITIONS} tokens.")
+
+
+def _refuse_a_full_disk(job: TrainingJob, trainable: int) -> None:
+    # Adapter in float32 and two moments of the optimizer, and what lies beside them.
+    checkpoint = trainable * 12 + 20_000_000
+    needed = checkpoint * (int(job.training_config.get("save_total_limit") or 2) + 2)
+    job.checkpoints.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(job.checkpoints).free
+    if free < needed:
+        raise StageFailed(
+            f"The disk of {job.checkpoints} has {free / 1e9:.1f} GB free; checkpoints need about "
+            f"{needed / 1e9:.1f} GB. Free some space, point LORALINE_HOME at another disk, or lower "
+            "training.training_config.save_total_limit."
+        )
+
+
+def _write_history(history: list[dict[str, Any]], folder: Path) -> None:
+    entries = [entry for entry in history if "loss" in entry or "eval_loss" in entry]
+    lines = "".join(json.dumps(entry, sort_keys=True) + "\n" for entry in entries)
+    (folder / "history.jsonl").write_text(lines, encoding="utf-8")
+    draw_loss(entries, folder / "loss.png")
+
+
+def _mean_of_last_tenth(losses: list[float]) -> float:
+    last = losses[-max(1, len(losses) // 10) :]
+    return sum(last) / len(last)
+
+
+def _modules(adapted: dict[str, int]) -> str:
+    return ", ".join(f"{count} x {name}" for name, count in adapted.items()) or "no module"
+
+
+def _note(message: str) -> None:
+    _log.info(message)
+    emit("note", message=message)
+
+
+def _main(job: TrainingJob) -> None:
+    try:
+        train(job)
+    except StageFailed as error:
+        emit("failed", message=str(error))
+        raise
+    except Exception as error:
+        # The parent tells a crash from a kill by whether anything was said.
+        emit("crashed", error=type(error).__name__, message=str(error)[:2000])
+        raise
+
+
+if __name__ == "__main__":
+    main(TrainingJob, _main)

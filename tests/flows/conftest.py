@@ -1,0 +1,87 @@
+"""A pipeline so small that it runs in a test: real stages, real servers, sixty rows, six steps."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+RECIPE = """\
+name: small
+base: {base}
+dataset:
+  sources:
+    - type: python_source
+      package: json
+    - type: python_source
+      package: asyncio
+  split:
+    test: 0.1
+tokenization:
+  max_length: 512
+  long_rows: drop
+training:
+  peft_config:
+    r: 4
+  training_config:
+    max_steps: 6
+    logging_steps: 2
+    per_device_train_batch_size: 4
+    learning_rate: 2.0e-3
+evaluation:
+  max_new_tokens: 12
+  bootstrap_samples: 200
+promotion:
+  policy: automatic
+"""
+
+
+@dataclass
+class Cli:
+    """Runs `loraline` in a folder with a state folder of its own, as a user would."""
+
+    folder: Path
+    python: Path = Path(sys.executable)
+
+    def __call__(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(self.python), "-P", "-m", "flows.cli", *arguments],
+            cwd=self.folder,
+            env=self.environment(**environment),
+            capture_output=True,
+            text=True,
+            timeout=540,
+        )
+
+    def environment(self, **more: str) -> dict[str, str]:
+        inherited = {k: v for k, v in os.environ.items() if k not in ("LORALINE_HOME", "PYTHONPATH")}
+        home = self.folder / "user-home"
+        return {**inherited, "HOME": str(home), "LORALINE_HOME": str(self.folder / ".loraline"), **more}
+
+    def json(self, *arguments: str, **environment: str) -> dict[str, Any]:
+        done = self(*arguments, "--json", **environment)
+        try:
+            value = json.loads(done.stdout)
+        except ValueError:
+            pytest.fail(f"not one JSON object: {done.stdout!r}\n{done.stderr[-3000:]}")
+        assert isinstance(value, dict)
+        return {**value, "exit_code": done.returncode, "stderr": done.stderr}
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory, starter: Path) -> Cli:
+    """A folder with `recipes/small.yaml`."""
+    folder = tmp_path_factory.mktemp("small")
+    (folder / "recipes").mkdir()
+    (folder / "recipes" / "small.yaml").write_text(RECIPE.format(base=starter))
+    return Cli(folder)
+
+
+@pytest.fixture(scope="session")
+def first_run(small: Cli) -> dict[str, Any]:
+    """The outcome of the first run of `recipes/small.yaml`."""
+    return small.json("run", "recipes/small.yaml")

@@ -1,0 +1,94 @@
+"""`loraline check` tells what a run would do, and starts none."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flows.cli import main
+from tasks.home import home
+
+RECIPE = """\
+name: small
+base: {base}
+dataset:
+  sources:
+    - {{type: jsonl, path: rows.jsonl}}
+  split: {{test: 0.3}}
+tokenization: {{max_length: 256}}
+training:
+  peft_config: {{r: 4}}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, tiny_base: Path) -> Path:
+    rows = [{"prompt": f"Question {n}?", "completion": f"Answer {n}."} for n in range(30)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = tmp_path / "small.yaml"
+    path.write_text(RECIPE.format(base=tiny_base))
+    return path
+
+
+def test_check_tells_what_a_run_would_do_and_starts_none(
+    recipe: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", str(recipe), "--rows", "2", "--json"]) == 0
+    out, err = capfd.readouterr()
+    found = json.loads(out)
+    assert found["ok"] is True
+    assert found["training"]["trainable_parameters"] > 0
+    # The words for a person, which stand on standard output without --json.
+    for part in ("valid, named small", "rows to train on", "parameters trained", "memory"):
+        assert part in err
+    assert "qkv_proj" in err
+    assert f"loraline run {recipe}" in err
+    # Without colours brackets stand around what is trained: an answer with its end-of-turn token.
+    assert err.count("<|end|>⟧") == 2
+    # `run` will find these complete; nothing is registered.
+    for stage in ("dataset", "tokenization"):
+        assert (Path(found[stage]["path"]) / "manifest.json").is_file()
+    assert sorted(p.name for p in home().store.iterdir()) == ["dataset", "tokenization"]
+    assert not home().mlflow.exists()
+
+
+def test_modules_that_the_base_does_not_have_are_exit_code_2(
+    recipe: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    modules = "training.peft_config.target_modules=[q_proj, v_proj]"
+    assert main(["check", str(recipe), "--rows", "0", "--json", "--set", modules]) == 2
+    out, err = capfd.readouterr()
+    found = json.loads(out)
+    assert found["ok"] is False
+    assert "q_proj" in found["error"]
+    assert "qkv_proj" in found["error"]
+    # What stood before the mistake was found is told all the same.
+    assert found["dataset"]["rows"]["train"] > 0
+    assert "Traceback" not in err
+
+
+def test_bad_rows_are_told_without_a_model(recipe: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with (recipe.parent / "rows.jsonl").open("a") as stream:
+        stream.write('{"prompt": "x"}\n{broken\n')
+    assert main(["check", str(recipe)]) == 2
+    err = capfd.readouterr().err
+    assert "rows.jsonl:31" in err
+    assert "rows.jsonl:32" in err
+
+
+def test_recipe_data_and_tokens_are_checked_without_torch(recipe: Path) -> None:
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from flows.recipe_check import RecipeCheck\n"
+        "from tasks.home import home\n"
+        "check = RecipeCheck(Path(sys.argv[1]), (), home())\n"
+        "assert check.preview(2)\n"
+        "print(*(m for m in ('torch', 'transformers', 'prefect', 'mlflow') if m in sys.modules))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code, str(recipe)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "\n"

@@ -1,0 +1,176 @@
+"""The whole way through, from the command line, on a pipeline made small."""
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+STAGES = ("dataset", "tokenization", "training", "evaluation", "registration")
+METRICS = {
+    "loss",
+    "perplexity",
+    "token_accuracy",
+    "exact_match",
+    "rouge1",
+    "rouge2",
+    "rougeL",
+    "rougeLsum",
+    "bleu",
+    "chrf",
+    "stop_rate",
+    "mean_length",
+}
+SHARES = METRICS - {"loss", "perplexity", "mean_length"}
+
+
+def test_a_first_run_registers_and_promotes_a_version(first_run: dict[str, Any]) -> None:
+    assert first_run["exit_code"] == 0, first_run["stderr"][-3000:]
+    assert first_run["outcome"] == "registered"
+    assert first_run["model_version"]["name"] == "small"
+    assert first_run["model_version"]["uri"] == "models:/small/1"
+    assert {"champion", "challenger"} <= set(first_run["model_version"]["aliases"])
+    assert [first_run["stages"][s]["reused"] for s in STAGES] == [False] * 5
+    assert first_run["prefect_flow_run_id"]
+    assert first_run["mlflow_run_id"]
+    assert first_run["trainable_parameters"] > 0
+    assert Path(first_run["report"]).is_file()
+
+
+def test_every_metric_is_there_and_shares_lie_between_0_and_1(first_run: dict[str, Any]) -> None:
+    assert first_run["metrics"]["champion"] is None
+    for model in ("base", "challenger"):
+        assert set(first_run["metrics"][model]) == METRICS
+        assert all(0 <= first_run["metrics"][model][m] <= 1 for m in SHARES)
+    for difference in first_run["differences"]["base"].values():
+        assert difference["low"] <= difference["mean"] <= difference["high"]
+
+
+def test_a_second_run_reuses_every_stage_and_names_the_same_version(
+    small: Any, first_run: dict[str, Any]
+) -> None:
+    second = small.json("run", "recipes/small.yaml")
+    assert second["exit_code"] == 0, second["stderr"][-3000:]
+    assert second["outcome"] == "skipped"
+    assert second["model_version"] == first_run["model_version"]
+    assert second["mlflow_run_id"] == first_run["mlflow_run_id"]
+    assert {s: second["stages"][s]["reused"] for s in STAGES} == dict.fromkeys(STAGES, True)
+    assert second["metrics"] == first_run["metrics"]
+    assert "small/1" in second["reason"] or "version 1" in second["reason"]
+
+
+def test_a_comment_or_a_schedule_changes_nothing(small: Any, first_run: dict[str, Any]) -> None:
+    recipe = small.folder / "recipes" / "small.yaml"
+    other = small.folder / "recipes" / "commented.yaml"
+    other.write_text("# words\n" + recipe.read_text() + "schedule: {cron: '0 2 * * *'}\n")
+    again = small.json("run", "recipes/commented.yaml")
+    assert again["outcome"] == "skipped", again["reason"]
+
+
+def test_another_gate_evaluates_again_and_trains_nothing(
+    small: Any, first_run: dict[str, Any]
+) -> None:
+    """A bound that no answer reaches: the version stays what it was, exit code 3."""
+    gate = "evaluation.gate=[{metric: rougeL, min: 0.999}]"
+    refused = small.json("run", "recipes/small.yaml", "--set", gate)
+    assert refused["exit_code"] == 3, refused["stderr"][-3000:]
+    assert refused["outcome"] == "refused"
+    assert refused["gate"]["passed"] is False
+    assert "rougeL" in refused["reason"]
+    assert refused["stages"]["training"]["reused"] is True
+    assert "registration" not in refused["stages"]
+
+
+def test_one_command_after_a_forced_run_the_same_adapter_is_still_one_version(
+    small: Any, first_run: dict[str, Any]
+) -> None:
+    forced = small.json("run", "recipes/small.yaml", "--force")
+    assert forced["exit_code"] == 0, forced["stderr"][-3000:]
+    assert forced["stages"]["training"]["reused"] is False
+    assert forced["model_version"]["version"] == "1"
+    assert forced["mlflow_run_id"] != first_run["mlflow_run_id"]
+
+
+def test_split_names_of_the_source_notebooks_are_refused_with_the_right_ones(small: Any) -> None:
+    names = "[k_proj, q_proj, v_proj, o_proj, gate_proj, down_proj, up_proj]"
+    refused = small.json(
+        "run", "recipes/small.yaml", "--set", f"training.peft_config.target_modules={names}"
+    )
+    assert refused["exit_code"] == 2
+    assert refused["outcome"] == "failed"
+    for name in ("q_proj", "gate_proj", "qkv_proj", "gate_up_proj"):
+        assert name in refused["reason"]
+    assert "Traceback" not in refused["stderr"]
+
+
+def test_nothing_is_written_in_the_users_home(small: Any, first_run: dict[str, Any]) -> None:
+    home = small.folder / "user-home"
+    assert not home.exists() or not [p for p in home.rglob("*") if p.is_file()]
+    assert sorted(p.name for p in small.folder.iterdir()) == sorted(
+        [".loraline", "recipes", *(["user-home"] if home.exists() else [])]
+    )
+
+
+def test_a_killed_training_goes_on_from_its_checkpoint(small: Any, tmp_path: Path) -> None:
+    """SIGKILL of the whole run in the middle of training; the next one resumes and registers."""
+    arguments = [
+        "run",
+        "recipes/small.yaml",
+        "--set",
+        "name=killed",
+        "--set",
+        "training.training_config.max_steps=400",
+        "--set",
+        "training.training_config.save_steps=5",
+    ]
+    process = subprocess.Popen(
+        [str(small.python), "-P", "-m", "flows.cli", *arguments],
+        cwd=small.folder,
+        env=small.environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    work = small.folder / ".loraline" / "work"
+    try:
+        end = time.monotonic() + 240
+        while len(list(work.glob("training-*/**/checkpoint-*/adapter_model.safetensors"))) < 2:
+            assert process.poll() is None, "ended before it could be killed"
+            assert time.monotonic() < end
+            time.sleep(0.2)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    resumed = small.json(*arguments, "--set", "evaluation.bootstrap_samples=100")
+    assert resumed["exit_code"] == 0, resumed["stderr"][-3000:]
+    assert resumed["outcome"] == "registered"
+    assert "resum" in resumed["stderr"].lower()
+
+
+@pytest.mark.skipif(
+    shutil.which("unshare") is None
+    or subprocess.run(["unshare", "-rn", "true"], capture_output=True).returncode != 0,
+    reason="needs unshare and the right to make a network namespace",
+)
+def test_everything_passes_with_the_network_unreachable(small: Any) -> None:
+    """In a network namespace with nothing but loopback."""
+    code = (
+        "import subprocess, sys\n"
+        "subprocess.run(['ip', 'link', 'set', 'lo', 'up'], check=True)\n"
+        f"sys.exit(subprocess.run([{str(small.python)!r}, '-P', '-m', 'flows.cli', 'run',"
+        " 'recipes/small.yaml', '--set', 'name=offline', '--json']).returncode)\n"
+    )
+    done = subprocess.run(
+        ["unshare", "-rn", sys.executable, "-c", code],
+        cwd=small.folder,
+        env=small.environment(),
+        capture_output=True,
+        text=True,
+        timeout=540,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert '"registered"' in done.stdout

@@ -1,0 +1,236 @@
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.artifacts import Dataset
+from tasks.dataset.settings import DatasetSettings
+from tasks.dataset.work import fingerprint_of, prepare_dataset
+from tasks.errors import DataError
+from tasks.store import Store
+
+COUNT = 200
+
+
+def settings(split: dict[str, Any] | None = None, **source: Any) -> DatasetSettings:
+    chosen = {"type": "jsonl", "path": "data/rows.jsonl", **source}
+    return DatasetSettings.model_validate(
+        {"sources": [chosen], "split": split if split is not None else {"test": 0.2}}
+    )
+
+
+def write_rows(folder: Path, count: int = COUNT, name: str = "rows.jsonl") -> Path:
+    path = folder / "data" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = ({"prompt": f"What is {i} + 1?", "completion": f"It is {i + 1}."} for i in range(count))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def prepare(folder: Path, chosen: DatasetSettings | None = None, **more: Any) -> Dataset:
+    arguments = {"salt": "recipe", "recipe_folder": folder, **more}
+    return prepare_dataset(Store(folder / "store"), chosen or settings(), **arguments)
+
+
+def lines(dataset: Dataset, side: str) -> list[dict[str, Any]]:
+    text = (dataset.path / f"{side}.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_the_output_holds_both_sides_a_card_and_a_summary(tmp_path: Path) -> None:
+    write_rows(tmp_path)
+
+    dataset = prepare(tmp_path)
+
+    train, test = lines(dataset, "train"), lines(dataset, "test")
+    assert dataset.rows == {"train": len(train), "test": len(test)}
+    assert len(train) + len(test) == COUNT
+    assert set(train[0]) == {"id", "group", "messages", "source", "label"}
+    assert train[0]["source"].startswith("rows.jsonl:")
+    assert train[0]["label"] is None
+    assert len({row["id"] for row in train + test}) == COUNT
+    summary = (dataset.path / "summary.md").read_text(encoding="utf-8")
+    assert f"{len(train)} rows to train on and {len(test)} rows to test with" in summary
+    assert "It is " in summary
+
+
+def test_no_folder_of_this_machine_stands_in_the_output(tmp_path: Path) -> None:
+    write_rows(tmp_path)
+
+    dataset = prepare(tmp_path)
+
+    for file in dataset.path.iterdir():
+        assert str(tmp_path) not in file.read_text(encoding="utf-8")
+
+
+def test_a_second_call_reuses_the_output(tmp_path: Path) -> None:
+    write_rows(tmp_path)
+
+    first, second = prepare(tmp_path), prepare(tmp_path)
+
+    assert (first.reused, second.reused) == (False, True)
+    assert (second.digest, second.rows) == (first.digest, first.rows)
+    assert prepare(tmp_path, force=True).reused is False
+
+
+def test_the_fingerprint_follows_content_and_not_the_place(tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    path = write_rows(here)
+    write_rows(there)
+
+    def key(folder: Path, chosen: DatasetSettings | None = None, salt: str = "recipe") -> str:
+        return fingerprint_of(chosen or settings(), salt=salt, recipe_folder=folder)
+
+    original = key(here)
+    assert key(there) == original
+    assert key(tmp_path, settings(path=str(path))) == original
+    assert key(here, salt="other") != original
+    assert key(here, settings({"test": 0.3})) != original
+    assert key(here, settings({"test": 0.2, "salt": "given"}), salt="recipe") == original
+    assert key(here, settings(group="prompt")) != original
+    path.write_text(path.read_text().replace("It is 1.", "It is 9."))
+    assert key(here) != original
+
+
+def test_one_changed_byte_makes_another_digest(tmp_path: Path) -> None:
+    path = write_rows(tmp_path)
+    before = prepare(tmp_path)
+
+    path.write_text(path.read_text().replace("It is 1.", "It is 9."))
+
+    assert prepare(tmp_path).digest != before.digest
+
+
+def test_old_rows_keep_their_side_when_the_file_grows(tmp_path: Path) -> None:
+    write_rows(tmp_path)
+    before = prepare(tmp_path)
+    write_rows(tmp_path, COUNT * 2)
+    after = prepare(tmp_path)
+
+    for side in ("train", "test"):
+        old, new = ({row["id"] for row in lines(d, side)} for d in (before, after))
+        assert old < new
+
+
+def test_several_sources_are_read_and_their_bad_rows_shown_together(tmp_path: Path) -> None:
+    first, second = write_rows(tmp_path, 3, "a.jsonl"), write_rows(tmp_path, 3, "b.jsonl")
+    for path in (first, second):
+        path.write_text(path.read_text() + "broken\n")
+    sources = [{"type": "jsonl", "path": f"data/{name}.jsonl"} for name in "ab"]
+
+    with pytest.raises(DataError) as caught:
+        prepare(tmp_path, DatasetSettings.model_validate({"sources": sources}))
+
+    assert str(caught.value).startswith("2 rows are wrong:")
+    assert f"{first}:4: " in str(caught.value)
+    assert f"{second}:4: " in str(caught.value)
+    assert not list((tmp_path / "store" / "dataset").glob("[!.]*"))
+
+
+def test_rows_that_two_sources_share_are_kept_once(tmp_path: Path) -> None:
+    write_rows(tmp_path, 50, "a.jsonl")
+    write_rows(tmp_path, 80, "b.jsonl")
+    sources = [{"type": "jsonl", "path": f"data/{name}.jsonl"} for name in "ab"]
+
+    dataset = prepare(
+        tmp_path, DatasetSettings.model_validate({"sources": sources, "split": {"test": 0.2}})
+    )
+
+    assert sum(dataset.rows.values()) == 80
+    card = json.loads((dataset.path / "card.json").read_text())
+    assert card["read"] == 130
+    assert card["dropped"] == {"same prompt and answer": 50}
+
+
+@pytest.mark.parametrize(
+    ("share", "count", "empty"), [(0.001, 5, "test"), (0.999, 5, "train"), (0.001, 1, "test")]
+)
+def test_an_empty_side_is_an_error_and_no_fallback(
+    tmp_path: Path, share: float, count: int, empty: str
+) -> None:
+    write_rows(tmp_path, count)
+
+    with pytest.raises(DataError, match=f"no {empty} row: {count} row.*dataset.split.salt"):
+        prepare(tmp_path, settings({"test": share}))
+
+
+def test_a_missing_file_is_an_error_before_anything_is_built(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"Cannot read dataset\.sources\[\]\.path data/rows\.jsonl"):
+        prepare(tmp_path)
+
+
+def test_a_source_that_changes_while_it_is_read_is_not_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tasks.dataset import work
+
+    path = write_rows(tmp_path)
+    read = work.read_sources
+
+    def read_and_change(*arguments: Any) -> Any:
+        result = read(*arguments)
+        path.write_text(path.read_text() + json.dumps({"prompt": "x", "completion": "y"}) + "\n")
+        return result
+
+    monkeypatch.setattr(work, "read_sources", read_and_change)
+
+    with pytest.raises(DataError, match="changed while they were read"):
+        prepare(tmp_path)
+
+
+def test_a_python_folder_and_a_limit_work_together(tmp_path: Path) -> None:
+    names = [f"make_{chr(97 + i)}{chr(97 + j)}" for i in range(6) for j in range(10)]
+    for i in range(6):
+        functions = (
+            f'def {name}():\n    """Return the thing called {name} here."""\n    return "{name}"\n'
+            for name in names[10 * i : 10 * i + 10]
+        )
+        path = tmp_path / "src" / f"module_{i}.py"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("\n".join(functions))
+    source = {"type": "python_source", "path": "src", "max_rows": 40}
+    chosen = DatasetSettings.model_validate({"sources": [source], "split": {"test": 0.4}})
+
+    dataset = prepare(tmp_path, chosen)
+
+    assert sum(dataset.rows.values()) == 40
+    card = json.loads((dataset.path / "card.json").read_text())
+    assert card["dropped"] == {"over dataset.sources[].max_rows": 20}
+    train, test = lines(dataset, "train"), lines(dataset, "test")
+    assert not {row["group"] for row in train} & {row["group"] for row in test}
+    assert re.fullmatch(r"make [a-z]{2}", train[0]["label"])
+
+
+def test_sample_rows_cannot_break_out_of_the_summary(tmp_path: Path) -> None:
+    path = write_rows(tmp_path)
+    text = path.read_text().replace("It is ", "````\\n# Not a heading\\n````")
+    path.write_text(text)
+
+    summary = (prepare(tmp_path).path / "summary.md").read_text()
+
+    assert "`````text\n````\n# Not a heading" in summary
+
+
+def test_preparing_needs_no_heavy_library(tmp_path: Path) -> None:
+    write_rows(tmp_path)
+    code = f"""
+import sys
+from pathlib import Path
+from tasks.dataset.settings import DatasetSettings
+from tasks.dataset.work import prepare_dataset
+from tasks.store import Store
+chosen = DatasetSettings.model_validate_json({settings().model_dump_json()!r})
+folder = Path({str(tmp_path)!r})
+prepare_dataset(Store(folder / "store"), chosen, salt="recipe", recipe_folder=folder)
+heavy = ["torch", "transformers", "datasets", "pandas", "pyarrow", "mlflow", "prefect"]
+print([name for name in heavy if name in sys.modules])
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+
+    assert result.stdout.strip() == "[]"

@@ -1,0 +1,219 @@
+"""Tracking: where it goes, and that one run says everything about one pipeline run."""
+
+import json
+import os
+import subprocess
+import sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pandas as pd
+import pytest
+
+from tasks.errors import StageFailed, UserError
+from tasks.home import Home
+from tasks.tracking import Tracker, tracking_uri
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture(scope="module")
+def tracker(tmp_path_factory: pytest.TempPathFactory) -> Tracker:
+    """A home's own database, shared by the module."""
+    return Tracker(Home(tmp_path_factory.mktemp("home").resolve() / ".loraline"))
+
+
+def open_run(tracker: Tracker, **params: object) -> str:
+    return tracker.open_run("docs", "a run", tags={"loraline.recipe": "a"}, params=params)
+
+
+def test_a_home_tracks_in_its_own_database(tmp_path: Path) -> None:
+    assert tracking_uri(Home(tmp_path)) == f"sqlite:///{tmp_path}/mlflow/mlflow.db"
+
+
+def test_the_environment_s_server_comes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.example.org")
+    assert tracking_uri(Home(tmp_path)) == "http://mlflow.example.org"
+
+
+@pytest.mark.parametrize("uri", ["file:///data/mlruns", "./mlruns", "mlruns"])
+def test_a_folder_of_files_is_refused_as_a_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(UserError, match="a folder of files"):
+        tracking_uri(Home(tmp_path))
+
+
+def test_a_running_server_of_this_home_is_used_and_a_stale_one_is_not(tmp_path: Path) -> None:
+    class Healthy(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path == "/health" else 404)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    home = Home(tmp_path)
+    server = HTTPServer(("127.0.0.1", 0), Healthy)
+    url = f"http://127.0.0.1:{server.server_port}"
+    thread = Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        home.stack_file.write_text(json.dumps({"mlflow": {"url": url, "pid": os.getpid()}}))
+        assert tracking_uri(home) == url
+        assert Tracker(home).owns_artifacts
+        assert Tracker(home).ui_url == url
+        ended = subprocess.Popen([sys.executable, "-c", ""])
+        ended.wait()
+        home.stack_file.write_text(json.dumps({"mlflow": {"url": url, "pid": ended.pid}}))
+        assert tracking_uri(home).startswith("sqlite:")
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    home.stack_file.write_text(json.dumps({"mlflow": {"url": url, "pid": os.getpid()}}))
+    assert tracking_uri(home).startswith("sqlite:")
+    home.stack_file.write_text("{")
+    assert tracking_uri(home).startswith("sqlite:")
+
+
+def test_a_run_holds_parameters_metrics_data_files_and_a_table(
+    tracker: Tracker, tmp_path: Path
+) -> None:
+    run_id = open_run(
+        tracker, seed=42, training={"peft_config": {"r": 8, "target_modules": ["a", "b"]}}
+    )
+    tracker.log_metrics(run_id, {"rougeL": 0.5}, step=3)
+    with_writer = tracker.metric_writer(run_id)
+    for step in range(5):
+        with_writer.add({"train.loss": 5.0 - step}, step)
+    with_writer.close()
+    tracker.log_dataset(
+        run_id, name="d", digest="a" * 64, source="jsonl", counts={"train": 3}, context="training"
+    )
+    (tmp_path / "report.md").write_text("# Report\n")
+    tracker.log_files(run_id, [(tmp_path / "report.md", "report")])
+    pd.DataFrame({"id": ["x", "y"], "answer": ["1", "ü"]}).to_parquet(tmp_path / "p.parquet")
+    tracker.log_table(run_id, tmp_path / "p.parquet", "predictions")
+    tracker.log_table(run_id, tmp_path / "p.parquet", "predictions")
+    tracker.describe_run(run_id, "hello")
+    tracker.close_run(run_id, "FINISHED")
+
+    client = tracker.client
+    run = client.get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["training.peft_config.r"] == "8"
+    assert run.data.params["training.peft_config.target_modules"] == '["a", "b"]'
+    assert run.data.metrics == {"rougeL": 0.5, "train.loss": 1.0}
+    history = client.get_metric_history(run_id, "train.loss")
+    assert [(point.step, point.value) for point in history] == [(s, 5.0 - s) for s in range(5)]
+    recorded = run.inputs.dataset_inputs[0].dataset
+    assert recorded.digest == "a" * 36
+    assert json.loads(recorded.profile) == {"train": 3, "digest": "a" * 64}
+    assert run.data.tags["mlflow.note.content"] == "hello"
+    table = json.loads(Path(client.download_artifacts(run_id, "predictions.json")).read_text())
+    assert table == {"columns": ["id", "answer"], "data": [["x", "1"], ["y", "ü"]]}
+    assert json.loads(run.data.tags["mlflow.loggedArtifacts"])[0]["type"] == "table"
+    assert {entry.path for entry in client.list_artifacts(run_id)} == {"report", "predictions.json"}
+    assert tracker.run_url(run_id) == (
+        f"http://127.0.0.1:5000/#/experiments/{run.info.experiment_id}/runs/{run_id}"
+    )
+
+
+def test_points_that_are_sent_twice_are_stored_once(tracker: Tracker) -> None:
+    from tasks.metric_writer import Point
+
+    run_id = open_run(tracker)
+    points = [Point("loss", 1.0, 1_000, 1), Point("loss", 0.5, 2_000, 2)]
+    tracker._send(run_id, points)
+    tracker._send(run_id, points)
+    assert len(tracker.client.get_metric_history(run_id, "loss")) == 2
+
+
+def test_long_and_repeated_parameters_are_no_error(tracker: Tracker) -> None:
+    run_id = open_run(tracker, text="x" * 10_000, many={f"k{i}": i for i in range(250)})
+    tracker.log_params(run_id, {"text": "x" * 10_000, "new@name": None})
+    tracker.log_params(run_id, {"text": "changed"})
+    params = tracker.client.get_run(run_id).data.params
+    assert len(params["text"]) == 6000
+    assert params["text"].endswith("...")
+    assert params["many.k249"] == "249"
+    assert params["new_name"] == "null"
+
+
+def test_a_run_is_found_again_by_its_tags(tracker: Tracker) -> None:
+    tags = {"loraline.fingerprint.training": "it's 1", "loraline.recipe": "x"}
+    run_id = tracker.open_run("found", "a", tags=tags, params={})
+    tracker.open_run("found", "b", tags={"loraline.recipe": "x"}, params={})
+    assert tracker.find_run("found", tags) == run_id
+    assert tracker.find_run("found", {"loraline.recipe": "y"}) is None
+    assert tracker.find_run("no such experiment", tags) is None
+
+
+def test_everything_lies_in_the_home_and_nothing_beside_the_code(
+    tracker: Tracker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("a")
+    before = set(tmp_path.iterdir())
+    run_id = tracker.open_run("own: place/1", "a", tags={}, params={})
+    tracker.log_files(run_id, [(tmp_path / "a.txt", None)])
+    assert set(tmp_path.iterdir()) == before
+    artifacts = tracker.home.mlflow / "artifacts"
+    assert [p.name for p in artifacts.rglob("a.txt")] == ["a.txt"]
+
+
+def test_a_deleted_experiment_is_named_with_the_way_to_restore_it(tracker: Tracker) -> None:
+    run_id = tracker.open_run("gone", "a", tags={}, params={})
+    experiment = tracker.client.get_run(run_id).info.experiment_id
+    tracker.client.delete_experiment(experiment)
+    with pytest.raises(UserError, match=f"restore --experiment-id {experiment}"):
+        tracker.open_run("gone", "b", tags={}, params={})
+
+
+def test_a_server_that_does_not_answer_is_named_without_its_password(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    lost = Tracker(Home(tmp_path), "http://user:hunter2@127.0.0.1:9")
+    with pytest.raises(StageFailed, match=r"MLflow at http://127\.0\.0\.1:9 could not") as caught:
+        lost.open_run("a", "b", tags={}, params={})
+    assert "hunter2" not in str(caught.value)
+
+
+def test_four_first_clients_at_once_find_one_whole_database(tmp_path: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path; from tasks.home import Home\n"
+        "from tasks.tracking import Tracker\n"
+        "print(Tracker(Home(Path(sys.argv[1]))).open_run('e', 'r', tags={}, params={'a': 1}))\n"
+    )
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, str(tmp_path / "home")],
+            cwd=ROOT,
+            env={**os.environ, **Home(tmp_path / "home").environment()},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(4)
+    ]
+    results = [process.communicate(timeout=300) for process in processes]
+    assert all(process.returncode == 0 for process in processes), results
+    assert len({out.strip() for out, _ in results}) == 4
+    client = Tracker(Home(tmp_path / "home")).client
+    experiment = client.get_experiment_by_name("e")
+    assert experiment is not None
+    assert len(client.search_runs([experiment.experiment_id])) == 4
+
+
+def test_importing_the_module_does_not_import_mlflow() -> None:
+    code = "import sys, tasks.tracking, tasks.registry; print('mlflow' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "False"
