@@ -61,6 +61,7 @@ def prefect_connection(
             meanwhile()
             yield connection
             return
+        say("Starting a Prefect server for this run; `loraline ui` keeps one running.")
         with embedded_prefect(home, lock, server_environment(home, os.environ)) as (server, ready):
             connection = Connection(
                 "embedded", server.url, f"a server of this run on {home.prefect}"
@@ -203,9 +204,10 @@ def _profiles_path(
         or _text(pyproject, "tool", "prefect", "profiles_path")
     )
     if named:
-        return cwd / named
+        return cwd / Path(named).expanduser()
     folder = settings.get("PREFECT_HOME")
-    return (cwd / folder if folder else user_home / ".prefect") / "profiles.toml"
+    prefect_home = cwd / Path(folder).expanduser() if folder else user_home / ".prefect"
+    return prefect_home / "profiles.toml"
 
 
 def _toml(path: Path) -> dict[str, object]:

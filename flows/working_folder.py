@@ -128,7 +128,8 @@ def _quickstart(recipe: Path, name: str) -> str:
         r"base:.*": "\n".join(_base(recipe, None)),
     }
     for pattern, line in lines.items():
-        text, replaced = re.subn(rf"(?m)^{pattern}$", lambda _, line=line: line, text, count=1)
+        literal = line.replace("\\", r"\\")
+        text, replaced = re.subn(rf"(?m)^{pattern}$", literal, text, count=1)
         assert replaced, f"the shipped quickstart has no line {pattern}"
     return text
 

@@ -66,7 +66,7 @@ def process_lives(pid: int) -> bool:
     return not _is_zombie(pid)
 
 
-def answers(url: str, *, timeout_seconds: float = 2.0) -> bool:
+def answers(url: str, *, timeout_seconds: float = 5.0) -> bool:
     """Whether a GET of `url` answers 200. Proxies of the environment are not used for loopback."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-_MARKUP = re.compile(r"([\\`*_{}\[\]()#+\-.!|~$<>&:@])")
+_MARKUP = re.compile(r"([\\`*_\[\]|~$<>&:@])")
 _ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;", "|": "&#124;"}
 
 
@@ -18,7 +18,7 @@ def cell(text: str, characters: int) -> str:
 
 def code_block(text: str, characters: int) -> str:
     """`text` between fences that it cannot close."""
-    text = _cut(text, characters)
+    text = _cut(text.strip("\n"), characters)
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}text\n{text}\n{fence}"

@@ -41,7 +41,7 @@ def _how(facts: Mapping[str, Any]) -> str:
     answers = facts["answers"]
     names = [NAMES[model] for model, values in facts["metrics"].items() if values is not None]
     lines = [
-        f"{' and '.join([', '.join(names[:-1]), names[-1]])} answered the same {facts['rows']} test "
+        f"{', '.join(names[:-1]).capitalize()} and {names[-1]} answered the same {facts['rows']} test "
         f"rows, greedily, with at most {answers['max_new_tokens']} tokens an answer, "
         f"{answers['batch_size']} rows at a time, in {answers['dtype']} on {answers['device']}"
         + (f", the base in {answers['quantization']}" if answers["quantization"] != "none" else "")
@@ -54,8 +54,8 @@ def _how(facts: Mapping[str, Any]) -> str:
     ]
     if answers["shortened_rows"]:
         lines.append(
-            f"{answers['shortened_rows']} prompts leave less room in the model's context than "
-            f"{answers['max_new_tokens']} tokens; their answers end there."
+            f"Rows whose prompt leaves less room than that in the model's context, so that their "
+            f"answers end sooner: {answers['shortened_rows']}."
         )
     return "\n".join(lines)
 

@@ -93,7 +93,7 @@ def evaluate_adapter(
         work.mkdir(parents=True)
         answers = _answer(settings, tokens, adapters, base, folder, work, log, on_event)
         scores = _score(settings, ["base", *adapters], folder, work, log, on_event)
-        _write(folder, settings, answers, scores)
+        write_output(folder, settings, answers, scores)
         shutil.rmtree(work)
 
     stored = store.publish("evaluation", key, build, force=force)
@@ -201,9 +201,10 @@ def _score(
     return ScoreResult.model_validate_json(job.result.read_text(encoding="utf-8"))
 
 
-def _write(
+def write_output(
     folder: Path, settings: EvaluationSettings, answers: AnswerResult, scores: ScoreResult
 ) -> None:
+    """Write `metrics.json`, `report.md` and `summary.md` beside the predictions and scores."""
     numbers = scores.model_dump(mode="json")
     metrics = {name: numbers["metrics"].get(name) for name in ("base", "champion", "challenger")}
     differences = {name: numbers["differences"].get(name) for name in ("base", "champion")}

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 from mlflow.models import set_model
-from mlflow.pyfunc import PythonModel
+from mlflow.pyfunc.model import PythonModel
 
 WEIGHT_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json")
 HUB_FILES = [*WEIGHT_FILES, "generation_config.json"]
@@ -55,7 +55,7 @@ class ChatModel(PythonModel):
         adapter = Path(context.artifacts["adapter"])
         check_adapter(adapter, Path(context.artifacts["manifest"]))
         base = find_base(config, adapter)
-        self._name = str(config.get("base_model"))
+        self._name = str(config.get("name"))
         self._default_max_tokens = int(config.get("max_tokens") or 256)
         self._batch_size = int(config.get("batch_size") or 8)
 
@@ -177,9 +177,10 @@ class ChatModel(PythonModel):
                 f"the conversation has {prompt_length} tokens and the model reads at most "
                 f"{self._context_length}. Shorten it."
             )
-        max_tokens = int(_given(request, "max_tokens", self._default_max_tokens))
+        max_tokens = _whole(request, "max_tokens", self._default_max_tokens)
         temperature = float(_given(request, "temperature", 0.0))
         top_p = float(_given(request, "top_p", 1.0))
+        seed = _whole(request, "seed", -1)
         if max_tokens < 1:
             raise ValueError(f"max_tokens is {max_tokens}; it must be at least 1.")
         if temperature < 0 or not 0 < top_p <= 1:
@@ -187,10 +188,7 @@ class ChatModel(PythonModel):
                 f"temperature is {temperature} and top_p {top_p}; temperature must not be negative, "
                 "and top_p must be above 0 and at most 1."
             )
-        seed = _given(request, "seed", None)
-        return Sampling(
-            min(max_tokens, room), temperature, top_p, None if seed is None else int(seed)
-        )
+        return Sampling(min(max_tokens, room), temperature, top_p, None if seed < 0 else seed)
 
     def _batches(self, prompts: list[list[int]], samplings: list[Sampling]) -> Iterator[list[int]]:
         """Rows that are generated together: equal sampling, similar length; seeded rows alone."""
@@ -495,7 +493,14 @@ def _messages(value: Any) -> list[dict[str, str]]:
 def _given(request: dict[str, Any], name: str, default: Any) -> Any:
     """The request's value; a DataFrame marks a value that a row does not have by None or NaN."""
     value = request.get(name)
-    return default if value is None or value != value else value
+    return default if value is None or pd.isna(value) else value
+
+
+def _whole(request: dict[str, Any], name: str, default: int) -> int:
+    value = _given(request, name, default)
+    if isinstance(value, bool) or value != int(value):
+        raise ValueError(f"{name} is {value}; it must be a whole number.")
+    return int(value)
 
 
 set_model(ChatModel())

@@ -88,7 +88,7 @@ def gather(
 
 
 def model_config(
-    *, base: Base, recipe_path: Path, contents: Contents, max_tokens: int
+    *, name: str, base: Base, recipe_path: Path, contents: Contents, max_tokens: int
 ) -> dict[str, Any]:
     """What chat_model.py reads when it is loaded; each key can be overridden by the one who loads.
 
@@ -98,6 +98,7 @@ def model_config(
     local = base.commit is None
     portable = local and not base.model.startswith(("/", "~"))
     return {
+        "name": name,
         "base": "",
         "base_model": base.model if portable or not local else base.path.name,
         "base_commit": base.commit or "",
@@ -128,9 +129,9 @@ def requirements() -> list[str]:
 def signature() -> "ModelSignature":
     """Chat in, chat out, as OpenAI's API has it; stated, so that MLflow need not run the model."""
     from mlflow.models import ModelSignature
-    from mlflow.types.schema import Array, ColSpec, DataType, Object, Property, Schema
+    from mlflow.types.schema import AnyType, Array, ColSpec, DataType, Object, Property, Schema
 
-    text, whole, real = DataType.string, DataType.long, DataType.double
+    text, whole = DataType.string, DataType.long
     message = Object([Property("role", text), Property("content", text)])
     choice = Object(
         [Property("index", whole), Property("message", message), Property("finish_reason", text)]
@@ -140,10 +141,13 @@ def signature() -> "ModelSignature":
         inputs=Schema(
             [
                 ColSpec(Array(message), "messages"),
-                ColSpec(whole, "max_tokens", required=False),
-                ColSpec(real, "temperature", required=False),
-                ColSpec(real, "top_p", required=False),
-                ColSpec(whole, "seed", required=False),
+                # MLflow makes a table of the requests. There a row without the value holds NaN, which
+                # it refuses for whole numbers, as it refuses a whole number for a real one. The model
+                # itself checks these values.
+                *(
+                    ColSpec(AnyType(), name, required=False)
+                    for name in ("max_tokens", "temperature", "top_p", "seed")
+                ),
             ]
         ),
         outputs=Schema(

@@ -8,10 +8,8 @@ from tasks.errors import UserError
 from tasks.registration.job import Verification, VerifyJob
 from tasks.worker import main, write_result
 
-TOLERANCE = {"float32": 1e-4}
-"""Largest difference of a logit that rounding explains, for arithmetic that repeats itself."""
-RELATIVE_TOLERANCE = {"bfloat16": 2**-7, "float16": 2**-10}
-"""Two units in the last place of the largest logit: another batch shape may pick another kernel."""
+TOLERANCE = {"float32": 1e-4, "bfloat16": 2**-7, "float16": 2**-10}
+"""Difference of a logit that rounding explains, relative to the largest one (or to 1)."""
 
 
 def verify(job: VerifyJob) -> None:
@@ -68,11 +66,9 @@ def verify(job: VerifyJob) -> None:
 
 
 def _tolerance(dtype: str, quantization: str, largest: float) -> float:
-    if dtype in TOLERANCE and quantization == "none":
-        return TOLERANCE[dtype]
     # Kernels for quantized weights add in an order of their own.
     factor = 1 if quantization == "none" else 5
-    return factor * RELATIVE_TOLERANCE.get(dtype, 2**-10) * max(largest, 1.0)
+    return factor * TOLERANCE[dtype] * max(largest, 1.0)
 
 
 if __name__ == "__main__":

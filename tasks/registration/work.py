@@ -145,7 +145,11 @@ def register_adapter(
                 tracker.client.update_model_version(name, number, text)
         else:
             config = model_config(
-                base=base, recipe_path=recipe_path, contents=contents, max_tokens=max_tokens
+                name=name,
+                base=base,
+                recipe_path=recipe_path,
+                contents=contents,
+                max_tokens=max_tokens,
             )
             model_id, verification = _upload_and_verify(
                 tracker, contents, config, scratch / "model", run_id, base, report, home

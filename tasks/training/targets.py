@@ -45,7 +45,9 @@ def check_targets(
     """
     if targets is None:
         return
-    targets = targets if isinstance(targets, str) else list(targets)
+    if not isinstance(targets, str):
+        # PEFT keeps them as a set, whose order changes from process to process.
+        targets = sorted(targets) if isinstance(targets, set) else list(targets)
     if not targets:
         raise UserError(
             "training.peft_config.target_modules is empty: nothing would be trained. "

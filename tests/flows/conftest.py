@@ -58,9 +58,16 @@ class Cli:
         )
 
     def environment(self, **more: str) -> dict[str, str]:
-        inherited = {k: v for k, v in os.environ.items() if k not in ("LORALINE_HOME", "PYTHONPATH")}
+        inherited = {
+            k: v for k, v in os.environ.items() if k not in ("LORALINE_HOME", "PYTHONPATH")
+        }
         home = self.folder / "user-home"
-        return {**inherited, "HOME": str(home), "LORALINE_HOME": str(self.folder / ".loraline"), **more}
+        return {
+            **inherited,
+            "HOME": str(home),
+            "LORALINE_HOME": str(self.folder / ".loraline"),
+            **more,
+        }
 
     def json(self, *arguments: str, **environment: str) -> dict[str, Any]:
         done = self(*arguments, "--json", **environment)

@@ -19,6 +19,7 @@ import pytest
 
 from flows.server_lock import ServerLock
 from tasks.home import Home
+from tasks.stack import Server, running, write_stack
 
 
 def free_port() -> int:
@@ -62,6 +63,10 @@ def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ui]:
     """Both servers on free ports. The last test of this module ends them."""
     folder = tmp_path_factory.mktemp("ui")
     environment = environment_for(folder)
+    home = Home(folder / "state")
+    home.root.mkdir()
+    # Left by servers that were killed.
+    write_stack(home, {"prefect": Server("http://127.0.0.1:9/api", 2**22 + 1)})
     ports = free_port(), free_port()
     command = [sys.executable, "-P", "-m", "flows.cli", "ui"]
     process = subprocess.Popen(
@@ -72,9 +77,12 @@ def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ui]:
         env=environment,
         cwd=folder,
     )
-    home = Home(folder / "state")
     try:
-        wait_for(home.stack_file, process)
+        deadline = time.monotonic() + 240
+        while running(home, "mlflow") is None:
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline, "the servers did not start"
+            time.sleep(0.2)
         urls = [f"http://127.0.0.1:{port}" for port in ports]
         yield Ui(home, process, f"{urls[0]}/api", urls[1], environment)
     finally:
@@ -209,22 +217,28 @@ with prefect_connection(state, "loraline run small.yaml", print) as connection:
 """
 
 
-def test_the_embedded_server_keeps_the_run_and_ends_with_it(tmp_path: Path) -> None:
-    environment = environment_for(tmp_path)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working directory whose state both tests below use: its database is created once."""
+    return tmp_path_factory.mktemp("embedded")
+
+
+def test_the_embedded_server_keeps_the_run_and_ends_with_it(folder: Path) -> None:
+    environment = environment_for(folder)
     done = subprocess.run(
-        [sys.executable, "-P", "-c", EMBEDDED, str(tmp_path / "url")],
+        [sys.executable, "-P", "-c", EMBEDDED, str(folder / "url")],
         env=environment,
-        cwd=tmp_path,
+        cwd=folder,
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
     # The last log lines reached the server before it ended.
     assert "Error logging to API" not in done.stderr
-    assert not (tmp_path / "user-home").exists()
+    assert not (folder / "user-home").exists()
     with pytest.raises(httpx.ConnectError):
-        httpx.get((tmp_path / "url").read_text(), timeout=5)
-    with sqlite3.connect(tmp_path / "state" / "prefect" / "prefect.db") as database:
+        httpx.get((folder / "url").read_text(), timeout=5)
+    with sqlite3.connect(folder / "state" / "prefect" / "prefect.db") as database:
         states = database.execute("select state_type from task_run").fetchall()
         logs = database.execute("select message from log").fetchall()
     assert states == [("COMPLETED",)]
@@ -232,13 +246,13 @@ def test_the_embedded_server_keeps_the_run_and_ends_with_it(tmp_path: Path) -> N
 
 
 def test_the_embedded_server_dies_with_a_run_that_is_killed_and_ui_waits_for_that(
-    tmp_path: Path,
+    folder: Path, tmp_path: Path
 ) -> None:
-    environment = environment_for(tmp_path)
+    environment = environment_for(folder)
     process = subprocess.Popen(
         [sys.executable, "-P", "-c", EMBEDDED, str(tmp_path / "url"), "stay"],
         env=environment,
-        cwd=tmp_path,
+        cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -255,6 +269,6 @@ def test_the_embedded_server_dies_with_a_run_that_is_killed_and_ui_waits_for_tha
     process.communicate()
     _, alive = psutil.wait_procs(server, timeout=20)
     assert not alive
-    lock = ServerLock(Home(tmp_path / "state"))
+    lock = ServerLock(Home(folder / "state"))
     assert lock.acquire("the next run")
     lock.release()

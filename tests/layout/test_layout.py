@@ -34,7 +34,9 @@ def test_tests_hold_no_packages() -> None:
 
 def test_no_file_is_called_utils() -> None:
     vague = re.compile(r"^(utils?|helpers?|common|manager|misc)$")
-    paths = [p for top in ("flows", "tasks", "tests", "benchmarks") for p in (ROOT / top).rglob("*")]
+    paths = [
+        p for top in ("flows", "tasks", "tests", "benchmarks") for p in (ROOT / top).rglob("*")
+    ]
     assert not [p for p in paths if vague.match(p.stem)]
 
 

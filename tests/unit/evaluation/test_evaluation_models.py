@@ -1,6 +1,9 @@
 """The worker that measures loss and generates, on real tiny models."""
 
+import json
+import shutil
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +14,9 @@ from transformers import AutoModelForCausalLM
 
 from tasks.artifacts import Adapter, Tokens
 from tasks.errors import UserError
-from tasks.evaluation import worker
+from tasks.evaluation import answering, models
 from tasks.evaluation.batches import batches
+from tasks.evaluation.job import AnswerJob
 
 Rows = dict[str, list[Any]]
 
@@ -34,7 +38,7 @@ def model(tiny_base: Path) -> Any:
 
 
 def answers_of(model: Any, prompts: list[list[int]], stops: list[int], size: int) -> Any:
-    return worker.generate(model, prompts, [24] * len(prompts), size, stops, "base")
+    return answering.generate(model, prompts, [24] * len(prompts), size, stops, "base")
 
 
 def test_greedy_answers_do_not_depend_on_the_batch_in_fp32(
@@ -84,15 +88,19 @@ def test_a_token_equal_to_the_padding_id_in_a_prompt_is_no_padding(
 def test_a_row_near_the_end_of_the_context_keeps_only_its_room(
     model: Any, prompts: list[list[int]], stops: list[int]
 ) -> None:
-    answers = worker.generate(model, prompts[:2], [5, 24], 2, stops, "base")
+    answers = answering.generate(model, prompts[:2], [5, 24], 2, stops, "base")
     assert [len(ids) for ids, _ in answers] == [5, 24]
 
 
 def test_the_loss_equals_the_models_own_and_does_not_depend_on_padding(
     model: Any, rows: Rows, stops: list[int]
 ) -> None:
-    alone, alone_correct = worker.measure(model, rows["input_ids"], rows["labels"], 1, stops[0])
-    together, correct = worker.measure(model, rows["input_ids"], rows["labels"], 8, stops[0])
+    alone, alone_correct = answering.measure(
+        model, rows["input_ids"], rows["labels"], 1, stops[0], "base"
+    )
+    together, correct = answering.measure(
+        model, rows["input_ids"], rows["labels"], 8, stops[0], "base"
+    )
     assert together == pytest.approx(alone, rel=1e-5)
     assert correct == alone_correct
     for number, (ids, labels) in enumerate(zip(rows["input_ids"], rows["labels"], strict=True)):
@@ -105,9 +113,9 @@ def test_the_loss_equals_the_models_own_and_does_not_depend_on_padding(
 def test_the_loss_of_many_logits_is_measured_in_smaller_batches(
     model: Any, rows: Rows, stops: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = worker.measure(model, rows["input_ids"], rows["labels"], 8, stops[0])
-    monkeypatch.setattr(worker, "LOGITS_AT_ONCE", 1)
-    small = worker.measure(model, rows["input_ids"], rows["labels"], 8, stops[0])
+    whole = answering.measure(model, rows["input_ids"], rows["labels"], 8, stops[0], "base")
+    monkeypatch.setattr(answering, "LOGITS_AT_ONCE", 1)
+    small = answering.measure(model, rows["input_ids"], rows["labels"], 8, stops[0], "base")
     assert small[0] == pytest.approx(whole[0], rel=1e-5)
 
 
@@ -120,19 +128,19 @@ def test_an_adapter_changes_the_answers_and_leaves_the_base_as_it_was(
     champion: Adapter,
 ) -> None:
     def seen(worn: Any) -> Any:
-        loss, _ = worker.measure(worn, rows["input_ids"], rows["labels"], 4, stops[0])
+        loss, _ = answering.measure(worn, rows["input_ids"], rows["labels"], 4, stops[0], "base")
         return answers_of(worn, prompts, stops, 4), loss
 
     before = seen(model)
     found = {}
     for name, adapter in (("champion", champion), ("challenger", challenger)):
-        with worker._wearing(model, name, adapter.folder) as worn:
+        with models.wearing(model, name, adapter.folder) as worn:
             found[name] = seen(worn)
     assert found["champion"] != before
     assert found["challenger"] != before
     assert found["champion"] != found["challenger"]
     assert seen(model) == before
-    with worker._wearing(model, "champion", champion.folder) as worn:
+    with models.wearing(model, "champion", champion.folder) as worn:
         assert seen(worn) == found["champion"]
 
 
@@ -145,7 +153,7 @@ def test_an_adapter_of_another_shape_is_refused_in_words(
     config.hidden_size = 16
     other = Phi3ForCausalLM(config)
     with pytest.raises(UserError, match="does not fit the base model"):
-        worker._wearing(other, "champion", challenger.folder).__enter__()
+        models.wearing(other, "champion", challenger.folder).__enter__()
 
 
 def test_an_adapter_with_a_missing_weight_is_refused_in_words(
@@ -158,7 +166,7 @@ def test_an_adapter_with_a_missing_weight_is_refused_in_words(
     lost = sorted(weights)[0]
     save_file({name: value for name, value in weights.items() if name != lost}, path)
     with pytest.raises(UserError, match="1 weights differ in name"):
-        worker._wearing(model, "challenger", path.parent).__enter__()
+        models.wearing(model, "challenger", path.parent).__enter__()
 
 
 def test_batches_hold_every_row_once_and_pad_on_the_left() -> None:
@@ -174,30 +182,46 @@ def test_batches_hold_every_row_once_and_pad_on_the_left() -> None:
 def test_the_base_brings_no_generation_settings_of_its_own(
     tiny_base: Path, tmp_path: Path, prompts: list[list[int]], stops: list[int]
 ) -> None:
-    import json
-    import shutil
-
-    from tasks.evaluation.job import AnswerJob
-
     folder = tmp_path / "penalised"
     shutil.copytree(tiny_base, folder)
     config = json.loads((folder / "generation_config.json").read_text())
     config |= {"repetition_penalty": 5.0, "no_repeat_ngram_size": 1}
     (folder / "generation_config.json").write_text(json.dumps(config))
-    job = AnswerJob(
-        base=folder,
-        adapters={},
-        tokenizer=folder / "tokenizer.json",
-        rows=tmp_path,
-        stop_tokens=stops,
-        max_new_tokens=24,
-        batch_size=4,
-        dtype="float32",
-        quantization="none",
-        predictions=tmp_path,
-        result=tmp_path,
-    )
-    plain = worker.load_base(job.model_copy(update={"base": tiny_base}), "cpu", torch.float32)
-    penalised = worker.load_base(job, "cpu", torch.float32)
+    job = job_for(folder, stop_tokens=stops)
+    plain = models.load_base(job.model_copy(update={"base": tiny_base}), "cpu", torch.float32)
+    penalised = models.load_base(job, "cpu", torch.float32)
     expected = answers_of(plain, prompts, stops, 4)
     assert answers_of(penalised, prompts, stops, 4) == expected
+
+
+def job_for(base: Path, **changed: Any) -> AnswerJob:
+    values: dict[str, Any] = {
+        "base": base,
+        "adapters": {},
+        "tokenizer": base / "tokenizer.json",
+        "rows": base,
+        "stop_tokens": [1],
+        "max_new_tokens": 4,
+        "batch_size": 4,
+        "dtype": "auto",
+        "quantization": "none",
+        "predictions": base,
+        "result": base,
+    }
+    return AnswerJob(**{**values, **changed})
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
+def test_on_a_cpu_the_arithmetic_is_fp32_unless_the_recipe_says_otherwise(tiny_base: Path) -> None:
+    assert models.arithmetic(job_for(tiny_base))[:2] == ("cpu", torch.float32)
+    device, dtype, why = models.arithmetic(job_for(tiny_base, dtype="bfloat16"))
+    assert (device, dtype) == ("cpu", torch.bfloat16)
+    assert "evaluation.dtype" in why
+
+
+@pytest.mark.skipif(
+    find_spec("bitsandbytes") is not None, reason="is about machines without bitsandbytes"
+)
+def test_quantization_without_its_library_is_refused_with_the_way_out(tiny_base: Path) -> None:
+    with pytest.raises(UserError, match=r"loraline\[gpu\]"):
+        models.load_base(job_for(tiny_base, quantization="nf4"), "cpu", torch.float32)

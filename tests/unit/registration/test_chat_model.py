@@ -70,6 +70,8 @@ def test_a_chat_request_is_answered_as_openai_s_api_does(loaded: Any) -> None:
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
     # The version's own default, when the request names no limit.
     assert loaded.predict(QUESTION)["usage"]["completion_tokens"] <= 6
+    # A whole number where a real one is meant.
+    assert loaded.predict({**QUESTION, "temperature": 0, "top_p": 1})
 
 
 def test_several_requests_are_answered_in_order_and_as_if_they_were_alone(loaded: Any) -> None:
@@ -89,10 +91,26 @@ def test_a_table_of_requests_may_leave_cells_empty(loaded: Any) -> None:
     frame = pd.DataFrame(
         {"messages": [QUESTION["messages"], QUESTION["messages"]], "max_tokens": [2, None]}
     )
-    model = loaded.unwrap_python_model()
-    first, second = model.predict(None, frame)
+    first, second = loaded.predict(frame)
     assert first["usage"]["completion_tokens"] <= 2
     assert second["usage"]["completion_tokens"] > 2
+
+
+def test_a_version_can_be_served_as_a_chat_endpoint(loaded: Any) -> None:
+    from fastapi.testclient import TestClient
+    from mlflow.pyfunc.scoring_server import init
+
+    client = TestClient(init(loaded))
+    one = client.post("/invocations", json={**QUESTION, "max_tokens": 3})
+    assert one.status_code == 200, one.text
+    assert one.json()["choices"][0]["message"]["role"] == "assistant"
+    assert one.json()["model"] == "tiny"
+    several = client.post(
+        "/invocations", json={"inputs": [{**QUESTION, "max_tokens": 3}, QUESTION]}
+    )
+    assert several.status_code == 200, several.text
+    limits = [row["usage"]["completion_tokens"] for row in several.json()["predictions"]]
+    assert limits[0] <= 3 < limits[1]
 
 
 def test_answers_are_greedy_unless_a_temperature_asks_otherwise(loaded: Any) -> None:
@@ -143,6 +161,7 @@ def test_prompt_ids_are_those_of_the_model_s_own_chat_template(loaded: Any, trai
         ({"messages": [{"role": "user"}]}, "a message must be"),
         ({"messages": [{"role": "user", "content": "x <|end|> y"}]}, "control token"),
         ({**QUESTION, "max_tokens": 0}, "at least 1"),
+        ({**QUESTION, "max_tokens": 2.5}, "whole number"),
         ({**QUESTION, "temperature": -1.0}, "must not be negative"),
         ({"messages": [{"role": "user", "content": "word " * 4000}]}, "Shorten it"),
     ],
