@@ -8,6 +8,8 @@ import os
 import sys
 import time
 import tomllib
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from typing import Literal
 
 from flows.server_lock import ServerLock
 from flows.servers import embedded_prefect
+from tasks.errors import StageFailed
 from tasks.home import Home
 from tasks.stack import Server, read_stack, running
 
@@ -48,6 +51,7 @@ def prefect_connection(
     """
     chosen = user_connection(os.environ, Path.cwd(), Path.home())
     if chosen is not None:
+        _refuse_unreachable(chosen)
         meanwhile()
         yield chosen
         return
@@ -75,6 +79,19 @@ def prefect_connection(
                 _send_what_is_queued()
     finally:
         lock.release()
+
+
+def _refuse_unreachable(connection: Connection) -> None:
+    """Raises: StageFailed when nothing answers there; any answer, a refusal too, is left to Prefect."""
+    try:
+        urllib.request.urlopen(f"{connection.url.rstrip('/')}/health", timeout=10).close()
+    except urllib.error.HTTPError:
+        return
+    except (OSError, ValueError) as error:
+        raise StageFailed(
+            f"The Prefect server {connection.url}, named by {connection.reason}, does not answer "
+            f"({error}). Start it, or take the setting away: loraline then starts a server of its own."
+        ) from error
 
 
 def _stack_or_lock(home: Home, lock: ServerLock, purpose: str, say: Say) -> Server | None:

@@ -47,8 +47,9 @@ def explain(error: BaseException) -> Failure:
     trace = "".join(traceback.format_exception(error))
     if isinstance(error, LoralineError):
         return Failure(str(error), error.exit_code, trace)
-    if isinstance(error, KeyboardInterrupt):
-        return Failure("stopped by Ctrl-C.", Interrupted.exit_code, trace)
+    if not isinstance(error, Exception):
+        # Ctrl-C, a signal, or Prefect's cancellation.
+        return Failure("stopped on request.", Interrupted.exit_code, trace)
     text = f"{type(error).__name__}: {error}".strip().removesuffix(":")
     where = _keep(trace)
     if where is None:

@@ -39,17 +39,17 @@ def retrain(
         dataset = run.keep(prepare_dataset(run.store, **run.for_dataset()))
         tokens = run.keep(tokenize_dataset(run.store, **run.for_tokenization(dataset)))
         adapter = run.keep(train_adapter(run.store, **run.for_training(tokens)))
-        if run.is_registered(tokens, adapter):
+        if run.is_done(tokens, adapter):
             return _ended("Skipped", run)
-        champion = find_champion(run.tracker, run.recipe.model_name, unlike=adapter)
+        champion = find_champion(run.tracker, run.recipe.model_name)
         report = run.keep(
             evaluate_adapter(run.store, **run.for_evaluation(tokens, adapter, champion))
         )
         if run.is_refused(report):
             return _ended("Refused", run)
         version = register_adapter(**run.for_registration(dataset, tokens, adapter, report))
-        version = promote_version(run.recipe.promotion, version, run.tracker)
-        run.close_with(version)
+        version, decision = promote_version(**run.for_promotion(version, champion))
+        run.close_with(version, decision)
     return _ended("Completed", run)
 
 

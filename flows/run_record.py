@@ -1,5 +1,7 @@
 """What one run of the pipeline is: its recipe, its one MLflow run, and the outcome it comes to."""
 
+import json
+import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +31,7 @@ from tasks.tracking import Tracker
 
 if TYPE_CHECKING:
     from tasks.metric_writer import MetricWriter
+    from tasks.promotion.work import Decision
     from tasks.registry import Champion
 
 _Output = TypeVar("_Output", bound=Artifact)
@@ -38,6 +41,7 @@ _STAGE_OF: dict[type[Artifact], Stage] = {
     Adapter: "training",
     Report: "evaluation",
 }
+_log = logging.getLogger(__name__)
 _LIVE_METRICS = ("loss", "learning_rate", "grad_norm", "tokens_per_second")
 
 
@@ -63,6 +67,7 @@ class RunRecord:
         self.home.prepare()
         self.recipe_path = recipe.expanduser().absolute()
         self.recipe = load_recipe(self.recipe_path, overrides)
+        self.recipe_text = _with_overrides(self.recipe_path, overrides)
         self.base = resolve_base(self.recipe.base, self.recipe_path, self.home)
         self.store = Store(self.home.store)
         self.tracker = Tracker(self.home)
@@ -78,6 +83,8 @@ class RunRecord:
         self._writer: MetricWriter | None = None
         self._listening = listening(self._hear)
         self._registering = (0.0, "")
+        self._sent_steps: set[int] = set()
+        self._no_live_metrics = False
 
     def __enter__(self) -> Self:
         """Listen to what the stages announce."""
@@ -95,13 +102,17 @@ class RunRecord:
         self._listening.__exit__(kind, error, trace)
         if self._run_id is None:
             return
-        stopped = isinstance(error, Interrupted | KeyboardInterrupt)
+        # Ctrl-C, SIGTERM and Prefect's cancellation are not errors of the run.
+        stopped = isinstance(error, Interrupted) or not isinstance(error, Exception)
+        status: Literal["FINISHED", "KILLED", "FAILED"] = (
+            "FINISHED" if error is None else "KILLED" if stopped else "FAILED"
+        )
         try:
-            if self._writer is not None:
-                self._writer.close()
-            self.tracker.close_run(
-                self._run_id, "FINISHED" if error is None else "KILLED" if stopped else "FAILED"
-            )
+            try:
+                if self._writer is not None:
+                    self._writer.close()
+            finally:
+                self.tracker.close_run(self._run_id, status)
         except Exception:
             # The first error is the one that a person must read.
             if error is None:
@@ -171,7 +182,15 @@ class RunRecord:
     def for_evaluation(
         self, tokens: Tokens, adapter: Adapter, champion: "Champion | None"
     ) -> dict[str, Any]:
-        """What `evaluate_adapter` is given."""
+        """What `evaluate_adapter` is given.
+
+        An adapter that is champion already has nothing to gain over itself: it is judged as the first,
+        and so is one whose champion belongs on another base.
+        """
+        if champion is not None and (
+            champion.adapter_sha256 == adapter.sha256 or not self._comparable(champion)
+        ):
+            champion = None
         return {
             "settings": self.recipe.evaluation,
             "tokens": tokens,
@@ -203,11 +222,24 @@ class RunRecord:
             "report": report,
             "base": self.base,
             "recipe_path": self.recipe_path,
-            "recipe_text": self.recipe_path.read_text(encoding="utf-8"),
+            "recipe_text": self.recipe_text,
             "recipe_digest": self.recipe_digest,
             "prefect_flow_run_id": self.outcome.prefect_flow_run_id,
             "max_tokens": self.recipe.evaluation.max_new_tokens,
         }
+
+    def for_promotion(self, version: Version, champion: "Champion | None") -> dict[str, Any]:
+        """What `promote_version` is given."""
+        return {
+            "settings": self.recipe.promotion,
+            "version": version,
+            "tracker": self.tracker,
+            "judged_against": champion and champion.version,
+            "comparable": self._comparable(champion),
+        }
+
+    def _comparable(self, champion: "Champion | None") -> bool:
+        return champion is None or champion.base_sha256 == self.base.weights_sha256
 
     def keep(self, output: _Output) -> _Output:
         """Write a stage's output into the outcome."""
@@ -224,16 +256,21 @@ class RunRecord:
         self._announce()
         return output
 
-    def is_registered(self, tokens: Tokens, adapter: Adapter) -> bool:
-        """Whether nothing is left to do: this adapter, judged by these rules, is a version already."""
+    def is_done(self, tokens: Tokens, adapter: Adapter) -> bool:
+        """Whether nothing is left to do: this adapter, judged by these rules, is a version already,
+        and the promotion policy has had its say on it.
+        """
         if self.force:
             return False
         key = self._registration_key(tokens, adapter)
         found = find_registered(self.store, key, self.tracker)
-        report = found and find_report(self.store, found[1])
+        report = None if found is None else find_report(self.store, found.evaluation)
         if found is None or report is None:
             return False
-        version = found[0]
+        if self.recipe.promotion.policy == "automatic" and not found.was_promoted:
+            # Stopped between registration and promotion, or the policy has changed since.
+            return False
+        version = found.version
         self.keep(report)
         self._time("registration", key, True, 0.0)
         for stage in ("evaluation", "registration"):
@@ -263,19 +300,17 @@ class RunRecord:
         self._end("refused", f"The gate refused the adapter. {' '.join(broken)}")
         return True
 
-    def close_with(self, version: Version) -> None:
+    def close_with(self, version: Version, decision: "Decision") -> None:
         """Write the registered version into the outcome, and what happens to it next."""
         started, key = self._registering
         self._time("registration", key, False, time.monotonic() - started)
-        here = f"Version {version.version} of {version.name}"
+        reason = f"Version {version.version} of {version.name}: {decision.reason}"
         if "champion" in version.aliases:
-            self._end("registered", f"{here} is champion.", version)
-            return
-        how = f"Make it champion with its alias on {self.tracker.version_url(version.name, version.version)}"
-        if self.recipe.promotion.policy == "approval":
-            self._end("awaiting_approval", f"{here} waits for approval. {how}", version)
+            reason += " It is champion."
         else:
-            self._end("registered", f"{here} is challenger; promotion is manual. {how}", version)
+            page = self.tracker.version_url(version.name, version.version)
+            reason += f" It is challenger; to promote it, give it the alias `champion` on {page}"
+        self._end(decision.outcome, reason, version)
 
     def _judged_before(self, report: Report) -> str | None:
         """The MLflow run that holds this very report, when nothing was done in this run."""
@@ -311,17 +346,19 @@ class RunRecord:
         for model in ("base", "champion"):
             values = report.metrics[model] or {}
             tracker.log_metrics(run_id, {f"{model}.{name}": v for name, v in values.items()})
+        tracker.log_text(run_id, self.recipe_text, f"recipe/{self.recipe_path.name}")
+        tracker.describe_run(run_id, self._description(dataset, report))
         summaries = [
             (output.path / "summary.md", f"summaries/{stage}")
             for stage, output in self._outputs.items()
         ]
-        curve = self._outputs["training"].path / "loss.png"
+        training = self._outputs["training"].path
+        self._send_missing_steps(training / "history.jsonl")
         tracker.log_files(
             run_id,
             [
-                (self.recipe_path, "recipe"),
                 (report.document, "report"),
-                (curve, "report"),
+                (training / "loss.png", "report"),
                 *summaries,
             ],
         )
@@ -334,6 +371,18 @@ class RunRecord:
         )
         if self.recipe.evaluation.sample_answers:
             tracker.log_table(run_id, report.path / "predictions.parquet", "predictions")
+
+    def _description(self, dataset: Dataset, report: Report) -> str:
+        """The text of the run's page."""
+        gate = report.gate
+        verdict = "has none" if gate is None else "passed" if gate["passed"] else "refused"
+        lines = [
+            f"Adapter `{self.recipe.name}` on {dataset.rows['train']:,} training rows, "
+            f"evaluated on {dataset.rows['test']:,}. Gate: {verdict}."
+        ]
+        if self.prefect.url:
+            lines.append(f"[Flow run in Prefect]({self.prefect.url})")
+        return "\n\n".join(lines)
 
     def _time(self, stage: Stage, fingerprint: str, reused: bool, seconds: float) -> None:
         self.outcome.stages[stage] = StageTiming(
@@ -354,14 +403,41 @@ class RunRecord:
 
     def _hear(self, event: Event) -> None:
         kind = event["event"]
-        if event.get("stage") != "training" or kind not in ("note", "step"):
+        if (
+            event.get("stage") != "training"
+            or kind not in ("note", "step")
+            or self._no_live_metrics
+        ):
             return
-        # Something is really trained: only its worker says such things.
         if self._writer is None:
-            self._writer = self.tracker.metric_writer(self.run_id)
+            # Something is really trained: only then are there such events. The first comes before the
+            # worker starts, so that a slow MLflow never keeps the worker's output waiting.
+            try:
+                self._writer = self.tracker.metric_writer(self.run_id)
+            except Exception:
+                self._no_live_metrics = True
+                _log.warning("No live metrics: MLflow does not answer; they are sent at the end")
+                return
         if kind == "step":
-            values = {f"train.{name}": event[name] for name in _LIVE_METRICS if event.get(name)}
-            self._writer.add(values, event["step"])
+            self._sent_steps.add(event["step"])
+            self._writer.add(_live(event), event["step"])
+
+    def _send_missing_steps(self, history: Path) -> None:
+        """Send the steps that this run's MLflow run lacks: those before a resume, or during an outage."""
+        with history.open(encoding="utf-8") as lines:
+            for event in map(json.loads, lines):
+                if event["step"] not in self._sent_steps:
+                    self.tracker.log_metrics(self.run_id, _live(event), event["step"])
 
     def _announce(self) -> None:
         announce("outcome", outcome=self.outcome.model_dump(mode="json"))
+
+
+def _live(event: Event) -> dict[str, float]:
+    return {f"train.{name}": event[name] for name in _LIVE_METRICS if event.get(name) is not None}
+
+
+def _with_overrides(recipe: Path, overrides: tuple[str, ...]) -> str:
+    """The recipe as it was run: its text, read once, and the overrides as comments."""
+    text = recipe.read_text(encoding="utf-8")
+    return text + "".join(f"# --set {override}\n" for override in overrides)

@@ -58,6 +58,8 @@ class RunState:
                     f"{_count(event.get('total'))} answers"
                 )
                 stage.fraction = _share(event.get("done"), event.get("total"))
+            case "waiting":
+                stage.detail = f"waiting: {event.get('message', '')}"
             case "note":
                 stage.detail = str(event.get("message", ""))
         return stage

@@ -4,6 +4,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from flows.program import program
 from tasks.artifacts import Outcome
 
 _HEADLINES = {
@@ -69,10 +70,11 @@ def next_commands(outcome: Outcome) -> list[str]:
     aliases = version.get("aliases")
     alias = "champion" if isinstance(aliases, list) and "champion" in aliases else None
     uri = f"models:/{name}@{alias}" if alias else str(version.get("uri"))
+    call = program()
     return [
-        f"loraline versions {name}",
-        f'loraline predict {uri} --prompt "..."',
-        "loraline ui    # this folder's Prefect and MLflow in the browser",
+        f"{call} versions {name}",
+        f'{call} predict {uri} --prompt "..."',
+        f"{call} ui    # this folder's Prefect and MLflow in the browser",
     ]
 
 

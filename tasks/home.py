@@ -4,6 +4,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from tasks.errors import UserError
+
 VARIABLE = "LORALINE_HOME"
 
 
@@ -73,13 +75,22 @@ class Home:
         }
 
     def prepare(self) -> None:
-        """Create the folder and put its environment into this process."""
-        self.root.mkdir(parents=True, exist_ok=True)
-        ignore = self.root / ".gitignore"
-        if not ignore.exists():
-            ignore.write_text("*\n", encoding="utf-8")
-        self.locks.mkdir(exist_ok=True)
-        self.logs.mkdir(exist_ok=True)
+        """Create the folder and put its environment into this process.
+
+        Raises: UserError when it cannot be written.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            ignore = self.root / ".gitignore"
+            if not ignore.exists():
+                ignore.write_text("*\n", encoding="utf-8")
+            self.locks.mkdir(exist_ok=True)
+            self.logs.mkdir(exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"The state folder {self.root} cannot be written: {error.strerror or error}. "
+                f"Name another one with --home or {VARIABLE}, or mend its permissions."
+            ) from error
         os.environ.update(self.environment())
 
 

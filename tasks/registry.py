@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 CHALLENGER = "challenger"
 CHAMPION = "champion"
+PROMOTED_AT = "loraline.promoted_at"
 PREVIOUS = "previous"
 FINGERPRINT_TAG = "loraline.fingerprint"
 ADAPTER_TAG = "loraline.adapter_sha256"

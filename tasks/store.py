@@ -5,14 +5,16 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from tasks.artifacts import Stage
+from tasks.progress import announce
 
 MANIFEST = "manifest.json"
 
@@ -79,7 +81,7 @@ class Store:
         """
         folder = self.path(stage, key)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.parent / f".{key}.lock"):
+        with _turn(FileLock(folder.parent / f".{key}.lock"), stage):
             if not force and (found := self.find(stage, key)) is not None:
                 return Stored(found, reused=True)
             draft = folder.parent / f".{key}.{uuid.uuid4().hex[:8]}.draft"
@@ -113,6 +115,20 @@ class Store:
         # Written last: its existence means the output is complete.
         temporary.rename(folder / MANIFEST)
         _fsync(folder)
+
+
+@contextmanager
+def _turn(lock: FileLock, stage: Stage) -> Iterator[None]:
+    """Hold the lock; whoever must wait for another run that builds the same output is told."""
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        announce("waiting", stage=stage, message="another run builds the same output")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _files_below(folder: Path) -> list[str]:

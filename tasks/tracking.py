@@ -15,6 +15,7 @@ from urllib.parse import quote, urlsplit
 
 from filelock import FileLock
 
+from tasks import run_lease
 from tasks.errors import LoralineError, StageFailed, UserError
 from tasks.home import Home
 from tasks.metric_writer import MetricWriter, Point
@@ -60,6 +61,7 @@ class Tracker:
     def __init__(self, home: Home, uri: str | None = None) -> None:
         self.home = home
         self.uri = uri or tracking_uri(home)
+        self._leases: dict[str, FileLock] = {}
 
     @property
     def owns_artifacts(self) -> bool:
@@ -122,8 +124,13 @@ class Tracker:
         tags: Mapping[str, str],
         params: Mapping[str, Any],
     ) -> str:
-        """Create the run of this pipeline run; returns its id."""
+        """Create the run of this pipeline run; returns its id.
+
+        Runs that processes of this home left without a final status when they were killed are closed
+        as KILLED first.
+        """
         client = self.client
+        self._close_abandoned()
         with self.explained(f"open a run in the experiment {experiment!r}"):
             run = client.create_run(
                 self._experiment_id(experiment),
@@ -136,6 +143,7 @@ class Tracker:
                 },
             )
             run_id = str(run.info.run_id)
+        self._leases[run_id] = run_lease.take(self.home, run_id)
         self.log_params(run_id, params)
         return run_id
 
@@ -215,6 +223,11 @@ class Tracker:
                 upload = self.client.log_artifacts if path.is_dir() else self.client.log_artifact
                 upload(run_id, str(path), folder)
 
+    def log_text(self, run_id: str, text: str, path: str) -> None:
+        """Store a text as a file of the run's artifacts."""
+        with self.explained(f"store {path}"):
+            self.client.log_text(run_id, text, path)
+
     def log_table(self, run_id: str, table: Any, name: str) -> None:
         """Log a Parquet file or a DataFrame as the run's table artifact `<name>.json`, once.
 
@@ -249,6 +262,22 @@ class Tracker:
         """Give the run its final status."""
         with self.explained(f"close the run {run_id} as {status}"):
             self.client.set_terminated(run_id, status=status)
+        if lease := self._leases.pop(run_id, None):
+            run_lease.give_back(self.home, run_id, lease)
+
+    def _close_abandoned(self) -> None:
+        from mlflow.exceptions import MlflowException
+
+        for run_id in run_lease.abandoned(self.home):
+            try:
+                if self._run(run_id).info.status == "RUNNING":
+                    self.client.set_terminated(run_id, status="KILLED")
+                    _log.info(
+                        "MLflow run %s was left by a killed process; it is KILLED now", run_id
+                    )
+            except MlflowException:
+                # Deleted since, or of another tracking server.
+                _log.debug("MLflow run %s could not be closed", run_id, exc_info=True)
 
     def run_url(self, run_id: str) -> str:
         """The page of the run."""

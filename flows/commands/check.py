@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flows.program import program
 from flows.run_state import duration
 from tasks.home import home
 
@@ -76,7 +77,7 @@ def _check(args: argparse.Namespace, console: "Console", facts: dict[str, Any]) 
     facts["dataset"] = _dataset(check, console)
     facts["tokenization"] = _tokens(check, console, args.rows)
     facts["training"] = _model(check, console)
-    _title(console, "Next", f"loraline run {args.recipe}")
+    _title(console, "Next", f"{program()} run {args.recipe}")
 
 
 def _recipe(check: "RecipeCheck", console: "Console") -> dict[str, Any]:

@@ -5,6 +5,7 @@ import os
 import shlex
 from pathlib import Path
 
+from flows.program import program
 from flows.working_folder import Data, Written, slug, write_working_folder
 from tasks.errors import UserError
 
@@ -63,8 +64,9 @@ def _tell(folder: Path, written: Written, data: Data | None, *, starter: bool) -
     print("Next:")
     if folder.resolve() != Path.cwd():
         print(f"  cd {shlex.quote(os.fspath(folder))}")
-    print(f"  loraline check {recipe}")
-    print(f"  loraline run {recipe}")
+    call = program(folder.resolve())
+    print(f"  {call} check {recipe}")
+    print(f"  {call} run {recipe}")
 
 
 def _data(path: Path) -> Data:

@@ -5,16 +5,14 @@ import datetime
 import json
 import os
 import shlex
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any, TextIO
 
 from flows.failures import Failure, explain
+from flows.program import program
+from flows.signals import stop_signals
 from tasks.artifacts import Outcome
 from tasks.errors import Interrupted
 from tasks.home import Home, home
@@ -50,10 +48,11 @@ def run(args: argparse.Namespace) -> int:
     with own_standard_output() as answer:
         attempt = Attempt(args)
         try:
-            with ctrl_c_twice():
+            with stop_signals(_stopping):
                 outcome = attempt.run()
             code = EXIT_CODES[outcome.outcome]
-        except (Exception, KeyboardInterrupt) as error:
+        except BaseException as error:
+            # Prefect ends a cancelled flow with an exception of its own that is no Exception.
             failure = explain(error)
             outcome, code = attempt.failed(failure), failure.exit_code
         if args.json:
@@ -121,35 +120,20 @@ class Attempt:
 
 def again(args: argparse.Namespace) -> str:
     """The command line that goes on where this run stopped: complete stages are reused."""
-    words = ["loraline", "run", args.recipe]
+    words = [program(), "run", args.recipe]
     for override in args.overrides:
         words += ["--set", override]
+    if args.force:
+        words += ["--force"]
     if args.home:
         words += ["--home", args.home]
     return shlex.join(words)
 
 
-@contextmanager
-def ctrl_c_twice() -> Iterator[None]:
-    """The first Ctrl-C lets the run stop in order, the second ends it at once."""
-    pressed = False
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        nonlocal pressed
-        if pressed:
-            # Workers and servers notice that we are gone by their pipe, and go too.
-            os._exit(Interrupted.exit_code)
-        pressed = True
-        sys.stderr.write(
-            "\nStopping; a training writes a checkpoint first. Ctrl-C again stops at once.\n"
-        )
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGINT, handle)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+def _stopping() -> None:
+    sys.stderr.write(
+        "\nStopping; a training writes a checkpoint first. Ctrl-C again stops at once.\n"
+    )
 
 
 def _import_flow() -> None:

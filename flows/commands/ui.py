@@ -2,20 +2,19 @@
 
 import argparse
 import os
-import signal
 import socket
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import FrameType
 
 from filelock import FileLock
 
 from flows.connection import server_environment, user_connection
 from flows.server_lock import ServerLock
 from flows.servers import ServerProcess
+from flows.signals import stop_signals
 from tasks.errors import UserError
 from tasks.home import Home, home
 from tasks.stack import Server, running, write_stack
@@ -56,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
         _refuse_taken(port, option)
     try:
         with (
-            signals_interrupt(),
+            stop_signals(),
             serving(state, lock, args.prefect_port, args.mlflow_port) as processes,
         ):
             _greet(state, args.prefect_port, args.mlflow_port)
@@ -138,22 +137,6 @@ def start_mlflow(state: Home, port: int) -> ServerProcess:
         folder=state.mlflow,
         log=state.logs / "mlflow-server.log",
     )
-
-
-@contextmanager
-def signals_interrupt() -> Iterator[None]:
-    """SIGTERM and SIGHUP (a closed terminal) end the block as Ctrl-C does."""
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, handle) for number in signals}
-    try:
-        yield
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
 
 
 def _refuse_second(state: Home) -> None:

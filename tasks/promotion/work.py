@@ -8,10 +8,9 @@ from typing import Literal
 from tasks.artifacts import Version
 from tasks.errors import StageFailed
 from tasks.promotion.settings import PromotionSettings
-from tasks.registry import CHAMPION, PREVIOUS, aliased, locked, version_of
+from tasks.registry import CHAMPION, PREVIOUS, PROMOTED_AT, aliased, locked, version_of
 from tasks.tracking import Tracker, current_user
 
-PROMOTED_AT = "loraline.promoted_at"
 PROMOTED_BY = "loraline.promoted_by"
 PROMOTED_WHY = "loraline.promotion_reason"
 PROMOTED_FROM = "loraline.promoted_from"
@@ -22,16 +21,25 @@ _log = logging.getLogger(__name__)
 class Decision:
     """What the policy says about a registered version."""
 
-    outcome: Literal["registered", "awaiting_approval", "refused"]
+    outcome: Literal["registered", "awaiting_approval"]
     promote: bool
     """Whether the run itself moves the alias now."""
     reason: str
 
 
-def decide(settings: PromotionSettings, gate_passed: bool) -> Decision:
-    """What happens to a version that passed the gate, or did not."""
-    if not gate_passed:
-        return Decision("refused", False, "The gate refused it; see the report.")
+def decide(settings: PromotionSettings, *, comparable: bool = True) -> Decision:
+    """What happens to a version that passed the gate.
+
+    `comparable` is False when there is a champion that it could not be judged against, because that
+    one belongs on another base: then no policy promotes by itself.
+    """
+    if not comparable:
+        return Decision(
+            "awaiting_approval",
+            False,
+            "It passed the gate against its base, but the champion belongs on another base and could "
+            "not be compared: a person must decide.",
+        )
     if settings.policy == "automatic":
         return Decision("registered", True, "It passed the gate, and the policy is automatic.")
     if settings.policy == "approval":

@@ -145,7 +145,7 @@ def signature() -> "ModelSignature":
                 # it refuses for whole numbers, as it refuses a whole number for a real one. The model
                 # itself checks these values.
                 *(
-                    ColSpec(AnyType(), name, required=False)
+                    ColSpec(AnyType(), name, required=False)  # type: ignore[no-untyped-call]
                     for name in ("max_tokens", "temperature", "top_p", "seed")
                 ),
             ]

@@ -12,6 +12,7 @@ from tasks import launch
 from tasks.errors import DataError, UserError
 from tasks.home import Home
 from tasks.registration.job import Answer, PredictJob, Request
+from tasks.registration.listing import list_versions
 from tasks.tracking import Tracker
 
 SHOWN_MISTAKES = 20
@@ -46,6 +47,25 @@ class Row:
     place: str
     """Where it stands: `rows.jsonl:7`."""
     values: dict[str, Any]
+
+
+def check_registered(tracker: Tracker, uri: str) -> None:
+    """See that the registry has the version before a process is started for it.
+
+    Raises: UserError naming what there is instead.
+    """
+    name, _, alias = uri.removeprefix("models:/").partition("@")
+    name, _, number = name.partition("/")
+    if not alias and not number:
+        return
+    listed = list_versions(tracker, name)
+    here = [e for e in listed if (alias in e.aliases if alias else e.version == number)]
+    if not here:
+        has = ", ".join(f"{e.version} ({', '.join(e.aliases) or 'no alias'})" for e in listed[:10])
+        raise UserError(
+            f"{uri}: {name!r} has no {f'alias {alias!r}' if alias else f'version {number}'}. "
+            f"Its versions: {has or 'none'}."
+        )
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -90,6 +110,7 @@ def answer_rows(
     Raises: UserError when the version or its base cannot be loaded, or a row cannot be answered;
     WorkerFailed when the process dies.
     """
+    check_registered(tracker, uri)
     folder = home.work / f"predict-{uuid.uuid4().hex[:12]}"
     folder.mkdir(parents=True)
     job = PredictJob(
@@ -99,8 +120,6 @@ def answer_rows(
         requests=folder / "requests.jsonl",
         answers=folder / "answers.jsonl",
     )
-    # The first client of a database migrates it, under a lock that a worker does not have.
-    _ = tracker.client
     job.requests.write_text("".join(_request_lines(rows, max_tokens)), encoding="utf-8")
     try:
         launch.run(

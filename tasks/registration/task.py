@@ -16,6 +16,7 @@ from tasks.store import Store
 from tasks.tracking import Tracker
 
 if TYPE_CHECKING:
+    from tasks.registration.work import Registered
     from tasks.registry import Champion
 
 
@@ -39,29 +40,24 @@ def registration_key(
     )
 
 
-def find_registered(store: Store, key: str, tracker: Tracker) -> tuple[Version, str] | None:
-    """The version that the registration `key` made and its evaluation's fingerprint, if it still stands."""
+def find_registered(store: Store, key: str, tracker: Tracker) -> "Registered | None":
+    """The version that the registration `key` made, if it still stands."""
     from tasks.registration import work
 
     return work.find_registered(store, key, tracker)
 
 
 @task(name="find champion", persist_result=False, cache_policy=NO_CACHE)
-def find_champion(
-    tracker: Tracker, name: str, *, unlike: Adapter | None = None
-) -> "Champion | None":
-    """The champion with its adapter on this machine; None without one, or when it is `unlike` itself.
+def find_champion(tracker: Tracker, name: str) -> "Champion | None":
+    """The champion with its adapter on this machine; None without one.
 
-    An adapter that is champion already has nothing to gain over itself: it is judged as the first.
+    Raises: StageFailed when there is one and it cannot be loaded.
     """
     from tasks.registry import current_champion
 
     champion = current_champion(tracker, name, tracker.home)
     if champion is None:
         get_run_logger().info("%s has no champion yet", name)
-    elif unlike is not None and champion.adapter_sha256 == unlike.sha256:
-        get_run_logger().info("Version %s of %s is this adapter", champion.version, name)
-        return None
     else:
         get_run_logger().info("The champion of %s is version %s", name, champion.version)
     return champion

@@ -7,6 +7,7 @@ import subprocess
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -20,7 +21,16 @@ from tasks.registration.package import Contents, gather, model_config, recorded_
 from tasks.registration.settings import RegistrationSettings
 from tasks.registration.verification import verify_version
 from tasks.registration.versions import create_version, find_by_fingerprint, upload_model
-from tasks.registry import ADAPTER_TAG, BASE_TAG, CHALLENGER, FINGERPRINT_TAG, locked, version_of
+from tasks.registry import (
+    ADAPTER_TAG,
+    BASE_TAG,
+    CHALLENGER,
+    CHAMPION,
+    FINGERPRINT_TAG,
+    PROMOTED_AT,
+    locked,
+    version_of,
+)
 from tasks.store import Store, fingerprint
 from tasks.tracking import Tracker
 
@@ -53,9 +63,20 @@ def fingerprint_of(
     )
 
 
-def find_registered(store: Store, key: str, tracker: Tracker) -> tuple[Version, str] | None:
-    """The version that this registration made, with its aliases as they are now, and the fingerprint
-    of the evaluation that let it pass.
+@dataclass(frozen=True)
+class Registered:
+    """A registration that still stands."""
+
+    version: Version
+    """With its aliases as they are now."""
+    evaluation: str
+    """Fingerprint of the evaluation that let it pass."""
+    was_promoted: bool
+    """Whether it is or once was champion: a person's rollback is not undone."""
+
+
+def find_registered(store: Store, key: str, tracker: Tracker) -> Registered | None:
+    """The version that this registration made.
 
     None when there is no record, or when the registry no longer has that version ready and with the
     recorded content: it must then be registered again.
@@ -68,7 +89,8 @@ def find_registered(store: Store, key: str, tracker: Tracker) -> tuple[Version, 
     if found is None or str(found.version) != record["version"]:
         return None
     version = version_of(tracker, record["name"], record["version"])
-    return version, record["stages"]["evaluation"]
+    promoted = PROMOTED_AT in found.tags or CHAMPION in version.aliases
+    return Registered(version, record["stages"]["evaluation"], promoted)
 
 
 def register_adapter(

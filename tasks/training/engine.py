@@ -49,9 +49,13 @@ def build_trainer(
         steps_of(job.training_config, len(rows)),
     )
     peft_config = build_peft_config(job.peft_config)
+    lengths = [len(row) for row in rows["input_ids"]]
     model = loading.load_base(
         job.base, precision, job.quantization, checkpointing=arguments.gradient_checkpointing
     )
+    attention = model.config._attn_implementation
+    if loading.plain_attention_is_faster(precision, max(lengths)):
+        model.set_attn_implementation("eager")
     resolve_targets(peft_config, model, job.base_name)
     tokenizer = AutoTokenizer.from_pretrained(job.base, local_files_only=True)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
@@ -62,7 +66,8 @@ def build_trainer(
         trainer = AdapterTrainer(
             strategy=strategy,
             checkpoint_limit=limit,
-            lengths=[len(row) for row in rows["input_ids"]],
+            lengths=lengths,
+            inference_attention=attention,
             model=model,
             args=arguments,
             train_dataset=rows,

@@ -12,6 +12,8 @@ from tasks.training.cores import available_cores
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 Quantization = Literal["none", "nf4", "int8"]
+LONGEST_PLAIN_ATTENTION = 512
+"""Tokens."""
 _CPU_FLAGS = ("amx_bf16", "avx512_bf16")
 
 
@@ -83,6 +85,16 @@ def device_name() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"cpu, {torch.get_num_threads()} threads"
+
+
+def plain_attention_is_faster(precision: Precision, longest: int) -> bool:
+    """Whether to train with attention made of plain matrix products.
+
+    On a CPU the backward pass of torch's fused attention is several times slower in bfloat16, until
+    rows (`longest` in tokens) are so long that the scores' memory matters.
+    """
+    bfloat16_on_cpu = precision.base is torch.bfloat16 and not torch.cuda.is_available()
+    return bfloat16_on_cpu and longest <= LONGEST_PLAIN_ATTENTION
 
 
 def load_base(

@@ -66,8 +66,15 @@ class AdapterTrainer(SFTTrainer):
     """The engine. What differs from TRL's trainer is said at each method."""
 
     def __init__(
-        self, *, strategy: str, checkpoint_limit: int | None, lengths: list[int], **options: Any
+        self,
+        *,
+        strategy: str,
+        checkpoint_limit: int | None,
+        lengths: list[int],
+        inference_attention: str,
+        **options: Any,
     ) -> None:
+        self._inference_attention = inference_attention
         self._strategy = strategy
         self._checkpoint_limit = checkpoint_limit
         self._lengths = lengths
@@ -141,6 +148,16 @@ class AdapterTrainer(SFTTrainer):
                 tokens_per_second=logs["tokens_per_second"],
                 eta_seconds=(self.state.max_steps - step) * seconds_per_step,
             )
+
+    def as_loaded(self) -> Any:
+        """The trained model as anybody will load it.
+
+        Without accelerate's wrapper, which computes in another format, and with the attention that
+        inference takes.
+        """
+        model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        model.get_base_model().set_attn_implementation(self._inference_attention)
+        return model
 
     def start_clock(self) -> None:
         """Count tokens per second from here: loading and a resume must not slow the first figure."""

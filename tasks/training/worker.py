@@ -70,8 +70,7 @@ def train(job: TrainingJob) -> None:
     shutil.rmtree(job.output, ignore_errors=True)
     folder = job.output / "adapter"
     folder.mkdir(parents=True)
-    # Accelerate's wrapper computes in another format than a loaded adapter will.
-    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    model = trainer.as_loaded()
     saving.save_adapter(
         model, folder, base=job.base, base_name=job.base_name, commit=job.base_commit, stops=stops
     )

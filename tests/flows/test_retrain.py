@@ -56,7 +56,7 @@ def test_a_second_run_reuses_every_stage_and_names_the_same_version(
     second = small.json("run", "recipes/small.yaml")
     assert second["exit_code"] == 0, second["stderr"][-3000:]
     assert second["outcome"] == "skipped"
-    assert second["model_version"] == first_run["model_version"]
+    assert second["model_version"]["uri"] == first_run["model_version"]["uri"]
     assert second["mlflow_run_id"] == first_run["mlflow_run_id"]
     assert {s: second["stages"][s]["reused"] for s in STAGES} == dict.fromkeys(STAGES, True)
     assert second["metrics"] == first_run["metrics"]
@@ -107,6 +107,29 @@ def test_split_names_of_the_source_notebooks_are_refused_with_the_right_ones(sma
     assert "Traceback" not in refused["stderr"]
 
 
+def test_another_adapter_is_compared_with_the_champion_on_the_same_rows(
+    small: Any, first_run: dict[str, Any]
+) -> None:
+    second = small.json("run", "recipes/small.yaml", "--set", "seed=7")
+    assert second["exit_code"] == 0, second["stderr"][-3000:]
+    assert second["stages"]["dataset"]["reused"] is True
+    assert second["model_version"]["version"] == "2"
+    assert second["metrics"]["base"] == pytest.approx(first_run["metrics"]["base"])
+    assert second["metrics"]["champion"] == pytest.approx(first_run["metrics"]["challenger"])
+    assert set(second["differences"]["champion"]) == METRICS
+    first = small("versions", "small", "--json")
+    assert '"previous"' in first.stdout
+
+
+def test_a_champion_on_another_base_is_refused_before_training(
+    small: Any, first_run: dict[str, Any], tiny_base: Path
+) -> None:
+    refused = small.json("run", "recipes/small.yaml", "--set", f"base={tiny_base}")
+    assert refused["exit_code"] == 2
+    assert "another base" in refused["reason"]
+    assert set(refused["stages"]) == {"dataset", "tokenization"}
+
+
 def test_nothing_is_written_in_the_users_home(small: Any, first_run: dict[str, Any]) -> None:
     home = small.folder / "user-home"
     assert not home.exists() or not [p for p in home.rglob("*") if p.is_file()]
@@ -153,6 +176,7 @@ def test_a_killed_training_goes_on_from_its_checkpoint(small: Any, tmp_path: Pat
 
 @pytest.mark.skipif(
     shutil.which("unshare") is None
+    or shutil.which("ip") is None
     or subprocess.run(["unshare", "-rn", "true"], capture_output=True).returncode != 0,
     reason="needs unshare and the right to make a network namespace",
 )

@@ -27,20 +27,21 @@ def register(tracker: Tracker, name: str, versions: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("policy", "passed", "outcome", "moves"),
+    ("policy", "comparable", "outcome", "moves"),
     [
         ("manual", True, "registered", False),
         ("approval", True, "awaiting_approval", False),
         ("automatic", True, "registered", True),
-        ("manual", False, "refused", False),
-        ("approval", False, "refused", False),
-        ("automatic", False, "refused", False),
+        ("manual", False, "awaiting_approval", False),
+        ("approval", False, "awaiting_approval", False),
+        ("automatic", False, "awaiting_approval", False),
     ],
 )
-def test_the_policy_decides_and_the_gate_comes_first(
-    policy: str, passed: bool, outcome: str, moves: bool
+def test_the_policy_decides_unless_the_champion_could_not_be_compared(
+    policy: str, comparable: bool, outcome: str, moves: bool
 ) -> None:
-    decision = decide(PromotionSettings.model_validate({"policy": policy}), passed)
+    settings = PromotionSettings.model_validate({"policy": policy})
+    decision = decide(settings, comparable=comparable)
     assert (decision.outcome, decision.promote) == (outcome, moves)
 
 

@@ -129,8 +129,12 @@ def test_a_wrong_base_and_a_missing_version_are_the_user_s_mistakes(
         predict.run(
             parsed(predict, "models:/tiny/1", "--prompt", "a", "--base", str(tmp_path / "empty"))
         )
-    with pytest.raises(UserError, match="cannot be loaded"):
+    with pytest.raises(UserError, match="There are: tiny"):
         predict.run(parsed(predict, "tiny-typo", "--prompt", "a"))
+    with pytest.raises(UserError, match=r"no alias 'champion'.* 1 \(challenger\)"):
+        predict.run(parsed(predict, "tiny", "--prompt", "a"))
+    with pytest.raises(UserError, match="no version 9"):
+        predict.run(parsed(predict, "models:/tiny/9", "--prompt", "a"))
 
 
 def test_input_and_output_belong_together(in_project: Path, tmp_path: Path) -> None:

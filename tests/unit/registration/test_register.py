@@ -110,7 +110,9 @@ def test_a_registered_adapter_is_found_again_by_the_next_run(
     tracker = trained.tracker()
     found = find_registered(trained.store, key_of(trained), tracker)
     assert found is not None
-    assert (found.version, found.uri) == (registered.version, "models:/tiny/1")
+    version, evaluation = found
+    assert (version.version, version.uri) == (registered.version, "models:/tiny/1")
+    assert evaluation == trained.report.fingerprint
     assert find_registered(trained.store, "0" * 64, tracker) is None
 
 
