@@ -1,6 +1,7 @@
 """Find the base model: a local folder, or a Hub id pinned to a commit; and its sha256."""
 
 import json
+import logging
 import os
 import re
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ TOKENIZER_FILES = (
 )
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_log = logging.getLogger(__name__)
 
 
 class BaseSettings(Settings):
@@ -71,7 +73,7 @@ def resolve_base(settings: BaseSettings, recipe: Path, home: Home, *, update: bo
     if settings.is_local:
         folder = _local_folder(settings, recipe)
     else:
-        commit = locked_commit(settings, recipe, update=update)
+        commit = locked_commit(settings, recipe, update=update, home=home)
         folder = snapshot(settings.model, commit, [*WEIGHT_FILES, *TOKENIZER_FILES])
     weights = sorted(p for pattern in WEIGHT_FILES for p in folder.glob(pattern))
     _check_weights(settings.model, folder, weights)
@@ -93,11 +95,15 @@ def resolve_base(settings: BaseSettings, recipe: Path, home: Home, *, update: bo
     return base
 
 
-def locked_commit(settings: BaseSettings, recipe: Path, *, update: bool = False) -> str:
+def locked_commit(
+    settings: BaseSettings, recipe: Path, *, update: bool = False, home: Home | None = None
+) -> str:
     """The commit in the recipe's lock file; resolved on the Hub and written there at first use.
 
-    A lock that was written for another model or revision than the recipe names is replaced.
-    Raises: BaseModelError when it must be resolved and the Hub does not answer.
+    Only `update` replaces what a lock says. Where it pins another model or revision than is asked
+    for, as in a run with `--set base=...`, it stays as it is, and the commit is kept in `home`.
+    Raises: BaseModelError when the commit must be resolved and the Hub does not answer, or, without
+    `home`, when the lock pins another model or revision.
     """
     from tasks.hub import commit_of
 
@@ -108,6 +114,7 @@ def locked_commit(settings: BaseSettings, recipe: Path, *, update: bool = False)
         entry = read_lock(path, recipe)
         if entry.get("model") == settings.model and entry.get("revision") == settings.revision:
             return str(entry["commit"])
+        return _commit_beside_lock(settings, recipe, entry, home)
     _refuse_bare_folder(settings, recipe)
     commit = commit_of(settings.model, settings.revision)
     _write_lock(path, recipe, settings, commit)
@@ -145,6 +152,34 @@ def _local_folder(settings: BaseSettings, recipe: Path) -> Path:
         f"{recipe}: base {settings.model} is {folder}, which {what}. "
         "Correct the path (relative paths start at the recipe's folder), or name a Hub id."
     )
+
+
+def _commit_beside_lock(
+    settings: BaseSettings, recipe: Path, entry: dict[str, Any], home: Home | None
+) -> str:
+    """The commit of a base that the recipe's lock is not about; the lock is somebody's commit."""
+    asked = f"{settings.model}@{settings.revision}"
+    pinned = f"{entry.get('model')}@{entry.get('revision')}"
+    if home is None:
+        raise BaseModelError(
+            f"{lock_path(recipe)} pins {pinned}, and the base asked for is {asked}. "
+            f"`loraline lock {recipe} --update` (with the same --set, if there is one) replaces it."
+        )
+    from tasks.commit_memory import memory_path, remembered_commit
+
+    _refuse_bare_folder(settings, recipe)
+    commit = remembered_commit(settings, home)
+    _log.warning(
+        "%s pins %s, and this run uses %s at commit %s, which is kept in %s; the lock stays as it is. "
+        "If that is to be the recipe's base, run `loraline lock %s --update`.",
+        lock_path(recipe),
+        pinned,
+        asked,
+        commit,
+        memory_path(home),
+        recipe,
+    )
+    return commit
 
 
 def _refuse_bare_folder(settings: BaseSettings, recipe: Path) -> None:

@@ -44,6 +44,7 @@ def run(
     environment: dict[str, str] | None = None,
     timeout_seconds: float | None = None,
     stall_seconds: float | None = None,
+    repeatable: bool = True,
 ) -> None:
     """Run a worker to its end.
 
@@ -52,7 +53,8 @@ def run(
     `{"event": "user_error", "message": ...}` before it exits with code 2.
 
     Raises: UserError for that event; WorkerFailed when the worker dies, exceeds `timeout_seconds`
-    or says nothing for `stall_seconds`, with the last lines and the command to run by hand;
+    or says nothing for `stall_seconds`, with the last lines and, if `repeatable` (its job stays on
+    disk), the command to run by hand;
     Interrupted when this process receives Ctrl-C (the worker gets SIGTERM and its grace first).
     """
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -106,7 +108,8 @@ def run(
         lines = "\n".join(f"  {line}" for line in tail)
         raise WorkerFailed(
             f"{name} {reason or _death(code)}. Last lines:\n{lines}\n"
-            f"Full log: {log}\nRun it again by hand: {shlex.join(argv)}"
+            f"Full log: {log}"
+            + (f"\nRun it again by hand: {shlex.join(argv)}" if repeatable else "")
         )
 
 

@@ -68,12 +68,12 @@ def generate(
     batch_size: int,
     stop_tokens: list[int],
     name: str,
-) -> list[tuple[list[int], bool]]:
-    """Greedy answers: token ids up to the first stop token, and whether there was one.
+) -> list[tuple[list[int], int | None]]:
+    """Greedy answers: token ids up to the first stop token, and which one it was (None: none).
 
     `rooms` holds each row's longest answer in tokens; no more of it is kept, whatever its batch.
     """
-    answers: list[tuple[list[int], bool]] = [([], False)] * len(prompts)
+    answers: list[tuple[list[int], int | None]] = [([], None)] * len(prompts)
     done = 0
     for batch in batches(prompts, batch_size, padding=stop_tokens[0]):
         tensors = _tensors(batch, model.device)
@@ -95,11 +95,11 @@ def generate(
     return answers
 
 
-def _until_stop(ids: list[int], stop_tokens: list[int]) -> tuple[list[int], bool]:
+def _until_stop(ids: list[int], stop_tokens: list[int]) -> tuple[list[int], int | None]:
     for place, token in enumerate(ids):
         if token in stop_tokens:
-            return ids[:place], True
-    return ids, False
+            return ids[:place], token
+    return ids, None
 
 
 def _tensors(batch: Batch, device: Any) -> dict[str, torch.Tensor]:

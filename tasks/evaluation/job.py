@@ -46,6 +46,8 @@ class AnswerResult(BaseModel):
     seconds: dict[str, float]
     """Wall time per model: loss and answers."""
     generated_tokens: dict[str, int]
+    ended_with: dict[str, dict[str, int]]
+    """Per model and stop token: how many answers it ended. The others ran into the limit."""
     versions: dict[str, str]
 
 

@@ -52,6 +52,10 @@ def _how(facts: Mapping[str, Any]) -> str:
         f"Intervals are paired bootstrap intervals at 95 % from {facts['bootstrap_samples']} "
         "resamples of the rows. “Better” and “worse” mean that the interval excludes zero.",
     ]
+    for model, ends in answers.get("ended_with", {}).items():
+        told = [f"{count} with `{token}`" for token, count in ends.items()]
+        told.append(f"{facts['rows'] - sum(ends.values())} at the limit")
+        lines.append(f"The {NAMES[model]}'s answers ended: {', '.join(told)}.")
     if answers["shortened_rows"]:
         lines.append(
             f"Rows whose prompt leaves less room than that in the model's context, so that their "

@@ -40,7 +40,8 @@ def fingerprint_of(
     return fingerprint(
         "evaluation",
         OUTPUT_VERSION,
-        settings.model_dump(mode="json"),
+        # How long a silent worker is waited for decides nothing in the output.
+        settings.model_dump(mode="json", exclude={"stall_minutes"}),
         {
             "adapter": adapter_fingerprint,
             "tokens": tokens_fingerprint,

@@ -1,7 +1,7 @@
 """Worker process: base, champion and challenger on the same test rows, loss and greedy answers."""
 
-import os
 import time
+from collections import Counter
 from importlib.metadata import version
 from typing import Any
 
@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import torch
 from tokenizers import Tokenizer
 
+from tasks.cores import available_cores
 from tasks.errors import UserError
 from tasks.evaluation.answering import NO_LOSS, generate, measure
 from tasks.evaluation.job import AnswerJob, AnswerResult
@@ -25,7 +26,7 @@ def answer(job: AnswerJob) -> None:
     (generated, the stop token not counted), `<model>_nll` (nats summed over the trained tokens of
     the reference), `<model>_correct` (of these, how many were the model's first choice).
     """
-    torch.set_num_threads(_threads())
+    torch.set_num_threads(available_cores())
     device, dtype, why = arithmetic(job)
     emit("note", stage="evaluation", message=f"Using {dtype} on {device}: {why}")
     table = pq.read_table(job.rows).to_pydict()
@@ -42,6 +43,7 @@ def answer(job: AnswerJob) -> None:
     ]
     seconds: dict[str, float] = {}
     generated: dict[str, int] = {}
+    ended_with: dict[str, dict[str, int]] = {}
     for name in ("base", *job.adapters):
         started = time.monotonic()
         with wearing(base, name, job.adapters.get(name)) as model:
@@ -53,13 +55,17 @@ def answer(job: AnswerJob) -> None:
         texts = tokenizer.decode_batch([ids for ids, _ in answers], skip_special_tokens=True)
         columns |= {
             f"{name}_answer": [text.strip() for text in texts],
-            f"{name}_stopped": [stopped for _, stopped in answers],
+            f"{name}_stopped": [stop is not None for _, stop in answers],
             f"{name}_tokens": [len(ids) for ids, _ in answers],
             f"{name}_nll": nll,
             f"{name}_correct": correct,
         }
         seconds[name] = round(time.monotonic() - started, 3)
         generated[name] = sum(len(ids) for ids, _ in answers)
+        ends = Counter(stop for _, stop in answers)
+        ended_with[name] = {
+            str(tokenizer.id_to_token(stop)): ends[stop] for stop in job.stop_tokens if ends[stop]
+        }
     fields = {name: pa.string() for name in ("id", "prompt", "reference", "label")}
     made = [pa.array(values, fields.get(name)) for name, values in columns.items()]
     pq.write_table(pa.table(made, names=list(columns)), job.predictions, compression="zstd")
@@ -74,15 +80,10 @@ def answer(job: AnswerJob) -> None:
         shortened_rows=sum(room < job.max_new_tokens for room in rooms),
         seconds=seconds,
         generated_tokens=generated,
+        ended_with=ended_with,
         versions={name: version(name) for name in ("torch", "transformers", "peft")},
     )
     write_result(job.result, result)
-
-
-def _threads() -> int:
-    """`OMP_NUM_THREADS` where a person set it, else the cores this process may run on."""
-    chosen = os.environ.get("OMP_NUM_THREADS", "")
-    return int(chosen) if chosen.isdigit() and int(chosen) else len(os.sched_getaffinity(0))
 
 
 def _answer_or_explain(job: AnswerJob) -> None:

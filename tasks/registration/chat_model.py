@@ -338,7 +338,12 @@ def _hub_places(config: dict[str, Any], tried: list[str]) -> Iterator[Path]:
         try:
             yield Path(
                 snapshot_download(
-                    model, revision=commit, allow_patterns=HUB_FILES, local_files_only=local
+                    model,
+                    revision=commit,
+                    allow_patterns=HUB_FILES,
+                    # Other formats of the same weights lie in subfolders.
+                    ignore_patterns=["*/*"],
+                    local_files_only=local,
                 )
             )
         except Exception as error:  # the Hub client raises its own errors, httpx's and OSError

@@ -3,15 +3,20 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, FiniteFloat
+
+FAILED = "stage_failed"
+"""The event by which a worker explains its failure in words before it dies of it."""
 
 
 class VerifyJob(BaseModel):
-    """Load a version as a user would and compare it with the adapter that was trained."""
+    """Load a version as a user would and compare it with the adapter that was trained.
+
+    The registry is named by the environment: its address may hold a password.
+    """
 
     model_config = ConfigDict(frozen=True, protected_namespaces=())
 
-    tracking_uri: str
     model_uri: str
     """`models:/<name>/<version>`, or `models:/m-<id>` before there is a version."""
     base: Path
@@ -26,10 +31,10 @@ class Verification(BaseModel):
     rows: int
     positions: int
     dtype: str
-    largest_difference: float
+    largest_difference: FiniteFloat
     """Largest absolute difference between the version's logits and the trained adapter's."""
-    tolerance: float
-    adapter_effect: float
+    tolerance: FiniteFloat
+    adapter_effect: FiniteFloat
     """Largest absolute difference that the adapter makes to the base's logits on the same rows."""
     answer: str
     """The version's answer to the input example."""
@@ -47,7 +52,6 @@ class PredictJob(BaseModel):
 
     model_config = ConfigDict(frozen=True, protected_namespaces=())
 
-    tracking_uri: str
     model_uri: str
     base: Path | None
     """Overrides where the version looks for its base."""

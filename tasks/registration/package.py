@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.base import Base
+from tasks.home import Home
 from tasks.store import digest, file_sha256
 
 if TYPE_CHECKING:
@@ -88,23 +90,29 @@ def gather(
 
 
 def model_config(
-    *, name: str, base: Base, recipe_path: Path, contents: Contents, max_tokens: int
+    *,
+    name: str,
+    base: Base,
+    recipe_path: Path,
+    contents: Contents,
+    max_tokens: int,
+    home: Home,
 ) -> dict[str, Any]:
     """What chat_model.py reads when it is loaded; each key can be overridden by the one who loads.
 
-    Holds no absolute path: a local base is recorded as the recipe names it, and the recipe relative
-    to the working directory.
+    Holds no absolute path: a local base is recorded relative to the recipe's folder, and the recipe
+    as `recorded_path` says. What is found there must have the recorded sha256.
     """
     local = base.commit is None
-    portable = local and not base.model.startswith(("/", "~"))
+    absolute = local and base.model.startswith(("/", "~"))
     return {
         "name": name,
         "base": "",
-        "base_model": base.model if portable or not local else base.path.name,
+        "base_model": base.path.name if absolute else base.model,
         "base_commit": base.commit or "",
-        "base_path": base.model if portable else "",
+        "base_path": _base_path(base, recipe_path) if local else "",
         "base_sha256": base.weights_sha256,
-        "recipe": recorded_path(recipe_path),
+        "recipe": recorded_path(recipe_path, home),
         "max_tokens": max_tokens,
         "batch_size": 8,
         "device": "auto",
@@ -113,12 +121,16 @@ def model_config(
     }
 
 
-def recorded_path(recipe: Path) -> str:
-    """The recipe relative to the working directory, or its name when it lies elsewhere."""
-    try:
-        return recipe.resolve().relative_to(Path.cwd()).as_posix()
-    except ValueError:
-        return recipe.name
+def recorded_path(recipe: Path, home: Home) -> str:
+    """The recipe relative to the working directory or to the folder that holds the state folder.
+
+    To the nearer one where it lies below both, its name alone where below neither. A version usually
+    lies below these folders, so that a process finds the recipe's folder wherever it starts.
+    """
+    place = recipe.resolve()
+    roots = [root.resolve() for root in (Path.cwd(), home.root.parent)]
+    ways = [place.relative_to(root) for root in roots if place.is_relative_to(root)]
+    return min(ways, key=lambda way: len(way.parts), default=Path(recipe.name)).as_posix()
 
 
 def requirements() -> list[str]:
@@ -202,6 +214,13 @@ def hashes(folder: Path) -> dict[str, str]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+def _base_path(base: Base, recipe: Path) -> str:
+    """The base from the recipe's folder: as the recipe says, where it says it relatively."""
+    if not base.model.startswith(("/", "~")):
+        return base.model
+    return Path(os.path.relpath(base.path, recipe.resolve().parent)).as_posix()
 
 
 def _make_portable(config: Path) -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 from tasks.errors import UserError
 from tasks.registration.job import Answer, PredictJob, Request
+from tasks.registration.loading import load_version, telling_failures
 from tasks.worker import emit, main
 
 REQUESTS_AT_ONCE = 64
@@ -13,22 +14,13 @@ SHOWN_MISTAKES = 20
 
 def predict(job: PredictJob) -> None:
     """Load the version through mlflow.pyfunc, as a server would, and write one answer a line."""
-    import mlflow
-
     lines = job.requests.read_text(encoding="utf-8").splitlines()
     asked = [Request.model_validate_json(line) for line in lines]
-    mlflow.set_tracking_uri(job.tracking_uri)
-    mlflow.set_registry_uri(job.tracking_uri)
     config: dict[str, Any] = {"batch_size": job.batch_size}
     if job.base is not None:
         config["base"] = str(job.base)
-    try:
-        loaded = mlflow.pyfunc.load_model(job.model_uri, model_config=config)
-    except RuntimeError as error:
-        # chat_model.py's own words: the adapter or the base is not the recorded one.
-        raise UserError(str(error)) from error
-    except mlflow.exceptions.MlflowException as error:
-        raise UserError(f"{job.model_uri} cannot be loaded: {error.message}") from error
+    with telling_failures():
+        loaded = load_version(job.model_uri, config)
     model: Any = loaded.unwrap_python_model()
     _refuse_unanswerable(model, asked)
     temporary = job.answers.with_suffix(".tmp")

@@ -1,7 +1,6 @@
 """Answer prompts with a registered version: rows checked first, then a worker process, torch only there."""
 
 import json
-import shutil
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from tasks.errors import DataError, UserError
 from tasks.home import Home
 from tasks.registration.job import Answer, PredictJob, Request
 from tasks.registration.listing import list_versions
+from tasks.registration.process import run_worker, worker_folder
 from tasks.tracking import Tracker
 
 SHOWN_MISTAKES = 20
@@ -107,32 +107,29 @@ def answer_rows(
 ) -> list[Answer]:
     """One answer for each row, in order.
 
-    Raises: UserError when the version or its base cannot be loaded, or a row cannot be answered;
-    WorkerFailed when the process dies.
+    Raises: UserError when there is no such version, its base is not found, or a row cannot be
+    answered; StageFailed when MLflow cannot deliver it; WorkerFailed when the process dies.
     """
     check_registered(tracker, uri)
-    folder = home.work / f"predict-{uuid.uuid4().hex[:12]}"
-    folder.mkdir(parents=True)
-    job = PredictJob(
-        tracking_uri=tracker.uri,
-        model_uri=uri,
-        base=base,
-        requests=folder / "requests.jsonl",
-        answers=folder / "answers.jsonl",
-    )
-    job.requests.write_text("".join(_request_lines(rows, max_tokens)), encoding="utf-8")
-    try:
-        launch.run(
-            launch.module("tasks.registration.predict_worker", str(launch.write_job(folder, job))),
+    # The rows may be confidential: they do not stay behind, whatever happens.
+    with worker_folder(home, "predict") as folder:
+        job = PredictJob(
+            model_uri=uri,
+            base=base,
+            requests=folder / "requests.jsonl",
+            answers=folder / "answers.jsonl",
+        )
+        job.requests.write_text("".join(_request_lines(rows, max_tokens)), encoding="utf-8")
+        run_worker(
+            "tasks.registration.predict_worker",
+            launch.write_job(folder, job),
+            tracker=tracker,
+            home=home,
             log=home.logs / "predict.log",
             name=f"Prediction with {uri}",
-            environment=home.environment(),
             on_event=on_event,
         )
         lines = job.answers.read_text(encoding="utf-8").splitlines()
-    finally:
-        # The rows may be confidential: they do not stay behind, whatever happened.
-        shutil.rmtree(folder, ignore_errors=True)
     return [Answer.model_validate_json(line) for line in lines]
 
 

@@ -4,8 +4,9 @@ import json
 import time
 from typing import Any
 
-from tasks.errors import UserError
+from tasks.errors import StageFailed
 from tasks.registration.job import Verification, VerifyJob
+from tasks.registration.loading import load_version, telling_failures
 from tasks.worker import main, write_result
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 2**-7, "float16": 2**-10}
@@ -14,7 +15,6 @@ TOLERANCE = {"float32": 1e-4, "bfloat16": 2**-7, "float16": 2**-10}
 
 def verify(job: VerifyJob) -> None:
     """Compare logits on the training's fixture, answer one request, write the result."""
-    import mlflow
     from safetensors.torch import load_file
 
     started = time.monotonic()
@@ -22,29 +22,30 @@ def verify(job: VerifyJob) -> None:
     expected: Any = load_file(job.fixture / "fixture.safetensors")["logits"]
     rows: list[list[int]] = fixture["input_ids"]
     dtype = str(fixture["dtype"])
-    mlflow.set_tracking_uri(job.tracking_uri)
-    mlflow.set_registry_uri(job.tracking_uri)
-    try:
-        loaded = mlflow.pyfunc.load_model(
+    with telling_failures():
+        loaded = load_version(
             job.model_uri,
-            model_config={
+            {
                 "base": str(job.base),
                 "dtype": dtype,
                 "device": str(fixture.get("device") or "auto"),
             },
         )
-    except RuntimeError as error:
-        # chat_model.py's own words: the adapter or the base is not the recorded one.
-        raise UserError(str(error)) from error
-    model: Any = loaded.unwrap_python_model()
-    last = expected.shape[1]
-    difference = effect = largest = 0.0
-    for ids, wanted in zip(rows, expected, strict=True):
-        got = model.logits(ids)[-last:]
-        without = model.base_logits(ids)[-last:]
-        difference = max(difference, (got - wanted).abs().max().item())
-        effect = max(effect, (got - without).abs().max().item())
-        largest = max(largest, wanted.abs().max().item())
+        model: Any = loaded.unwrap_python_model()
+        last = expected.shape[1]
+        differences, effects, sizes = [], [], []
+        for number, (ids, wanted) in enumerate(zip(rows, expected, strict=True), start=1):
+            got = model.logits(ids)[-last:]
+            without = model.base_logits(ids)[-last:]
+            for whose, logits in (
+                ("the trained adapter", wanted),
+                (job.model_uri, got),
+                ("the base without the adapter", without),
+            ):
+                _check_finite(whose, logits, f"row {number} of {len(rows)} of the fixture", dtype)
+            differences.append((got - wanted).abs().max().item())
+            effects.append((got - without).abs().max().item())
+            sizes.append(wanted.abs().max().item())
     example = loaded.input_example or {"messages": [{"role": "user", "content": "Hello"}]}
     response: Any = loaded.predict(example)
     choice = response["choices"][0]
@@ -54,15 +55,26 @@ def verify(job: VerifyJob) -> None:
             rows=len(rows),
             positions=len(rows) * last,
             dtype=dtype,
-            # A NaN compares as equal to nothing: it must not pass as "no difference".
-            largest_difference=difference if difference == difference else float("inf"),
-            tolerance=_tolerance(dtype, str(fixture.get("quantization") or "none"), largest),
-            adapter_effect=effect,
+            largest_difference=max(differences),
+            tolerance=_tolerance(dtype, str(fixture.get("quantization") or "none"), max(sizes)),
+            adapter_effect=max(effects),
             answer=choice["message"]["content"],
             finish_reason=choice["finish_reason"],
             seconds=time.monotonic() - started,
         ),
     )
+
+
+def _check_finite(whose: str, logits: Any, where: str, dtype: str) -> None:
+    """NaN is neither above nor below a tolerance: it is refused before anything is compared."""
+    bad = int((~logits.isfinite()).sum())
+    if bad:
+        raise StageFailed(
+            f"{bad} of {logits.numel()} logits of {whose} are NaN or infinite ({where}, {dtype}), so "
+            "nothing can be proved of it, and it is not registered. Look at the loss of the training: "
+            "where it became NaN, a lower learning rate or another dtype helps (float16 overflows "
+            "where bfloat16 and float32 do not)."
+        )
 
 
 def _tolerance(dtype: str, quantization: str, largest: float) -> float:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from tasks.artifacts import Adapter, Dataset, Report, Tokens, Version
@@ -33,6 +34,10 @@ from tasks.registry import (
 )
 from tasks.store import Store, fingerprint
 from tasks.tracking import Tracker
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel
 
 OUTPUT_VERSION = 1
 RECORD = "version.json"
@@ -172,6 +177,7 @@ def register_adapter(
                 recipe_path=recipe_path,
                 contents=contents,
                 max_tokens=max_tokens,
+                home=home,
             )
             model_id, verification = _upload_and_verify(
                 tracker, contents, config, scratch / "model", run_id, base, report, home
@@ -203,7 +209,10 @@ def register_adapter(
         version_url=tracker.version_url(name, version.version),
         description=text,
         verification=verification,
-        notes={"Recipe": f"`{recorded_path(recipe_path)}`", "Adapter": f"`{adapter.sha256[:12]}`"},
+        notes={
+            "Recipe": f"`{recorded_path(recipe_path, home)}`",
+            "Adapter": f"`{adapter.sha256[:12]}`",
+        },
     )
 
     def build(folder: Path) -> None:
@@ -249,7 +258,7 @@ def _upload_and_verify(
     home: Home,
 ) -> tuple[str, Verification]:
     """Store the model and prove it; the returned id is that of a ready model."""
-    from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
+    from mlflow.entities import LoggedModelOutput, LoggedModelStatus
 
     client = tracker.client
     with tracker.explained("create the model"):
@@ -273,13 +282,31 @@ def _upload_and_verify(
             client.finalize_logged_model(model_id, status)
     with tracker.explained("link the model to its run"):
         client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
-        now = model.creation_timestamp
-        metrics = [
-            Metric(f"evaluation.{metric}", value, now, 0, model_id=model_id)
-            for metric, value in (report.metrics.get("challenger") or {}).items()
-        ]
-        client.log_batch(run_id, metrics=metrics)
+    with tracker.explained("link the metrics to the model"):
+        _link_metrics(client, run_id, model, report.metrics.get("challenger") or {})
     return model_id, verification
+
+
+def _link_metrics(
+    client: "MlflowClient", run_id: str, model: "LoggedModel", values: Mapping[str, float]
+) -> None:
+    """Show the run's metrics on the model's page, too.
+
+    MLflow writes a model's metrics into its run as well. A point that the run has already, with the
+    same step and time, stays one point.
+    """
+    from mlflow.entities import Metric
+
+    metrics = []
+    for name, value in values.items():
+        points = client.get_metric_history(run_id, name)
+        point = max(points, key=lambda point: (point.step, point.timestamp), default=None)
+        if point is None:
+            point = Metric(name, value, model.creation_timestamp, 0)
+        metrics.append(
+            Metric(name, point.value, point.timestamp, point.step, model_id=str(model.model_id))
+        )
+    client.log_batch(run_id, metrics=metrics)
 
 
 def _tags(

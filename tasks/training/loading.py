@@ -7,8 +7,8 @@ from typing import Any, Literal
 import torch
 from transformers import AutoModelForCausalLM
 
+from tasks.cores import available_cores
 from tasks.errors import UserError
-from tasks.training.cores import available_cores
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 Quantization = Literal["none", "nf4", "int8"]

@@ -24,6 +24,9 @@ ABSURD_FIRST_LOSS = 2.0
 """In units of ln(vocabulary), the loss of guessing: beyond it the weights or the kernels are broken."""
 
 
+SECONDS_BETWEEN_SIGNS = 20.0
+
+
 class Collator:
     """Rows of token ids to a batch, padded on the right to the longest row."""
 
@@ -60,6 +63,22 @@ class StopAtStep(TrainerCallback):
         if self._requested.is_set():
             control.should_save = True
             control.should_training_stop = True
+
+
+class SignOfLife(TrainerCallback):
+    """Tells the parent that work goes on, however rarely steps are logged and however long one takes."""
+
+    def __init__(self) -> None:
+        self._told_at = time.monotonic()
+
+    def _tell(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if time.monotonic() - self._told_at >= SECONDS_BETWEEN_SIGNS:
+            self._told_at = time.monotonic()
+            emit("alive", step=state.global_step)
+
+    on_substep_end = _tell
+    on_step_end = _tell
+    on_prediction_step = _tell
 
 
 class AdapterTrainer(SFTTrainer):

@@ -10,10 +10,10 @@ from typing import Any
 from tasks import launch
 from tasks.artifacts import Adapter, Tokens
 from tasks.base import Base
+from tasks.cores import available_cores
 from tasks.errors import Interrupted, StageFailed, WorkerFailed
 from tasks.home import Home
 from tasks.store import Store, fingerprint
-from tasks.training.cores import available_cores
 from tasks.training.job import TrainingJob, TrainingResult
 from tasks.training.settings import TrainingSettings
 from tasks.training.summary import summary
@@ -55,8 +55,8 @@ def train_adapter(
     """The adapter for these inputs: from the store, or trained now.
 
     An interrupted or killed training leaves its checkpoints in `home.work`; the next call with the
-    same inputs goes on from the newest complete one. `force` starts anew. `on_event` is called from
-    another thread with the worker's `step` and `note` events.
+    same inputs goes on from the newest complete one. `force` trains again what is complete in the
+    store. `on_event` is called, mostly from another thread, with the worker's `step` and `note` events.
 
     Raises: UserError for settings that do not fit the base; StageFailed when training cannot end
     well; WorkerFailed when the worker dies; Interrupted on Ctrl-C.
@@ -66,8 +66,9 @@ def train_adapter(
     working = home.work / f"training-{key[:16]}"
 
     def build(folder: Path) -> None:
-        if force:
-            shutil.rmtree(working, ignore_errors=True)
+        if on_event is not None:
+            # From this thread and before the worker starts: who listens may open what takes long.
+            on_event({"event": "note", "message": "Starting the worker process."})
         job = TrainingJob(
             base=base.path,
             base_name=base.model,

@@ -24,7 +24,7 @@ from tasks.training.curve import draw_loss
 from tasks.training.engine import build_trainer, read_rows
 from tasks.training.job import TrainingJob, TrainingResult
 from tasks.training.targets import coverage
-from tasks.training.trainer import AdapterTrainer, StopAtStep
+from tasks.training.trainer import AdapterTrainer, SignOfLife, StopAtStep
 from tasks.worker import emit, main, write_result
 
 TERMINATED = 128 + signal.SIGTERM
@@ -41,7 +41,7 @@ def train(job: TrainingJob) -> None:
     precision = loading.choose_precision(job.dtype)
     _note(f"Using {precision.name} on {loading.device_name()}: {precision.reason}.")
     rows = read_rows(job.tokens / "train.parquet")
-    trainer = build_trainer(job, rows, precision, [StopAtStep(stop)])
+    trainer = build_trainer(job, rows, precision, [StopAtStep(stop), SignOfLife()])
     model = trainer.model
     trainable, total = model.get_nb_trainable_parameters()
     if trainable == 0:
@@ -129,6 +129,7 @@ def _run(trainer: AdapterTrainer, resumed: Path | None, stop: threading.Event) -
         _end_interrupted(0 if resumed is None else checkpoints.step_of(resumed))
     if resumed is not None:
         _note(f"Going on from the checkpoint of step {checkpoints.step_of(resumed)}.")
+        emit("saved", step=checkpoints.step_of(resumed))
     trainer.start_clock()
     if resumed is not None and _was_last(resumed):
         # The trainer would make one step more before it notices.

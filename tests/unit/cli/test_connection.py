@@ -20,6 +20,7 @@ from flows.connection import (
     user_connection,
 )
 from flows.server_lock import ServerLock
+from tasks.errors import StageFailed
 from tasks.home import Home, home
 from tasks.stack import Server, process_lives, read_stack, running, write_stack
 
@@ -175,13 +176,24 @@ def test_prefect_itself_agrees_about_all_of_these(folders: tuple[Path, Path]) ->
 def test_the_users_server_is_left_alone(
     state: Home, monkeypatch: pytest.MonkeyPatch, healthy: str
 ) -> None:
-    monkeypatch.setenv("PREFECT_API_URL", URL)
+    monkeypatch.setenv("PREFECT_API_URL", f"{healthy}/elsewhere/api")
     write_stack(state, {"prefect": Server(f"{healthy}/api", os.getpid())})
     before = dict(os.environ)
     with prefect_connection(state, "a test", pytest.fail) as connection:
         assert connection.kind == "user"
         assert dict(os.environ) == before
     assert not state.prefect.exists()
+
+
+def test_a_server_of_the_users_that_does_not_answer_is_named_with_the_ways_out(
+    state: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    with (
+        pytest.raises(StageFailed, match=r"127\.0\.0\.1:9.*PREFECT_API_URL.*take the setting away"),
+        prefect_connection(state, "a test", pytest.fail),
+    ):
+        pass
 
 
 def test_the_running_stack_is_used(

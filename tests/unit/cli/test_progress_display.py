@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from flows.display import LiveDisplay, PlainDisplay, logging_to, run_display
+from flows.program import program
 from flows.run_state import RunState, duration, step_text
 from flows.summary import metric_table, next_commands, number, print_summary
 from tasks.artifacts import Outcome
@@ -187,7 +188,7 @@ def test_the_summary_says_what_happened_and_what_to_do_next() -> None:
 
 def test_without_the_alias_the_next_command_names_the_version() -> None:
     version = {"name": "docs", "version": "4", "uri": "models:/docs/4", "aliases": ["challenger"]}
-    assert 'loraline predict models:/docs/4 --prompt "..."' in next_commands(
+    assert f'{program()} predict models:/docs/4 --prompt "..."' in next_commands(
         outcome(model_version=version)
     )
 

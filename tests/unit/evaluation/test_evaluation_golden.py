@@ -14,9 +14,9 @@ from tasks.evaluation.settings import EvaluationSettings
 
 EXPECTED_VERSION = 1
 EXPECTED_SHA256 = {
-    "metrics.json": "fab4bbe82193c40e67596e53f63ea8f54651b8bc36cffb2469575289e77fc6b7",
+    "metrics.json": "2e7288ed1d429371fea2eb4aa61d48fb01e81db7fbe56e3062a5e5b8f09ddd7c",
     "scores": "4c22eb5befc25522a6fe02c590758e47c255420e764a24817744ca1b81f2c74d",
-    "report.md": "d41f9aef2cd144030e948b0ac350b4bc25379e8e81ade195202d6ab24265df42",
+    "report.md": "1b62ea0616c2364ee9446a7254915e56a7bce77f637b82cc1cf51cc618cc771f",
     "summary.md": "17b22d5e28282252522e2f2b92d2d3c7e08b22b8c535c974e6187fbfc371efd1",
 }
 ANSWERS = [
@@ -72,6 +72,7 @@ def test_the_same_answers_give_the_same_numbers_until_the_output_version_is_rais
         shortened_rows=1,
         seconds={"base": 1.0, "challenger": 2.0},
         generated_tokens={"base": 3, "challenger": 4},
+        ended_with={"base": {"<|end|>": 1}, "challenger": {"<|end|>": 3, "<|endoftext|>": 1}},
         versions={},
     )
     settings = EvaluationSettings.model_validate(

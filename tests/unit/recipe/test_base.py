@@ -17,6 +17,7 @@ from tasks.base import (
     read_lock,
     resolve_base,
 )
+from tasks.commit_memory import memory_path
 from tasks.errors import BaseModelError
 from tasks.home import Home
 
@@ -178,11 +179,56 @@ def test_the_lock_stays_when_the_branch_moves_and_update_moves_it(hub, recipe, h
     assert resolve_base(ON_HUB, recipe, home).commit == COMMIT_B
 
 
-def test_another_model_or_revision_in_the_recipe_replaces_the_lock(hub, recipe):
+def test_a_run_with_another_revision_leaves_the_lock_and_keeps_its_own_commit(
+    hub, recipe, home, caplog
+):
+    resolve_base(ON_HUB, recipe, home)
+    before = lock_path(recipe).read_bytes()
+    hub.branches["v2"] = COMMIT_B
+    overridden = BaseSettings(model="team/base", revision="v2")
+    with caplog.at_level(logging.WARNING):
+        assert resolve_base(overridden, recipe, home).commit == COMMIT_B
+    assert f"{lock_path(recipe)} pins team/base@main" in caplog.text
+    assert f"uses team/base@v2 at commit {COMMIT_B}" in caplog.text
+    assert f"`loraline lock {recipe} --update`" in caplog.text
+    # The branch moves, and the Hub is not even asked.
+    hub.branches["v2"] = COMMIT_A
+    hub.requests.clear()
+    assert resolve_base(overridden, recipe, home).commit == COMMIT_B
+    assert hub.requests == []
+    assert lock_path(recipe).read_bytes() == before
+    assert resolve_base(ON_HUB, recipe, home).commit == COMMIT_A
+
+
+def test_the_lock_follows_another_revision_by_update_alone(hub, recipe, home):
     locked_commit(ON_HUB, recipe)
     hub.branches["v2"] = COMMIT_B
-    assert locked_commit(BaseSettings(model="team/base", revision="v2"), recipe) == COMMIT_B
+    overridden = BaseSettings(model="team/base", revision="v2")
+    with pytest.raises(BaseModelError, match=r"pins team/base@main.*is team/base@v2.*--update"):
+        locked_commit(overridden, recipe)
+    assert read_lock(lock_path(recipe), recipe)["revision"] == "main"
+    assert resolve_base(overridden, recipe, home, update=True).commit == COMMIT_B
     assert read_lock(lock_path(recipe), recipe)["revision"] == "v2"
+
+
+@pytest.mark.parametrize("damage", ["not json", "[]", '{"team/base@v2": 3}'])
+def test_a_damaged_memory_of_commits_is_asked_anew(hub, recipe, home, damage):
+    locked_commit(ON_HUB, recipe)
+    hub.branches["v2"] = COMMIT_B
+    memory_path(home).parent.mkdir(parents=True)
+    memory_path(home).write_text(damage)
+    overridden = BaseSettings(model="team/base", revision="v2")
+    assert locked_commit(overridden, recipe, home=home) == COMMIT_B
+    assert json.loads(memory_path(home).read_text()) == {"team/base@v2": COMMIT_B}
+
+
+def test_a_folder_written_like_a_hub_id_is_pointed_out_beside_a_lock_too(hub, folder, recipe, home):
+    locked_commit(ON_HUB, recipe)
+    nested = folder.parent / "models" / "phi"
+    nested.parent.mkdir()
+    folder.rename(nested)
+    with pytest.raises(BaseModelError, match=r"For the folder write `base: \./models/phi`"):
+        resolve_base(BaseSettings(model="models/phi"), recipe, home)
 
 
 def test_a_commit_as_revision_needs_neither_hub_nor_lock(hub, recipe):

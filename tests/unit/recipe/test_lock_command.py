@@ -62,6 +62,18 @@ def test_an_override_decides_the_revision(hub, write_recipe, capsys):
     assert f"team/base@v2 is commit {COMMIT_B}" in capsys.readouterr().out
 
 
+def test_an_override_moves_an_existing_lock_by_update_alone(hub, write_recipe, capsys):
+    path = write_recipe(head=HEAD)
+    run(path)
+    before = path.with_suffix(".lock").read_bytes()
+    hub.branches["v2"] = COMMIT_B
+    with pytest.raises(BaseModelError, match=r"pins team/base@main.*--update"):
+        run(path, "--set", "base.revision=v2")
+    assert path.with_suffix(".lock").read_bytes() == before
+    run(path, "--set", "base.revision=v2", "--update")
+    assert f"is commit {COMMIT_B} (was {COMMIT_A})" in capsys.readouterr().out
+
+
 def test_a_wrong_recipe_locks_nothing(hub, write_recipe):
     path = write_recipe("sede: 1\n", head=HEAD)
     with pytest.raises(RecipeError):

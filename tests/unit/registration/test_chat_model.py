@@ -229,6 +229,28 @@ def test_a_hub_base_is_taken_from_the_local_cache_at_its_commit(
     assert "org/base@dddd" in str(caught.value)
 
 
+def test_only_the_files_at_the_top_of_a_hub_base_are_fetched(
+    trained: Any, config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+    from huggingface_hub.utils import filter_repo_objects
+
+    here = ["config.json", "model.safetensors", "generation_config.json"]
+    on_hub = [*here, "onnx/model.safetensors", "original/deep/model.safetensors", "weights.bin"]
+    fetched: list[str] = []
+
+    def download(*_: Any, allow_patterns: Any, ignore_patterns: Any = None, **__: Any) -> str:
+        fetched[:] = filter_repo_objects(
+            on_hub, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns
+        )
+        return str(trained.base.path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    hub = {**config, "base_model": "org/base", "base_commit": "c" * 40, "base_path": ""}
+    assert find_base(hub, tmp_path) == trained.base.path
+    assert fetched == here
+
+
 def test_a_base_that_is_nowhere_names_every_place_and_the_ways_out(
     config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

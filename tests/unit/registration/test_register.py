@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,10 +12,12 @@ from typing import Any
 import pytest
 
 from tasks.artifacts import Version
+from tasks.base import BaseSettings, resolve_base
 from tasks.errors import StageFailed
+from tasks.home import Home
 from tasks.registration import versions, work
 from tasks.registration.listing import list_versions
-from tasks.registration.package import requirements
+from tasks.registration.package import recorded_path, requirements
 from tasks.registration.settings import RegistrationSettings
 from tasks.registration.verification import verify_version
 from tasks.registration.work import find_registered, fingerprint_of, git_commit
@@ -83,6 +86,69 @@ def test_a_version_holds_the_adapter_and_neither_the_base_nor_a_path_of_this_mac
     assert {"artifacts/about/recipe.yaml", "artifacts/about/report.md"} <= names
 
 
+ASK = """
+import json, mlflow
+model = mlflow.pyfunc.load_model("models:/tiny/1")
+print(json.dumps(model.predict({"messages": [{"role": "user", "content": "Who?"}], "max_tokens": 2})))
+"""
+
+
+@pytest.mark.usefixtures("unverified")
+def test_a_version_on_a_base_with_an_absolute_path_answers_wherever_a_process_starts(
+    own_trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    # Outside the project, as a scheduled run has it.
+    monkeypatch.chdir(elsewhere)
+    base = Path(shutil.move(own_trained.base.path, tmp_path / "models" / "tiny"))
+    base = resolve_base(BaseSettings(model=str(base)), own_trained.recipe, own_trained.home)
+    assert base.weights_sha256 == own_trained.base.weights_sha256
+    tracker = own_trained.tracker()
+    own_trained.register(tracker, base=base)
+    version = tracker.client.get_model_version("tiny", "1")
+    with model_files(tracker, model_id_of(version), own_trained.home) as folder:
+        recorded = (folder / "MLmodel").read_text()
+    assert "base_path: ../../models/tiny\n" in recorded
+    assert "recipe: recipes/tiny.yaml\n" in recorded
+    assert str(tmp_path) not in recorded
+    answer = subprocess.run(
+        [sys.executable, "-c", ASK],
+        cwd=elsewhere,
+        env={
+            **os.environ,
+            **own_trained.home.environment(),
+            "MLFLOW_TRACKING_URI": tracker.uri,
+            "PYTHONPATH": "",
+        },
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert answer.returncode == 0, answer.stderr
+    assert json.loads(answer.stdout.splitlines()[-1])["choices"][0]["finish_reason"]
+
+
+def test_the_recipe_is_recorded_from_the_nearest_folder_that_a_version_lies_below(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = tmp_path / "project"
+    recipe = project / "recipes" / "a.yaml"
+    recipe.parent.mkdir(parents=True)
+    monkeypatch.chdir(project)
+    assert recorded_path(recipe, Home(tmp_path / ".loraline")) == "recipes/a.yaml"
+    assert recorded_path(Path("recipes/a.yaml"), Home(tmp_path / "x" / "y")) == "recipes/a.yaml"
+    monkeypatch.chdir(recipe.parent)
+    assert recorded_path(recipe, Home(project / ".loraline")) == "a.yaml"
+    monkeypatch.chdir("/")
+    assert recorded_path(recipe, Home(project / ".loraline")) == "recipes/a.yaml"
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    assert recorded_path(recipe, Home(project / ".loraline")) == "recipes/a.yaml"
+    assert recorded_path(recipe, Home(tmp_path / "x" / "y")) == "a.yaml"
+
+
 def test_a_version_says_where_it_comes_from(trained: Any, registered: Version) -> None:
     version = trained.tracker().client.get_model_version("tiny", registered.version)
     tags = version.tags
@@ -110,9 +176,9 @@ def test_a_registered_adapter_is_found_again_by_the_next_run(
     tracker = trained.tracker()
     found = find_registered(trained.store, key_of(trained), tracker)
     assert found is not None
-    version, evaluation = found
-    assert (version.version, version.uri) == (registered.version, "models:/tiny/1")
-    assert evaluation == trained.report.fingerprint
+    assert (found.version.version, found.version.uri) == (registered.version, "models:/tiny/1")
+    assert found.evaluation == trained.report.fingerprint
+    assert not found.was_promoted
     assert find_registered(trained.store, "0" * 64, tracker) is None
 
 
@@ -158,6 +224,58 @@ def test_an_adapter_whose_reloaded_logits_differ_is_never_a_version(own_trained:
     with pytest.raises(StageFailed, match="does not compute what was trained"):
         own_trained.register(tracker)
     assert tracker.client.search_model_versions("name = 'tiny'") == []
+    assert list(own_trained.home.work.iterdir()) == []
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_adapter_whose_logits_are_no_numbers_is_never_a_version(
+    own_trained: Any, value: float
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = own_trained.adapter.folder / "adapter_model.safetensors"
+    tensors = load_file(weights)
+    name = next(name for name in sorted(tensors) if "lora_B" in name)
+    tensors[name][0] = value
+    save_file(tensors, weights, metadata={"format": "pt"})
+    tracker = own_trained.tracker()
+    with pytest.raises(StageFailed, match=r"logits of models:/m-\w+ are NaN or infinite.* Log: "):
+        own_trained.register(tracker)
+    assert tracker.client.search_model_versions("name = 'tiny'") == []
+    assert list(own_trained.home.work.iterdir()) == []
+
+
+def test_a_fixture_that_holds_no_numbers_proves_nothing(
+    own_trained: Any, registered: Version, trained: Any, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    fixture = own_trained.adapter.path / "fixture.safetensors"
+    logits = load_file(fixture)["logits"]
+    logits[1, 0, 0] = float("nan")
+    save_file({"logits": logits}, fixture)
+    with pytest.raises(StageFailed, match=r"1 of \d+ logits of the trained adapter .*row 2 of 2"):
+        verify_version(
+            trained.tracker(),
+            registered.uri,
+            base=trained.base.path,
+            fixture=fixture.parent,
+            home=trained.home,
+        )
+
+
+def test_metrics_of_the_run_are_the_model_s_too_and_stay_one_point(own_trained: Any) -> None:
+    tracker = own_trained.tracker()
+    run_id = own_trained.open_run(tracker)
+    client = tracker.client
+    model = client.create_logged_model(client.get_run(run_id).info.experiment_id, name="adapter")
+    values = {"rougeL": 0.4, "loss": 1.6}
+    tracker.log_metrics(run_id, {"rougeL": 0.4})
+    work._link_metrics(client, run_id, model, values)
+    linked = client.get_logged_model(model.model_id).metrics
+    assert {metric.key: metric.value for metric in linked} == values
+    assert client.get_run(run_id).data.metrics == values
+    assert len(client.get_metric_history(run_id, "rougeL")) == 1
 
 
 def test_a_damaged_upload_is_never_a_version(

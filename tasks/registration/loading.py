@@ -1,0 +1,46 @@
+"""Load a version in a worker process, and say in words why one does not load."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from tasks.errors import StageFailed, UserError
+from tasks.registration.job import FAILED
+from tasks.tracking import shown
+from tasks.worker import emit
+
+_USER_MISTAKES = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+
+
+def load_version(uri: str, config: Mapping[str, Any]) -> Any:
+    """The version as mlflow.pyfunc loads it from the registry that the environment names.
+
+    Raises: UserError when there is no such version, or the adapter or the base is not the recorded
+    one; StageFailed when MLflow does not answer or cannot deliver the version.
+    """
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return mlflow.pyfunc.load_model(uri, model_config=dict(config))
+    except MlflowException as error:
+        if error.error_code in _USER_MISTAKES:
+            raise UserError(f"{uri} cannot be loaded: {shown(error.message)}") from error
+        raise StageFailed(
+            f"MLflow at {shown(mlflow.get_tracking_uri())} could not deliver {uri} "
+            f"({error.error_code}): {shown(error.message)}. Check that the server and its artifact "
+            "store work and that this machine may use them, then try again."
+        ) from error
+    except RuntimeError as error:
+        # chat_model.py's own words: the adapter or the base is not the recorded one.
+        raise UserError(str(error)) from error
+
+
+@contextmanager
+def telling_failures() -> Iterator[None]:
+    """Send the words of a StageFailed to the parent process, which otherwise sees a traceback."""
+    try:
+        yield
+    except StageFailed as error:
+        emit(FAILED, message=str(error))
+        raise

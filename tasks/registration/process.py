@@ -1,0 +1,68 @@
+"""Run this slice's workers: which registry is theirs, nothing secret on disk, failures in words."""
+
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tasks import launch
+from tasks.errors import StageFailed, WorkerFailed
+from tasks.home import Home
+from tasks.registration.job import FAILED
+from tasks.tracking import Tracker
+
+
+def run_worker(
+    module: str,
+    job: Path,
+    *,
+    tracker: Tracker,
+    home: Home,
+    log: Path,
+    name: str,
+    on_event: Callable[[dict[str, Any]], None] | None = None,
+) -> None:
+    """Run a worker of this slice on its job file, with the tracker's registry as MLflow's default.
+
+    Raises: StageFailed in the worker's own words; else what `tasks.launch.run` raises.
+    """
+    failures: list[str] = []
+
+    def listen(event: dict[str, Any]) -> None:
+        if event["event"] == FAILED:
+            failures.append(str(event["message"]))
+        elif on_event is not None:
+            on_event(event)
+
+    try:
+        launch.run(
+            launch.module(module, str(job)),
+            log=log,
+            name=name,
+            # The URI may hold a password: it goes through the environment and never into a file.
+            environment={
+                **home.environment(),
+                "MLFLOW_TRACKING_URI": tracker.uri,
+                "MLFLOW_REGISTRY_URI": tracker.uri,
+            },
+            on_event=listen,
+            # Its folder is removed, whatever happens.
+            repeatable=False,
+        )
+    except WorkerFailed as error:
+        if failures:
+            raise StageFailed(f"{failures[-1]} Log: {log}") from error
+        raise
+
+
+@contextmanager
+def worker_folder(home: Home, stage: str) -> Iterator[Path]:
+    """A working folder that does not stay behind, whatever happens inside the block."""
+    folder = home.work / f"{stage}-{uuid.uuid4().hex[:12]}"
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

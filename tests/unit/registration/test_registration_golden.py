@@ -1,0 +1,93 @@
+"""What a registration leaves is part of the fingerprint's promise: it changes only with OUTPUT_VERSION."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tasks.artifacts import Version
+from tasks.registration import work
+from tasks.registration.package import gather, hashes, model_config
+from tasks.registration.settings import RegistrationSettings
+
+EXPECTED_VERSION = 1
+EXPECTED = {
+    "contents": [
+        "about/dataset.json",
+        "about/recipe.yaml",
+        "about/report.md",
+        "adapter/adapter_config.json",
+        "adapter/adapter_model.safetensors",
+        "adapter/chat_template.jinja",
+        "adapter/generation_config.json",
+        "adapter/tokenizer.json",
+        "adapter/tokenizer_config.json",
+        "fixture/fixture.json",
+        "fixture/fixture.safetensors",
+        "manifest.json",
+    ],
+    "manifest.json": ["base_sha256", "files"],
+    "model_config": [
+        "base",
+        "base_commit",
+        "base_model",
+        "base_path",
+        "base_sha256",
+        "batch_size",
+        "device",
+        "dtype",
+        "max_tokens",
+        "name",
+        "quantization",
+        "recipe",
+    ],
+    "output": ["summary.md", "version.json"],
+    "version.json": ["fingerprint", "mlflow_run_id", "name", "stages", "uri", "version"],
+    "version.json stages": ["dataset", "evaluation", "registration", "tokenization", "training"],
+}
+
+
+def test_a_registration_leaves_the_expected_files_and_keys(
+    trained: Any, registered: Version, tmp_path: Path
+) -> None:
+    contents = gather(
+        tmp_path / "contents",
+        adapter=trained.adapter.folder,
+        fixture=trained.adapter.path,
+        base=trained.base,
+        about=work._about(
+            trained.recipe, trained.recipe.read_text(), trained.dataset, trained.report
+        ),
+    )
+    config = model_config(
+        name="tiny",
+        base=trained.base,
+        recipe_path=trained.recipe,
+        contents=contents,
+        max_tokens=6,
+        home=trained.home,
+    )
+    key = work.fingerprint_of(
+        RegistrationSettings(),
+        name=registered.name,
+        adapter_fingerprint=trained.adapter.fingerprint,
+        evaluation_fingerprint=trained.report.fingerprint,
+        tracking_uri=trained.tracker().uri,
+    )
+    output = trained.store.find("registration", key)
+    assert output is not None
+    record = json.loads((output / "version.json").read_text(encoding="utf-8"))
+    manifest = json.loads((contents.folder / "manifest.json").read_text(encoding="utf-8"))
+    own = {"fingerprint.json", "complete.json", ".complete"}
+    actual = {
+        "contents": sorted(hashes(contents.folder)),
+        "manifest.json": sorted(manifest),
+        "model_config": sorted(config),
+        "output": sorted(set(hashes(output)) - own),
+        "version.json": sorted(record),
+        "version.json stages": sorted(record["stages"]),
+    }
+    assert (work.OUTPUT_VERSION, actual) == (EXPECTED_VERSION, EXPECTED), (
+        "A registration leaves other files or keys. If that is meant, raise OUTPUT_VERSION in "
+        "tasks/registration/work.py, so that no stored registration of the old kind is reused, and "
+        "copy the new values to this test."
+    )
