@@ -1,5 +1,7 @@
 """Load a version in a worker process, and say in words why one does not load."""
 
+import sys
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -38,9 +40,13 @@ def load_version(uri: str, config: Mapping[str, Any]) -> Any:
 
 @contextmanager
 def telling_failures() -> Iterator[None]:
-    """Send the words of a StageFailed to the parent process, which otherwise sees a traceback."""
+    """Send the words of a StageFailed to the parent process, which otherwise sees a traceback.
+
+    The traceback goes into the log, without the passwords that MLflow puts into addresses.
+    """
     try:
         yield
     except StageFailed as error:
         emit(FAILED, message=str(error))
-        raise
+        sys.stderr.write(shown(traceback.format_exc()))
+        sys.exit(error.exit_code)

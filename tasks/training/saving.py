@@ -43,6 +43,7 @@ def save_adapter(
     # PEFT's model card is a form to fill in; the registry's description says what is known.
     (folder / "README.md").unlink(missing_ok=True)
     configuration = folder / "adapter_config.json"
+    _readable_like(configuration, folder / WEIGHTS)
     values = json.loads(configuration.read_text(encoding="utf-8"))
     for name, value in values.items():
         # Sets, written in the order of this process's string hashes.
@@ -136,6 +137,7 @@ def save_fixture(
     }
     (folder / "fixture.json").write_text(json.dumps(values), encoding="utf-8")
     save_file({"logits": logits.contiguous()}, folder / "fixture.safetensors")
+    _readable_like(folder / "fixture.json", folder / "fixture.safetensors")
 
 
 def check_reload(
@@ -166,6 +168,17 @@ def check_reload(
             "quantized, try `quantization: none`; otherwise please report this with the recipe."
         )
     return difference
+
+
+def base_state(base: Path) -> list[tuple[str, int, int]]:
+    """Name, size and time of change of the base's files: equal while nobody rewrites them."""
+    files = sorted(p for p in base.iterdir() if p.suffix in (".json", ".safetensors"))
+    return [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+
+
+def _readable_like(sample: Path, path: Path) -> None:
+    # safetensors writes for its owner alone, whatever the umask says; a server may be another user.
+    path.chmod(sample.stat().st_mode)
 
 
 def _generation_config(base: Path) -> dict[str, Any]:

@@ -41,6 +41,7 @@ def train(job: TrainingJob) -> None:
     precision = loading.choose_precision(job.dtype)
     _note(f"Using {precision.name} on {loading.device_name()}: {precision.reason}.")
     rows = read_rows(job.tokens / "train.parquet")
+    before = saving.base_state(job.base)
     trainer = build_trainer(job, rows, precision, [StopAtStep(stop), SignOfLife()])
     model = trainer.model
     trainable, total = model.get_nb_trainable_parameters()
@@ -86,6 +87,11 @@ def train(job: TrainingJob) -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    if saving.base_state(job.base) != before:
+        raise StageFailed(
+            f"The files of the base model in {job.base} changed while an adapter was trained on "
+            "them: it fits neither the old nor the new base. Run the recipe again."
+        )
     difference = saving.check_reload(
         loading.load_base(job.base, precision, job.quantization),
         folder,

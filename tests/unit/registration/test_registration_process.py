@@ -42,10 +42,11 @@ def test_the_registry_s_address_travels_in_the_environment_and_nothing_stays_on_
 ) -> None:
     seen: dict[str, Any] = {}
 
-    def die(argv: list[str], *, environment: dict[str, str], **_: Any) -> None:
+    def die(argv: list[str], *, environment: dict[str, str], **named: Any) -> None:
         seen["argv"] = " ".join(argv)
         seen["environment"] = environment
         seen["files"] = {p.name: p.read_text() for p in home.root.rglob("*") if p.is_file()}
+        seen["repeatable"] = named["repeatable"]
         raise WorkerFailed("it died")
 
     monkeypatch.setattr("tasks.launch.run", die)
@@ -57,6 +58,8 @@ def test_the_registry_s_address_travels_in_the_environment_and_nothing_stays_on_
     assert seen["environment"]["MLFLOW_TRACKING_URI"] == SECRET_URI
     assert seen["environment"]["MLFLOW_REGISTRY_URI"] == SECRET_URI
     assert list(home.work.iterdir()) == []
+    # Nobody is told to repeat by hand what is gone.
+    assert seen["repeatable"] is False
 
 
 @pytest.mark.usefixtures("_registry_is_not_asked")

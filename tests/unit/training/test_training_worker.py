@@ -3,7 +3,9 @@
 import json
 import math
 import random
+import shutil
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from tasks.artifacts import Tokens
@@ -205,6 +207,9 @@ def test_the_adapter_folder_can_be_moved_to_another_machine(
     assert generation["eos_token_id"][0] == end
     assert len(generation["eos_token_id"]) == 2
     assert result.stop_token_ids == generation["eos_token_id"]
+    # Readable for whoever serves it, as far as the umask lets.
+    modes = {path.stat().st_mode for path in job.output.rglob("*") if path.is_file()}
+    assert len(modes) == 1
     assert not list(folder.glob("*.bin")) + list(folder.glob("*.pt")) + list(folder.glob("*.md"))
 
 
@@ -235,10 +240,6 @@ def test_an_absolute_base_path_is_reduced_to_its_name() -> None:
 def test_an_adapter_that_lost_a_tensor_on_its_way_to_the_disk_is_refused(
     uninterrupted: tuple[TrainingJob, TrainingResult], base: Base, tmp_path: Path
 ) -> None:
-    import shutil
-
-    from safetensors.torch import save_file
-
     output = uninterrupted[0].output
     folder = tmp_path / "adapter"
     shutil.copytree(output / "adapter", folder)
@@ -261,6 +262,23 @@ def test_an_adapter_that_answers_differently_after_reloading_is_refused(
     model = AutoModelForCausalLM.from_pretrained(base.path)
     with pytest.raises(StageFailed, match="logits differ by"):
         saving.check_reload(model, output / "adapter", rows, expected + 0.1, tolerance=1e-4)
+
+
+def test_a_base_that_is_rewritten_while_it_is_trained_on_is_noticed(
+    job: MakeJob, base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "base"
+    shutil.copytree(base.path, copy)
+    real = saving.save_adapter
+
+    def rewrite(*args: Any, **kwargs: Any) -> None:
+        real(*args, **kwargs)
+        weights = copy / "model.safetensors"
+        weights.write_bytes(weights.read_bytes())
+
+    monkeypatch.setattr(saving, "save_adapter", rewrite)
+    with pytest.raises(StageFailed, match="changed while an adapter was trained"):
+        worker.train(job(base=copy, training={"max_steps": 2}))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -336,8 +354,6 @@ def test_what_peft_refuses_is_the_users_mistake(job: MakeJob) -> None:
 
 
 def test_a_full_disk_is_said_before_training(job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
-    import shutil
-
     usage = shutil.disk_usage("/")._replace(free=1000)
     monkeypatch.setattr(worker.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(StageFailed, match=r"0\.0 GB free; checkpoints need about 0\.1 GB"):
@@ -347,8 +363,6 @@ def test_a_full_disk_is_said_before_training(job: MakeJob, monkeypatch: pytest.M
 def test_quantization_without_bitsandbytes_names_the_extra(
     job: MakeJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import sys
-
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(UserError, match=r'pip install "loraline\[gpu\]"'):
         worker.train(job(quantization="nf4"))
