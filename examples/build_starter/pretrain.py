@@ -78,29 +78,34 @@ def encode(texts: list[tuple[str, str]], tokenizer: PreTrainedTokenizerFast) -> 
     return encoded
 
 
-def batches(encoded: list[Document], seed: int) -> Iterator[Batch]:
-    """Yield batches of documents of like length for ever, in a new order in every pass.
+def one_pass(encoded: list[Document], rng: random.Random) -> Iterator[Batch]:
+    """Yield every document once, in batches of like length and in random order.
 
     Short rows of whole documents cost far less attention than packed rows, and start where a
     prompt starts. Lengths come in few sizes, because each new shape costs set-up time.
     """
+    sizes: dict[int, list[Document]] = {}
+    for document in rng.sample(encoded, len(encoded)):
+        sizes.setdefault(-(-len(document[0]) // STRIDE) * STRIDE, []).append(document)
+    groups = [
+        (size, found[start : start + BATCH // size])
+        for size, found in sizes.items()
+        for start in range(0, len(found), BATCH // size)
+    ]
+    for size, group in rng.sample(groups, len(groups)):
+        tokens = torch.zeros(BATCH // size, size + 1, dtype=torch.long)
+        weights = torch.zeros(BATCH // size, size + 1)
+        for row, document in enumerate(group):
+            tokens[row, : len(document[0])] = document[0]
+            weights[row, : len(document[1])] = document[1]
+        yield tokens, weights
+
+
+def batches(encoded: list[Document], seed: int) -> Iterator[Batch]:
+    """Yield batches for ever, in a new order in every pass."""
     rng = random.Random(seed)
     while True:
-        sizes: dict[int, list[Document]] = {}
-        for document in rng.sample(encoded, len(encoded)):
-            sizes.setdefault(-(-len(document[0]) // STRIDE) * STRIDE, []).append(document)
-        groups = [
-            (size, found[start : start + BATCH // size])
-            for size, found in sizes.items()
-            for start in range(0, len(found), BATCH // size)
-        ]
-        for size, group in rng.sample(groups, len(groups)):
-            tokens = torch.zeros(BATCH // size, size + 1, dtype=torch.long)
-            weights = torch.zeros(BATCH // size, size + 1)
-            for row, document in enumerate(group):
-                tokens[row, : len(document[0])] = document[0]
-                weights[row, : len(document[1])] = document[1]
-            yield tokens, weights
+        yield from one_pass(encoded, rng)
 
 
 def share(rank: int, processes: int, encoded: list[Document]) -> Iterator[Batch]:
@@ -133,10 +138,10 @@ def schedule(progress: float) -> float:
 
 
 @torch.no_grad()
-def evaluate(model: Phi3ForCausalLM, encoded: list[Document], limit: int) -> tuple[float, float]:
-    """Return the mean loss of held-out tokens, and of those that are documentation."""
+def evaluate(model: Phi3ForCausalLM, encoded: list[Document]) -> tuple[float, float]:
+    """Return the mean loss of all held-out tokens, and of those that are documentation."""
     total, documentation = [], []
-    for tokens, weights in itertools.islice(batches(encoded, 0), limit):
+    for tokens, weights in one_pass(encoded, random.Random(0)):
         loss, weights = losses(model, tokens), weights[:, 1:]
         total.append(loss[weights > 0.0])
         documentation.append(loss[weights == 1.0])
@@ -238,10 +243,12 @@ def main() -> None:
     training, held_out = (list(documents(part, random.Random(0))) for part in split(load()))
     tokenizer = load_or_train([context + text for context, text in training], options.output)
     train_set, test_set = encode(training, tokenizer), encode(held_out, tokenizer)
-    # Bits per byte compare across tokenizers; perplexity does not.
-    bytes_per_token = sum(len((a + b).encode()) for a, b in held_out) / sum(
-        len(tokens) for tokens, _ in test_set
-    )
+    # Bits per byte compare across tokenizers; perplexity does not. Long documents were cut, so
+    # the bytes are those of the tokens that are left.
+    bytes_per_token = sum(
+        len(tokenizer.decode(tokens.tolist(), skip_special_tokens=True).encode())
+        for tokens, _ in test_set
+    ) / sum(len(tokens) for tokens, _ in test_set)
     corpus_tokens = sum(len(tokens) for tokens, _ in train_set)
     print(f"{len(train_set)} documents, {corpus_tokens} tokens, {bytes_per_token:.2f} bytes/token")
 
@@ -267,7 +274,7 @@ def main() -> None:
     for other in others:
         other.join()
 
-    loss_all, loss_doc = evaluate(result.model, test_set, 200)
+    loss_all, loss_doc = evaluate(result.model, test_set)
     save(result.model, options.output)
     record = {
         "parameters": model.num_parameters(),

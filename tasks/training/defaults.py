@@ -51,7 +51,6 @@ def resolve_training(given: dict[str, Any]) -> dict[str, Any]:
         "activation_checkpointing": False,
         "logging_steps": 5,
         "save_strategy": "steps",
-        "save_steps": 100,
         "save_total_limit": 2,
     }
     if "lr_scheduler_type" not in given:
