@@ -119,9 +119,11 @@ def code_without_docs(node: Definition, lines: list[str]) -> tuple[str, str]:
         if number not in dropped and lines[number - 1].strip()
     }
     start = node.body[0].lineno
-    parts = [[line for number, line in kept.items() if (number < start) == head] for head in (1, 0)]
     indent = " " * node.col_offset
-    return tuple("\n".join(line.removeprefix(indent) for line in part) for part in parts)
+    lines_of = {number: line.removeprefix(indent) for number, line in kept.items()}
+    signature = "\n".join(line for number, line in lines_of.items() if number < start)
+    body = "\n".join(line for number, line in lines_of.items() if number >= start)
+    return signature, body
 
 
 def items_of(source: str, package: str) -> Iterator[Item]:
@@ -167,7 +169,8 @@ def stdlib_fingerprints() -> tuple[set[str], set[str]]:
         for path in root.rglob("*.py")
         if not {"site-packages", "dist-packages"}.intersection(path.parts)
     ]
-    docs, bodies = set(), set()
+    docs: set[str] = set()
+    bodies: set[str] = set()
     with ProcessPoolExecutor(2) as pool:
         for items in pool.map(read_items, jobs, chunksize=32):
             for item in items:

@@ -200,7 +200,7 @@ def train(
         loss = torch.zeros(())
         for tokens, weights in group:
             part = (forward(model, tokens) * weights[:, 1:]).sum() / weight
-            part.backward()
+            torch.autograd.backward(part)
             loss += part.detach()
         flat = torch.cat([loss.view(1), *(p.grad.flatten() for p in parameters)])
         distributed.all_reduce(flat)

@@ -1,7 +1,9 @@
 """The whole way through, from the command line, on a pipeline made small."""
 
+import json
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -9,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tasks.home import Home
+from tasks.tracking import Tracker
 
 STAGES = ("dataset", "tokenization", "training", "evaluation", "registration")
 METRICS = {
@@ -48,6 +53,48 @@ def test_every_metric_is_there_and_shares_lie_between_0_and_1(first_run: dict[st
         assert all(0 <= first_run["metrics"][model][m] <= 1 for m in SHARES)
     for difference in first_run["differences"]["base"].values():
         assert difference["low"] <= difference["mean"] <= difference["high"]
+
+
+def test_every_stage_leaves_a_prefect_artifact(small: Any, first_run: dict[str, Any]) -> None:
+    with sqlite3.connect(small.folder / ".loraline" / "prefect" / "prefect.db") as database:
+        rows = database.execute(
+            "select key, data from artifact where flow_run_id = ?",
+            (first_run["prefect_flow_run_id"],),
+        ).fetchall()
+        if not rows:
+            # SQLite may keep ids without dashes.
+            rows = database.execute("select key, data from artifact").fetchall()
+    texts = {key: str(data) for key, data in rows}
+    assert {f"loraline-{stage}" for stage in STAGES} <= set(texts)
+    assert "models/small/versions/1" in texts["loraline-registration"]
+    assert "adapter" in texts["loraline-evaluation"]
+    assert "data:image/png;base64" in texts["loraline-training"]
+
+
+def test_the_mlflow_run_is_complete_and_links_back(
+    small: Any, first_run: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker = Tracker(Home(small.folder / ".loraline"))
+    client, run_id = tracker.client, first_run["mlflow_run_id"]
+    run = client.get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["rougeL"] == pytest.approx(first_run["metrics"]["challenger"]["rougeL"])
+    assert "base.rougeL" in run.data.metrics
+    history = client.get_metric_history(run_id, "train.loss")
+    assert [point.step for point in history] == sorted({point.step for point in history})
+    assert history[-1].step == 6
+    assert run.data.params["training.peft_config.r"] == "4"
+    assert run.data.tags["loraline.prefect_flow_run_id"] == first_run["prefect_flow_run_id"]
+    assert first_run["prefect_flow_run_id"] in run.data.tags["mlflow.note.content"]
+    (dataset,) = run.inputs.dataset_inputs
+    assert dataset.dataset.name == "small"
+    files = {entry.path for entry in client.list_artifacts(run_id)}
+    assert {"recipe", "report", "summaries", "predictions.json"} <= files
+    version = client.get_model_version("small", "1")
+    assert version.status == "READY"
+    assert version.run_id == run_id
+    for tag in ("base_sha256", "dataset_digest", "recipe_digest", "prefect_flow_run_id"):
+        assert version.tags[f"loraline.{tag}"]
 
 
 def test_a_second_run_reuses_every_stage_and_names_the_same_version(
@@ -171,7 +218,15 @@ def test_a_killed_training_goes_on_from_its_checkpoint(small: Any, tmp_path: Pat
     resumed = small.json(*arguments, "--set", "evaluation.bootstrap_samples=100")
     assert resumed["exit_code"] == 0, resumed["stderr"][-3000:]
     assert resumed["outcome"] == "registered"
-    assert "resum" in resumed["stderr"].lower()
+    (result,) = (small.folder / ".loraline" / "store" / "training").glob(
+        f"{resumed['stages']['training']['fingerprint']}/result.json"
+    )
+    assert json.loads(result.read_text())["resumed_from_step"] >= 5
+    client = Tracker(Home(small.folder / ".loraline")).client
+    experiment = client.get_experiment_by_name("killed")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    assert sorted(run.info.status for run in runs) == ["FINISHED", "KILLED"]
 
 
 @pytest.mark.skipif(
