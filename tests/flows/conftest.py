@@ -4,7 +4,10 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -92,3 +95,22 @@ def small(tmp_path_factory: pytest.TempPathFactory, starter: Path) -> Cli:
 def first_run(small: Cli) -> dict[str, Any]:
     """The outcome of the first run of `recipes/small.yaml`."""
     return small.json("run", "recipes/small.yaml")
+
+
+@pytest.fixture(scope="session")
+def answering_api() -> Iterator[str]:
+    """The address of a server that answers every request: a Prefect of the user's, as far as one asks."""
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/api"
+    server.shutdown()
+    server.server_close()

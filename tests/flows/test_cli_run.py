@@ -43,14 +43,14 @@ Flow = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture
-def replace_flow(monkeypatch: pytest.MonkeyPatch) -> Callable[[Flow], None]:
+def replace_flow(monkeypatch: pytest.MonkeyPatch, answering_api: str) -> Callable[[Flow], None]:
     """Put a function in the flow's place; Prefect is the user's, so none is started."""
 
     def replace(flow: Flow) -> None:
         module = ModuleType("flows.retrain")
         module.retrain = flow  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "flows.retrain", module)
-        monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+        monkeypatch.setenv("PREFECT_API_URL", answering_api)
 
     return replace
 
@@ -240,7 +240,7 @@ sys.exit(main(["run", sys.argv[3], "--set", "seed=7", "--json"]))
 
 
 def interrupted_run(
-    folder: Path, recipe: Path, presses: int, *, stubborn: bool
+    folder: Path, recipe: Path, api: str, presses: int, *, stubborn: bool
 ) -> tuple[int, str, str]:
     """Exit code, standard output and standard error of a run that gets Ctrl-C while it trains."""
     kind = "stubborn" if stubborn else "willing"
@@ -249,7 +249,7 @@ def interrupted_run(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PREFECT_API_URL": "http://127.0.0.1:9/api"},
+        env={**os.environ, "PREFECT_API_URL": api},
         start_new_session=True,
     )
     deadline = time.monotonic() + 60
@@ -264,8 +264,10 @@ def interrupted_run(
     return process.returncode, out, err
 
 
-def test_ctrl_c_keeps_the_checkpoint_and_says_how_to_go_on(tmp_path: Path, recipe: Path) -> None:
-    code, out, err = interrupted_run(tmp_path, recipe, 1, stubborn=False)
+def test_ctrl_c_keeps_the_checkpoint_and_says_how_to_go_on(
+    tmp_path: Path, recipe: Path, answering_api: str
+) -> None:
+    code, out, err = interrupted_run(tmp_path, recipe, answering_api, 1, stubborn=False)
     assert code == 130
     assert (tmp_path / "checkpoint").read_text() == "kept"
     assert f"loraline run {recipe} --set seed=7" in err
@@ -276,10 +278,10 @@ def test_ctrl_c_keeps_the_checkpoint_and_says_how_to_go_on(tmp_path: Path, recip
 
 
 def test_a_second_ctrl_c_ends_at_once_and_takes_the_worker_along(
-    tmp_path: Path, recipe: Path
+    tmp_path: Path, recipe: Path, answering_api: str
 ) -> None:
     began = time.monotonic()
-    code, _, _ = interrupted_run(tmp_path, recipe, 2, stubborn=True)
+    code, _, _ = interrupted_run(tmp_path, recipe, answering_api, 2, stubborn=True)
     assert code == 130
     assert not (tmp_path / "checkpoint").exists()
     size = (tmp_path / "worker.log").stat().st_size
