@@ -24,6 +24,7 @@ dataset:
       package: asyncio
   split:
     test: 0.1
+    salt: small
 tokenization:
   max_length: 512
   long_rows: drop
