@@ -111,8 +111,12 @@ def test_the_live_table_shows_state_progress_and_time() -> None:
 
 
 def test_warnings_are_shown_once_and_everything_is_in_the_file(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # A run sets logging up before prefect is imported; another test may have imported it already.
+    for name in ("prefect", "prefect.flow_runs"):
+        monkeypatch.setattr(logging.getLogger(name), "handlers", [])
+        monkeypatch.setattr(logging.getLogger(name), "propagate", True)
     path = tmp_path / "run.log"
     log = logging.getLogger("tasks.somewhere")
     with run_display("title") as display, logging_to(str(path), display):
