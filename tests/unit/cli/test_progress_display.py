@@ -114,7 +114,7 @@ def test_warnings_are_shown_once_and_everything_is_in_the_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A run sets logging up before prefect is imported; another test may have imported it already.
-    for name in ("prefect", "prefect.flow_runs"):
+    for name in ("root", "prefect", "prefect.flow_runs"):
         monkeypatch.setattr(logging.getLogger(name), "handlers", [])
         monkeypatch.setattr(logging.getLogger(name), "propagate", True)
     path = tmp_path / "run.log"
