@@ -196,7 +196,7 @@ def test_a_killed_training_goes_on_from_its_checkpoint(small: Any, tmp_path: Pat
         "--set",
         "name=killed",
         "--set",
-        "training.training_config.max_steps=400",
+        "training.training_config.max_steps=120",
         "--set",
         "training.training_config.save_steps=5",
     ]
