@@ -15,7 +15,8 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from flows.run_state import RunState, StageState, duration
+from flows.run_state import RunState, StageState
+from tasks.durations import duration
 from tasks.progress import Event
 
 PLAIN_STEP_SECONDS = 10.0

@@ -25,6 +25,7 @@ from tasks.evaluation.task import evaluation_content, find_report
 from tasks.home import home
 from tasks.progress import Event, announce, listening
 from tasks.recipe import load_recipe
+from tasks.registration.provenance import Provenance
 from tasks.registration.task import find_registered, registration_key
 from tasks.store import Store, digest
 from tasks.tracking import Tracker
@@ -215,16 +216,18 @@ class RunRecord:
             "store": self.store,
             "tracker": self.tracker,
             "name": self.recipe.model_name,
-            "run_id": self.run_id,
-            "dataset": dataset,
-            "tokens": tokens,
-            "adapter": adapter,
-            "report": report,
-            "base": self.base,
-            "recipe_path": self.recipe_path,
-            "recipe_text": self.recipe_text,
-            "recipe_digest": self.recipe_digest,
-            "prefect_flow_run_id": self.outcome.prefect_flow_run_id,
+            "made": Provenance(
+                dataset=dataset,
+                tokens=tokens,
+                adapter=adapter,
+                report=report,
+                base=self.base,
+                recipe_path=self.recipe_path,
+                recipe_text=self.recipe_text,
+                recipe_digest=self.recipe_digest,
+                run_id=self.run_id,
+                prefect_flow_run_id=self.prefect.id,
+            ),
             "max_tokens": self.recipe.evaluation.max_new_tokens,
         }
 

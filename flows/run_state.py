@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from tasks.artifacts import STAGES
+from tasks.durations import duration
 from tasks.progress import Event
 
 State = Literal["waiting", "started", "reused", "done", "failed"]
@@ -58,6 +59,12 @@ class RunState:
                     f"{_count(event.get('total'))} answers"
                 )
                 stage.fraction = _share(event.get("done"), event.get("total"))
+            case "measured":
+                stage.detail = (
+                    f"{event.get('model', 'model')}: loss of {_count(event.get('done'))} of "
+                    f"{_count(event.get('total'))} rows"
+                )
+                stage.fraction = _share(event.get("done"), event.get("total"))
             case "waiting":
                 stage.detail = f"waiting: {event.get('message', '')}"
             case "note":
@@ -98,18 +105,6 @@ def step_text(event: Event) -> str:
     if isinstance(left := event.get("eta_seconds"), int | float):
         parts.append(f"{duration(left)} left")
     return ", ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """`0.4 s`, `12 s`, `3 min 05 s`, `2 h 04 min`."""
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02} min"
 
 
 def _count(value: object) -> str:

@@ -116,7 +116,7 @@ def _print_gate(gate: dict[str, object], console: Console) -> None:
     for rule in rules if isinstance(rules, list) else []:
         if isinstance(rule, dict):
             mark = "✓" if rule.get("passed") else "✗"
-            why = rule.get("why") or rule.get("metric") or ""
+            why = f"{rule.get('metric')}: {rule.get('why')}"
             style = "" if rule.get("passed") else "red"
             console.print(Text(f"  {mark} {why}", style=style), soft_wrap=True)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.program import program
-from flows.run_state import duration
+from tasks.durations import duration
 from tasks.home import home
 
 if TYPE_CHECKING:

@@ -1,6 +1,5 @@
 """What a person and a machine read about a prepared dataset: `summary.md` and `card.json`."""
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,6 +7,8 @@ from tasks.dataset.jsonl import JsonlCounts
 from tasks.dataset.rows import Row
 from tasks.dataset.sources import Read
 from tasks.dataset.split import Split
+from tasks.markdown import code_block, table
+from tasks.quantiles import quantiles
 
 SHOWN_CHARACTERS = 1200
 """Of each turn of a sample row: the summary travels to Prefect and MLflow."""
@@ -33,18 +34,6 @@ def card(sources: Sequence[Read], split: Split, *, digest: str) -> dict[str, Any
     }
 
 
-def quantiles(values: Sequence[int]) -> dict[str, int]:
-    """Smallest, median, 95th percentile (nearest rank) and largest of at least one number."""
-    ordered = sorted(values)
-    last = len(ordered) - 1
-    return {
-        "min": ordered[0],
-        "median": ordered[last // 2],
-        "p95": ordered[round(last * 0.95)],
-        "max": ordered[-1],
-    }
-
-
 def summary(facts: dict[str, Any], split: Split) -> str:
     """Markdown: where rows came from, what was left out, lengths, and a row of each side."""
     rows, groups = facts["rows"], facts["groups"]
@@ -53,7 +42,7 @@ def summary(facts: dict[str, Any], split: Split) -> str:
         "# Dataset",
         f"{rows['train']:,} rows to train on and {rows['test']:,} rows to test with "
         f"({share:.1%}). No group of related rows is on both sides.",
-        _table(
+        table(
             ("", "train", "test"),
             [
                 ("rows", f"{rows['train']:,}", f"{rows['test']:,}"),
@@ -65,14 +54,17 @@ def summary(facts: dict[str, Any], split: Split) -> str:
             ],
         ),
         "## Where the rows come from",
-        _table(
+        table(
             ("source", "kind", "rows", "notes"),
-            [(s["name"], s["kind"], f"{s['rows']:,}", _notes(s)) for s in facts["sources"]],
+            [
+                (_cell(s["name"]), s["kind"], f"{s['rows']:,}", _cell(_notes(s)))
+                for s in facts["sources"]
+            ],
         ),
         "## What was left out",
-        _table(
+        table(
             ("reason", "rows"),
-            [(reason, f"{count:,}") for reason, count in facts["dropped"].items()],
+            [(_cell(reason), f"{count:,}") for reason, count in facts["dropped"].items()],
         )
         if facts["dropped"]
         else "Nothing.",
@@ -81,7 +73,8 @@ def summary(facts: dict[str, Any], split: Split) -> str:
     for side, side_rows in (("train", split.train), ("test", split.test)):
         row = min(side_rows, key=lambda row: row.id)
         parts += [f"## A {side} row", f"`{row.source}`, group `{_code(row.group)}`"]
-        parts += [_turn(message["role"], message["content"]) for message in row.messages]
+        for message in row.messages:
+            parts += [f"**{message['role']}**", code_block(message["content"], SHOWN_CHARACTERS)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -129,22 +122,9 @@ def _prompt_characters(row: Row) -> int:
     return sum(len(message["content"]) for message in row.messages[:-1])
 
 
-def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    lines = [head, ("---",) * len(head), *rows]
-    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
-
-
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
 def _code(text: str) -> str:
     return text.replace("`", "'")
-
-
-def _turn(role: str, text: str) -> str:
-    """A turn in a fence that nothing inside it can close."""
-    shown = text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "\n[...]"
-    longest = max((len(run) for run in re.findall("`+", shown)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"**{role}**\n\n{fence}text\n{shown}\n{fence}"

@@ -2,13 +2,12 @@
 
 from pathlib import Path
 
-from prefect import get_run_logger, task
-from prefect.artifacts import create_markdown_artifact
+from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from tasks.artifacts import Dataset
 from tasks.dataset.settings import DatasetSettings
-from tasks.progress import announce
+from tasks.stage_report import ended, started
 from tasks.store import Store
 
 
@@ -28,28 +27,15 @@ def prepare_dataset(
     """
     from tasks.dataset import work
 
-    logger = get_run_logger()
-    announce("stage", stage="dataset", state="started")
+    started("dataset")
     dataset = work.prepare_dataset(
         store, settings, salt=salt, recipe_folder=recipe_folder, force=force
     )
-    logger.info(
-        "%s %d train and %d test rows (digest %s) in %.1f s",
-        "Reused" if dataset.reused else "Prepared",
-        dataset.rows["train"],
-        dataset.rows["test"],
-        dataset.digest[:12],
-        dataset.seconds,
-    )
-    create_markdown_artifact(
-        (dataset.path / "summary.md").read_text(encoding="utf-8"),
-        key="loraline-dataset",
+    ended(
+        "dataset",
+        dataset,
+        f"{'Reused' if dataset.reused else 'Prepared'} {dataset.rows['train']} train and "
+        f"{dataset.rows['test']} test rows (digest {dataset.digest[:12]})",
         description="Rows, where they come from, and what was left out",
-    )
-    announce(
-        "stage",
-        stage="dataset",
-        state="reused" if dataset.reused else "done",
-        seconds=dataset.seconds,
     )
     return dataset

@@ -5,6 +5,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from tasks.quantization import Quantization
+
 Model = Literal["base", "champion", "challenger"]
 
 
@@ -25,7 +27,7 @@ class AnswerJob(BaseModel):
     max_new_tokens: int
     batch_size: int
     dtype: Literal["auto", "bfloat16", "float16", "float32"]
-    quantization: Literal["none", "nf4", "int8"]
+    quantization: Quantization
     predictions: Path
     """Written: one row a test row, see `worker.py`."""
     result: Path

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from tasks.errors import UserError
 from tasks.evaluation.job import AnswerJob
+from tasks.quantization import quantization_config
 
 
 def arithmetic(job: AnswerJob) -> tuple[str, torch.dtype, str]:
@@ -33,29 +34,19 @@ def load_base(job: AnswerJob, device: str, dtype: torch.dtype) -> Any:
     options: dict[str, Any] = {}
     if job.quantization != "none":
         options = {
-            "quantization_config": BitsAndBytesConfig(
-                load_in_4bit=job.quantization == "nf4",
-                load_in_8bit=job.quantization == "int8",
-                bnb_4bit_quant_type="nf4",
-                bnb_4bit_use_double_quant=True,
-                bnb_4bit_compute_dtype=dtype,
+            "quantization_config": quantization_config(
+                job.quantization, dtype, field="evaluation.quantization"
             ),
             "device_map": {"": device},
         }
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            job.base,
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            **options,
-        )
-    except ImportError as error:
-        raise UserError(
-            f"evaluation.quantization is {job.quantization}, which needs bitsandbytes ({error}). "
-            'Install it with `pip install "loraline[gpu]"`, or set evaluation.quantization to none.'
-        ) from error
+    model = AutoModelForCausalLM.from_pretrained(
+        job.base,
+        dtype=dtype,
+        use_safetensors=True,
+        trust_remote_code=False,
+        local_files_only=True,
+        **options,
+    )
     # generate() takes what we leave open from here: a base's repetition penalty or forced tokens
     # would make answers that are not the model's own first choices.
     model.generation_config = GenerationConfig()

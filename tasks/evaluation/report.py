@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tasks.evaluation.markdown import cell, code_block, table
 from tasks.evaluation.samples import Sample
 from tasks.evaluation.settings import LOWER_IS_BETTER, METRICS, NO_DIRECTION
+from tasks.markdown import cell, code_block, table
 
 NAMES = {"base": "base", "champion": "champion", "challenger": "adapter"}
 KINDS = {

@@ -1,28 +1,11 @@
 """The recipe's section `evaluation`: what is measured, and the gate that a version must pass."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field, model_validator
 
+from tasks.quantization import Quantization
 from tasks.settings import Settings
-
-METRICS = (
-    "loss",
-    "perplexity",
-    "token_accuracy",
-    "exact_match",
-    "rouge1",
-    "rouge2",
-    "rougeL",
-    "rougeLsum",
-    "bleu",
-    "chrf",
-    "stop_rate",
-    "mean_length",
-)
-LOWER_IS_BETTER = frozenset({"loss", "perplexity"})
-NO_DIRECTION = frozenset({"mean_length"})
-"""Neither more nor less of it is better, so that no gain can be asked of it."""
 
 Metric = Literal[
     "loss",
@@ -38,6 +21,10 @@ Metric = Literal[
     "stop_rate",
     "mean_length",
 ]
+METRICS: tuple[Metric, ...] = get_args(Metric)
+LOWER_IS_BETTER = frozenset({"loss", "perplexity"})
+NO_DIRECTION = frozenset({"mean_length"})
+"""Neither more nor less of it is better, so that no gain can be asked of it."""
 
 
 class GateRule(Settings):
@@ -83,7 +70,7 @@ class EvaluationSettings(Settings):
     """Prompts generated together. Part of the result: padding changes low bits."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Arithmetic of every model compared. `auto`: bfloat16 on a GPU that has it, float32 on a CPU, where answers then do not depend on the batch."""
-    quantization: Literal["none", "nf4", "int8"] = "none"
+    quantization: Quantization = "none"
     """Load the base in 4 or 8 bits. Needed where the GPU cannot hold it otherwise; answers change a little, for all models alike."""
     bootstrap_samples: int = Field(default=2000, ge=100)
     """Resamples of the paired bootstrap behind every interval."""

@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from prefect import get_run_logger, task
-from prefect.artifacts import create_markdown_artifact
+from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from tasks.artifacts import Adapter, Report, Tokens
@@ -12,6 +11,7 @@ from tasks.base import Base
 from tasks.evaluation.settings import EvaluationSettings
 from tasks.home import Home
 from tasks.progress import announce
+from tasks.stage_report import ended, started
 from tasks.store import Store
 
 
@@ -35,8 +35,7 @@ def evaluate_adapter(
     """
     from tasks.evaluation import work
 
-    logger = get_run_logger()
-    announce("stage", stage="evaluation", state="started")
+    started("evaluation")
     report = work.evaluate_adapter(
         store,
         settings,
@@ -49,23 +48,13 @@ def evaluate_adapter(
         force=force,
         on_event=_pass_on,
     )
-    logger.info(
-        "%s the adapter on %d test rows in %.1f s; gate: %s",
-        "Reused the evaluation of" if report.reused else "Evaluated",
-        tokens.rows["test"],
-        report.seconds,
-        "none" if report.gate is None else "passed" if report.gate["passed"] else "refused",
-    )
-    create_markdown_artifact(
-        (report.path / "summary.md").read_text(encoding="utf-8"),
-        key="loraline-evaluation",
+    gate = "none" if report.gate is None else "passed" if report.gate["passed"] else "refused"
+    ended(
+        "evaluation",
+        report,
+        f"{'Reused the evaluation of' if report.reused else 'Evaluated'} the adapter on "
+        f"{tokens.rows['test']} test rows (gate: {gate})",
         description="Base, champion and adapter on the same test rows, and the gate's verdict",
-    )
-    announce(
-        "stage",
-        stage="evaluation",
-        state="reused" if report.reused else "done",
-        seconds=report.seconds,
     )
     return report
 

@@ -69,7 +69,7 @@ def evaluate_adapter(
     or find them.
 
     `champion` is an adapter folder, `champion_sha256` the sha256 of its weights file; both or none.
-    `on_event` hears the workers' events (`generated`, `note`).
+    `on_event` hears the workers' events (`measured`, `generated`, `note`).
 
     Raises: UserError when an adapter does not fit the base or memory is short; WorkerFailed when a
     process dies; StageFailed when the adapter names no stop token.

@@ -47,7 +47,6 @@ def answer(job: AnswerJob) -> None:
     for name in ("base", *job.adapters):
         started = time.monotonic()
         with wearing(base, name, job.adapters.get(name)) as model:
-            emit("note", stage="evaluation", message=f"Measuring the loss of the {name}")
             nll, correct = measure(
                 model, table["input_ids"], table["labels"], job.batch_size, job.stop_tokens[0], name
             )

@@ -2,33 +2,25 @@
 
 from collections.abc import Mapping
 
-from tasks.artifacts import Adapter, Dataset, Report, Tokens, Version
-from tasks.base import Base
+from tasks.artifacts import Report, Version
 from tasks.registration.job import Verification
+from tasks.registration.provenance import Provenance
 
 SHOWN_METRICS = ("loss", "rougeL", "chrf", "exact_match", "stop_rate")
 
 
-def description(
-    *,
-    purpose: str | None,
-    name: str,
-    base: Base,
-    dataset: Dataset,
-    tokens: Tokens,
-    adapter: Adapter,
-    report: Report,
-) -> str:
+def description(made: Provenance, *, name: str, purpose: str | None) -> str:
     """The version's description in the registry, in markdown."""
+    base, tokens, adapter = made.base, made.tokens, made.adapter
     commit = f" at commit `{base.commit}`" if base.commit else ""
     parts = [
         purpose or f"LoRA adapter `{name}`.",
         f"It belongs on `{base.model}`{commit} (sha256 `{base.weights_sha256[:12]}`), which is not part "
         f"of this version, and has {adapter.trainable_parameters:,} parameters of its own.",
         f"Trained on {tokens.rows['train']:,} conversations ({tokens.trained_tokens['train']:,} tokens with "
-        f"loss), evaluated on {tokens.rows['test']:,} others; dataset digest `{dataset.digest[:12]}`.",
-        metrics_table(report),
-        gate_line(report),
+        f"loss), evaluated on {tokens.rows['test']:,} others; dataset digest `{made.dataset.digest[:12]}`.",
+        metrics_table(made.report),
+        gate_line(made.report),
         loading(f"models:/{name}@champion"),
     ]
     return "\n\n".join(parts)

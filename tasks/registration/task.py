@@ -1,17 +1,16 @@
 """The Prefect tasks around the registry: what is registered already, who is champion, register."""
 
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prefect import get_run_logger, task
-from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
-from tasks.artifacts import Adapter, Dataset, Report, Tokens, Version
-from tasks.base import Base
+from tasks.artifacts import Adapter, Version
 from tasks.progress import announce
+from tasks.registration.provenance import Provenance
 from tasks.registration.settings import RegistrationSettings
+from tasks.stage_report import show_summary, started
 from tasks.store import Store
 from tasks.tracking import Tracker
 
@@ -71,54 +70,33 @@ def register_adapter(
     store: Store,
     tracker: Tracker,
     name: str,
-    run_id: str,
-    dataset: Dataset,
-    tokens: Tokens,
-    adapter: Adapter,
-    report: Report,
-    base: Base,
-    recipe_path: Path,
-    recipe_text: str,
-    recipe_digest: str,
-    prefect_flow_run_id: str | None,
+    made: Provenance,
     max_tokens: int,
 ) -> Version:
     """Register the adapter (once), publish the summary, return the version."""
     from tasks.registration import work
 
-    started = time.monotonic()
-    announce("stage", stage="registration", state="started")
+    began = time.monotonic()
+    started("registration")
     version = work.register_adapter(
         store,
         settings,
         key=key,
         tracker=tracker,
         name=name,
-        run_id=run_id,
-        dataset=dataset,
-        tokens=tokens,
-        adapter=adapter,
-        report=report,
-        base=base,
-        recipe_path=recipe_path,
-        recipe_text=recipe_text,
-        recipe_digest=recipe_digest,
-        prefect_flow_run_id=prefect_flow_run_id,
-        home=tracker.home,
+        made=made,
         max_tokens=max_tokens,
     )
-    seconds = time.monotonic() - started
+    seconds = time.monotonic() - began
     get_run_logger().info(
         "Adapter %s is version %s of %s (%.1f s)",
-        adapter.sha256[:12],
+        made.adapter.sha256[:12],
         version.version,
         name,
         seconds,
     )
-    create_markdown_artifact(
-        (store.path("registration", key) / "summary.md").read_text(encoding="utf-8"),
-        key="loraline-registration",
-        description=f"{name}, version {version.version}",
+    show_summary(
+        "registration", store.path("registration", key), f"{name}, version {version.version}"
     )
     announce("stage", stage="registration", state="done", seconds=seconds, fingerprint=key)
     return version

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from tasks.artifacts import Adapter, Dataset, Report, Tokens, Version
-from tasks.base import Base, lock_path
+from tasks.artifacts import Version
+from tasks.base import lock_path
 from tasks.home import Home
 from tasks.registration.description import description, summary
 from tasks.registration.job import Verification
 from tasks.registration.listing import METRICS_TAG
 from tasks.registration.package import Contents, gather, model_config, recorded_path, write_model
+from tasks.registration.provenance import Provenance
 from tasks.registration.settings import RegistrationSettings
 from tasks.registration.verification import verify_version
 from tasks.registration.versions import create_version, find_by_fingerprint, upload_model
@@ -104,17 +105,7 @@ def register_adapter(
     *,
     tracker: Tracker,
     name: str,
-    run_id: str,
-    dataset: Dataset,
-    tokens: Tokens,
-    adapter: Adapter,
-    report: Report,
-    base: Base,
-    recipe_path: Path,
-    recipe_text: str,
-    recipe_digest: str,
-    prefect_flow_run_id: str | None,
-    home: Home,
+    made: Provenance,
     max_tokens: int = 256,
     key: str | None = None,
 ) -> Version:
@@ -133,34 +124,24 @@ def register_adapter(
     key = key or fingerprint_of(
         settings,
         name=name,
-        adapter_fingerprint=adapter.fingerprint,
-        evaluation_fingerprint=report.fingerprint,
+        adapter_fingerprint=made.adapter.fingerprint,
+        evaluation_fingerprint=made.report.fingerprint,
         tracking_uri=tracker.uri,
     )
-    text = description(
-        purpose=settings.description,
-        name=name,
-        base=base,
-        dataset=dataset,
-        tokens=tokens,
-        adapter=adapter,
-        report=report,
-    )
+    home = tracker.home
+    text = description(made, name=name, purpose=settings.description)
     verification: Verification | None = None
     with _scratch(home) as scratch, locked(home, name):
         contents = gather(
             scratch / "contents",
-            adapter=adapter.folder,
-            fixture=adapter.path,
-            base=base,
-            about=_about(recipe_path, recipe_text, dataset, report),
+            adapter=made.adapter.folder,
+            fixture=made.adapter.path,
+            base=made.base,
+            about=_about(made),
         )
         tags = {
             **settings.tags,
-            **_tags(base, dataset, adapter, report, contents),
-            "loraline.recipe_digest": recipe_digest,
-            **_optional("loraline.git_commit", git_commit(recipe_path.parent)),
-            **_optional("loraline.prefect_flow_run_id", prefect_flow_run_id),
+            **_tags(made, contents),
         }
         existing = find_by_fingerprint(tracker, name, contents.fingerprint)
         if existing is not None:
@@ -173,26 +154,26 @@ def register_adapter(
         else:
             config = model_config(
                 name=name,
-                base=base,
-                recipe_path=recipe_path,
+                base=made.base,
+                recipe_path=made.recipe_path,
                 contents=contents,
                 max_tokens=max_tokens,
                 home=home,
             )
             model_id, verification = _upload_and_verify(
-                tracker, contents, config, scratch / "model", run_id, base, report, home
+                tracker, contents, config, scratch / "model", made
             )
             number = create_version(
-                tracker, name, model_id=model_id, run_id=run_id, tags=tags, description=text
+                tracker, name, model_id=model_id, run_id=made.run_id, tags=tags, description=text
             )
         with tracker.explained(f"set the alias {CHALLENGER!r}"):
             tracker.client.set_registered_model_alias(name, CHALLENGER, number)
         version = version_of(tracker, name, number)
     stages = {
-        "dataset": dataset.fingerprint,
-        "tokenization": tokens.fingerprint,
-        "training": adapter.fingerprint,
-        "evaluation": report.fingerprint,
+        "dataset": made.dataset.fingerprint,
+        "tokenization": made.tokens.fingerprint,
+        "training": made.adapter.fingerprint,
+        "evaluation": made.report.fingerprint,
         "registration": key,
     }
     record = {
@@ -205,13 +186,13 @@ def register_adapter(
     }
     page = summary(
         version,
-        run_url=tracker.run_url(version.mlflow_run_id or run_id),
+        run_url=tracker.run_url(version.mlflow_run_id or made.run_id),
         version_url=tracker.version_url(name, version.version),
         description=text,
         verification=verification,
         notes={
-            "Recipe": f"`{recorded_path(recipe_path, home)}`",
-            "Adapter": f"`{adapter.sha256[:12]}`",
+            "Recipe": f"`{recorded_path(made.recipe_path, home)}`",
+            "Adapter": f"`{made.adapter.sha256[:12]}`",
         },
     )
 
@@ -252,15 +233,12 @@ def _upload_and_verify(
     contents: Contents,
     config: dict[str, object],
     folder: Path,
-    run_id: str,
-    base: Base,
-    report: Report,
-    home: Home,
+    made: Provenance,
 ) -> tuple[str, Verification]:
     """Store the model and prove it; the returned id is that of a ready model."""
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus
 
-    client = tracker.client
+    client, run_id, home = tracker.client, made.run_id, tracker.home
     with tracker.explained("create the model"):
         experiment = client.get_run(run_id).info.experiment_id
         model = client.create_logged_model(experiment, name="adapter", source_run_id=run_id)
@@ -272,7 +250,7 @@ def _upload_and_verify(
         verification = verify_version(
             tracker,
             f"models:/{model_id}",
-            base=base.path,
+            base=made.base.path,
             fixture=contents.folder / "fixture",
             home=home,
         )
@@ -283,7 +261,7 @@ def _upload_and_verify(
     with tracker.explained("link the model to its run"):
         client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
     with tracker.explained("link the metrics to the model"):
-        _link_metrics(client, run_id, model, report.metrics.get("challenger") or {})
+        _link_metrics(client, run_id, model, made.report.metrics.get("challenger") or {})
     return model_id, verification
 
 
@@ -309,21 +287,22 @@ def _link_metrics(
     client.log_batch(run_id, metrics=metrics)
 
 
-def _tags(
-    base: Base, dataset: Dataset, adapter: Adapter, report: Report, contents: Contents
-) -> dict[str, str]:
-    gate = report.gate
+def _tags(made: Provenance, contents: Contents) -> dict[str, str]:
+    base, gate, metrics = made.base, made.report.gate, made.report.metrics
     return {
         FINGERPRINT_TAG: contents.fingerprint,
-        ADAPTER_TAG: adapter.sha256,
+        ADAPTER_TAG: made.adapter.sha256,
         BASE_TAG: base.weights_sha256,
         "loraline.base_model": base.model,
         **_optional("loraline.base_commit", base.commit),
-        "loraline.dataset_digest": dataset.digest,
+        "loraline.dataset_digest": made.dataset.digest,
+        "loraline.recipe_digest": made.recipe_digest,
         METRICS_TAG: json.dumps(
-            {model: report.metrics.get(model) for model in ("base", "champion", "challenger")}
+            {model: metrics.get(model) for model in ("base", "champion", "challenger")}
         ),
         "loraline.gate": "none" if gate is None else "passed" if gate.get("passed") else "refused",
+        **_optional("loraline.git_commit", git_commit(made.recipe_path.parent)),
+        **_optional("loraline.prefect_flow_run_id", made.prefect_flow_run_id),
     }
 
 
@@ -331,15 +310,13 @@ def _optional(key: str, value: str | None) -> dict[str, str]:
     return {key: value} if value else {}
 
 
-def _about(
-    recipe_path: Path, recipe_text: str, dataset: Dataset, report: Report
-) -> Mapping[str, Path | str]:
+def _about(made: Provenance) -> Mapping[str, Path | str]:
     """The papers of a version: by which recipe, on which data, with which result."""
-    papers: dict[str, Path | str] = {"recipe.yaml": recipe_text}
+    papers: dict[str, Path | str] = {"recipe.yaml": made.recipe_text}
     for name, path in (
-        ("recipe.lock", lock_path(recipe_path)),
-        ("dataset.json", dataset.path / "card.json"),
-        ("report.md", report.document),
+        ("recipe.lock", lock_path(made.recipe_path)),
+        ("dataset.json", made.dataset.path / "card.json"),
+        ("report.md", made.report.document),
     ):
         if path.is_file():
             papers[name] = path

@@ -1,10 +1,11 @@
 """What a person and a machine read about tokenized rows: `summary.md` and `card.json`."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tasks.markdown import code_block, table
+from tasks.quantiles import quantiles
 from tasks.tokenization.chat import Chat
 from tasks.tokenization.rows import Drops, TokenRow
 from tasks.tokenization.segments import segments
@@ -72,8 +73,8 @@ def card(tallies: dict[str, Tally]) -> dict[str, Any]:
         "trimmed_answers": {side: t.trimmed_answers for side, t in tallies.items()},
         "prefixed_answers": {side: t.prefixed_answers for side, t in tallies.items()},
         "altered_answers": {side: t.altered_answers for side, t in tallies.items()},
-        "length": {side: _quantiles(tally.lengths) for side, tally in tallies.items()},
-        "trained_length": {side: _quantiles(tally.trained) for side, tally in tallies.items()},
+        "length": {side: quantiles(tally.lengths) for side, tally in tallies.items()},
+        "trained_length": {side: quantiles(tally.trained) for side, tally in tallies.items()},
         "histogram": {side: histogram(tally.lengths) for side, tally in tallies.items()},
     }
 
@@ -99,7 +100,7 @@ def summary(chat: Chat, facts: dict[str, Any], tallies: dict[str, Tally]) -> str
         "# Tokens",
         f"{total:,} tokens, {trained:,} of them ({trained / total:.1%}) carry loss: the assistant's "
         "answers and the token that ends each of them.",
-        _table(
+        table(
             ("", "train", "test"),
             [
                 _line("rows", facts["rows"]),
@@ -110,7 +111,7 @@ def summary(chat: Chat, facts: dict[str, Any], tallies: dict[str, Tally]) -> str
             ],
         ),
         "## Length of the training rows, in tokens",
-        _fenced(_bars(facts["histogram"]["train"])),
+        code_block(_bars(facts["histogram"]["train"])),
         "## What was left out",
         _left_out(facts),
     ]
@@ -120,20 +121,9 @@ def summary(chat: Chat, facts: dict[str, Any], tallies: dict[str, Tally]) -> str
         parts += [
             f"## A {side} row",
             f"Row `{tally.sample.id}`. The text between {OPEN} and {CLOSE} is trained.",
-            _fenced(_marked(chat, tally.sample)),
+            code_block(_marked(chat, tally.sample)),
         ]
     return "\n\n".join(parts) + "\n"
-
-
-def _quantiles(values: Sequence[int]) -> dict[str, int]:
-    ordered = sorted(values)
-    last = len(ordered) - 1
-    return {
-        "min": ordered[0],
-        "median": ordered[last // 2],
-        "p95": ordered[round(last * 0.95)],
-        "max": ordered[-1],
-    }
 
 
 def _marked(chat: Chat, row: TokenRow) -> str:
@@ -152,7 +142,7 @@ def _left_out(facts: dict[str, Any]) -> str:
         _line(reason, {side: drops.get(reason, 0) for side, drops in facts["dropped"].items()})
         for reason in reasons
     ]
-    return _table(("rows", "train", "test"), counts)
+    return table(("rows", "train", "test"), counts)
 
 
 def _notes(facts: dict[str, Any]) -> list[str]:
@@ -193,15 +183,3 @@ def _line(name: str, counts: dict[str, int]) -> tuple[str, ...]:
 def _spread(name: str, sides: dict[str, dict[str, int]]) -> tuple[str, ...]:
     spreads = (f"{q['median']:,} / {q['p95']:,} / {q['max']:,}" for q in sides.values())
     return (f"{name} (median / 95 % / longest)", *spreads)
-
-
-def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    lines = [head, ("---",) * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _fenced(text: str) -> str:
-    """A fence that nothing inside it can close."""
-    longest = max((len(run) for run in re.findall("`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}text\n{text}\n{fence}"

@@ -1,12 +1,11 @@
 """The Prefect task of the stage `tokenization`."""
 
-from prefect import get_run_logger, task
-from prefect.artifacts import create_markdown_artifact
+from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from tasks.artifacts import Dataset, Tokens
 from tasks.base import Base
-from tasks.progress import announce
+from tasks.stage_report import ended, started
 from tasks.store import Store
 from tasks.tokenization.settings import TokenizationSettings
 
@@ -27,26 +26,13 @@ def tokenize_dataset(
     """
     from tasks.tokenization import work
 
-    logger = get_run_logger()
-    announce("stage", stage="tokenization", state="started")
+    started("tokenization")
     tokens = work.tokenize_dataset(store, settings, dataset=dataset, base=base, force=force)
-    logger.info(
-        "%s %d tokens of %d training rows, %d of them trained, in %.1f s",
-        "Reused" if tokens.reused else "Made",
-        tokens.tokens["train"],
-        tokens.rows["train"],
-        tokens.trained_tokens["train"],
-        tokens.seconds,
-    )
-    create_markdown_artifact(
-        (tokens.path / "summary.md").read_text(encoding="utf-8"),
-        key="loraline-tokenization",
+    ended(
+        "tokenization",
+        tokens,
+        f"{'Reused' if tokens.reused else 'Made'} {tokens.tokens['train']} tokens of "
+        f"{tokens.rows['train']} training rows, {tokens.trained_tokens['train']} of them trained,",
         description="Token counts, lengths, and what is trained",
-    )
-    announce(
-        "stage",
-        stage="tokenization",
-        state="reused" if tokens.reused else "done",
-        seconds=tokens.seconds,
     )
     return tokens

@@ -9,6 +9,7 @@ from peft import get_peft_model
 from peft.helpers import disable_input_dtype_casting
 from transformers import AutoConfig, AutoModelForCausalLM, TrainerCallback
 
+from tasks.quantization import quantization_config
 from tasks.training import loading
 from tasks.training.engine import (
     build_peft_config,
@@ -36,7 +37,7 @@ def inspect(job: InspectionJob) -> None:
     precision = loading.choose_precision(job.dtype)
     if job.quantization != "none":
         # Says at once that bitsandbytes is missing.
-        loading.quantization_config(job.quantization, precision)
+        quantization_config(job.quantization, precision.base, field="training.quantization")
     model = adapted_without_weights(job)
     trainable, total = model.get_nb_trainable_parameters()
     small = total < LARGEST_MEASURED_ON_CPU or torch.cuda.is_available()

@@ -5,6 +5,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from tasks.quantization import Quantization
+
 
 class TrainingJob(BaseModel):
     """Everything the training worker needs to know; paths are absolute."""
@@ -26,7 +28,7 @@ class TrainingJob(BaseModel):
     """Every field for the PEFT class that `peft_type` names."""
     training_config: dict[str, Any]
     """Fields for TRL's SFTConfig, without those that the worker owns."""
-    quantization: Literal["none", "nf4", "int8"] = "none"
+    quantization: Quantization = "none"
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
 
     @property
@@ -101,7 +103,7 @@ class InspectionJob(BaseModel):
     """Trained tokens of the row that has most."""
     peft_config: dict[str, Any]
     training_config: dict[str, Any]
-    quantization: Literal["none", "nf4", "int8"] = "none"
+    quantization: Quantization = "none"
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
 
     @property

@@ -9,9 +9,9 @@ from transformers import AutoModelForCausalLM
 
 from tasks.cores import available_cores
 from tasks.errors import UserError
+from tasks.quantization import Quantization, quantization_config
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
-Quantization = Literal["none", "nf4", "int8"]
 LONGEST_PLAIN_ATTENTION = 512
 """Tokens."""
 _CPU_FLAGS = ("amx_bf16", "avx512_bf16")
@@ -102,9 +102,6 @@ def load_base(
 ) -> Any:
     """The base model on its device, frozen weights only, no code of its own.
 
-    With `nf4` (QLoRA, https://arxiv.org/abs/2305.14314) the weights are 4-bit normal floats whose
-    scales are quantized again; with `int8` they are LLM.int8.
-
     Raises: UserError when quantization is asked for and bitsandbytes is not installed.
     """
     options: dict[str, Any] = {
@@ -114,7 +111,9 @@ def load_base(
         "use_safetensors": True,
     }
     if quantization != "none":
-        options["quantization_config"] = quantization_config(quantization, precision)
+        options["quantization_config"] = quantization_config(
+            quantization, precision.base, field="training.quantization"
+        )
         options["device_map"] = {"": 0 if torch.cuda.is_available() else "cpu"}
     model = AutoModelForCausalLM.from_pretrained(folder, **options)
     if quantization != "none":
@@ -126,27 +125,6 @@ def load_base(
     # A cache of keys and values is of no use while training, and wrong when rows are packed.
     model.config.use_cache = False
     return model
-
-
-def quantization_config(quantization: Quantization, precision: Precision) -> Any:
-    """The bitsandbytes configuration. Raises: UserError when bitsandbytes is not installed."""
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            f"training.quantization is {quantization}, which needs bitsandbytes ({error}). "
-            'Install it with `pip install "loraline[gpu]"`, or write `quantization: none`.'
-        ) from error
-    from transformers import BitsAndBytesConfig
-
-    if quantization == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=precision.base,
-    )
 
 
 def linear_modules(model: Any) -> list[str]:

@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError, ValidationError
 
+from tasks.quantization import Quantization
 from tasks.settings import Settings
 from tasks.suggest import did_you_mean
 from tasks.training import fields, owned
@@ -20,7 +21,7 @@ class TrainingSettings(Settings):
     """Fields of the PEFT configuration class that `peft_type` names (default LORA)."""
     training_config: dict[str, Any] = Field(default={})
     """Fields of the TRL configuration class of `method`."""
-    quantization: Literal["none", "nf4", "int8"] = "none"
+    quantization: Quantization = "none"
     """`nf4` loads the base in 4 bits with double quantization (QLoRA): less memory, slower steps."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Arithmetic of the base. `auto` takes bfloat16 where the hardware has it, else float32."""

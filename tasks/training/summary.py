@@ -4,6 +4,7 @@ import base64
 from pathlib import Path
 from typing import Any
 
+from tasks.durations import duration
 from tasks.training.job import TrainingResult
 
 LARGEST_PICTURE_BYTES = 40_000
@@ -79,16 +80,6 @@ def summary(
         "",
     ]
     return "\n".join(lines)
-
-
-def duration(seconds: float) -> str:
-    """`48 s`, `12 min 5 s`, `3 h 20 min`."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 120:
-        return f"{minutes} min {rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"
 
 
 def _picture(path: Path | None) -> list[str]:

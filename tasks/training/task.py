@@ -5,17 +5,14 @@ import time
 from typing import Any
 
 from prefect import get_run_logger, task
-from prefect.artifacts import (
-    create_markdown_artifact,
-    create_progress_artifact,
-    update_progress_artifact,
-)
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 
 from tasks.artifacts import Adapter, Tokens
 from tasks.base import Base
 from tasks.home import Home
 from tasks.progress import announce
+from tasks.stage_report import ended, started
 from tasks.store import Store
 from tasks.training.settings import TrainingSettings
 
@@ -42,9 +39,8 @@ def train_adapter(
     """
     from tasks.training import work
 
-    logger = get_run_logger()
-    announce("stage", stage="training", state="started")
-    progress = _Progress(logger)
+    started("training")
+    progress = _Progress(get_run_logger())
     # Events come in the thread that reads the worker's output, which would know of no task run.
     context = contextvars.copy_context()
     adapter = work.train_adapter(
@@ -58,23 +54,12 @@ def train_adapter(
         on_event=lambda event: context.run(progress.hear, event),
     )
     progress.finish()
-    logger.info(
-        "%s an adapter of %s parameters (sha256 %s) in %.1f s",
-        "Reused" if adapter.reused else "Trained",
-        f"{adapter.trainable_parameters:,}",
-        adapter.sha256[:12],
-        adapter.seconds,
-    )
-    create_markdown_artifact(
-        (adapter.path / "summary.md").read_text(encoding="utf-8"),
-        key="loraline-training",
+    ended(
+        "training",
+        adapter,
+        f"{'Reused' if adapter.reused else 'Trained'} an adapter of "
+        f"{adapter.trainable_parameters:,} parameters (sha256 {adapter.sha256[:12]})",
         description="Loss curve, what was trained, and how fast",
-    )
-    announce(
-        "stage",
-        stage="training",
-        state="reused" if adapter.reused else "done",
-        seconds=adapter.seconds,
     )
     return adapter
 

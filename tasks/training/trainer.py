@@ -110,7 +110,7 @@ class AdapterTrainer(SFTTrainer):
         )
         self._counted_tokens = 0
         self._counted_at = time.monotonic()
-        self._counted_step = 0
+        self._began = (0, self._counted_at)
 
     def compute_loss(
         self,
@@ -150,10 +150,11 @@ class AdapterTrainer(SFTTrainer):
             return
         step, now = self.state.global_step, time.monotonic()
         tokens = self._total_train_tokens - self._counted_tokens
-        seconds_per_step = (now - self._counted_at) / max(1, step - self._counted_step)
+        # Over the whole run: batches differ in length, and one of them foretells little.
+        first_step, began = self._began
+        seconds_per_step = (now - began) / max(1, step - first_step)
         logs["tokens_per_second"] = tokens / max(1e-9, now - self._counted_at)
         self._counted_tokens, self._counted_at = self._total_train_tokens, now
-        self._counted_step = step
         super().log(logs, start_time)
         self._refuse_divergence(logs)
         if self.is_world_process_zero():
@@ -179,9 +180,9 @@ class AdapterTrainer(SFTTrainer):
         return model
 
     def start_clock(self) -> None:
-        """Count tokens per second from here: loading and a resume must not slow the first figure."""
+        """Count speed and time left from here: loading and a resume must not slow the first figure."""
         self._counted_at = time.monotonic()
-        self._counted_step = self.state.global_step
+        self._began = (self.state.global_step, self._counted_at)
 
     def _refuse_divergence(self, logs: dict[str, float]) -> None:
         step, loss, norm = self.state.global_step, logs["loss"], logs.get("grad_norm", 0.0)

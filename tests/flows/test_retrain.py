@@ -1,12 +1,6 @@
 """The whole way through, from the command line, on a pipeline made small."""
 
-import json
-import shutil
-import signal
 import sqlite3
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -186,73 +180,3 @@ def test_nothing_is_written_in_the_users_home(small: Any, first_run: dict[str, A
     assert sorted(p.name for p in small.folder.iterdir()) == sorted(
         [".loraline", "recipes", *(["user-home"] if home.exists() else [])]
     )
-
-
-def test_a_killed_training_goes_on_from_its_checkpoint(small: Any, tmp_path: Path) -> None:
-    """SIGKILL of the whole run in the middle of training; the next one resumes and registers."""
-    arguments = [
-        "run",
-        "recipes/small.yaml",
-        "--set",
-        "name=killed",
-        "--set",
-        "training.training_config.max_steps=120",
-        "--set",
-        "training.training_config.save_steps=5",
-    ]
-    process = subprocess.Popen(
-        [str(small.python), "-P", "-m", "flows.cli", *arguments],
-        cwd=small.folder,
-        env=small.environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    work = small.folder / ".loraline" / "work"
-    try:
-        end = time.monotonic() + 240
-        while len(list(work.glob("training-*/**/checkpoint-*/adapter_model.safetensors"))) < 2:
-            assert process.poll() is None, "ended before it could be killed"
-            assert time.monotonic() < end
-            time.sleep(0.2)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    resumed = small.json(*arguments, "--set", "evaluation.bootstrap_samples=100")
-    assert resumed["exit_code"] == 0, resumed["stderr"][-3000:]
-    assert resumed["outcome"] == "registered"
-    (result,) = (small.folder / ".loraline" / "store" / "training").glob(
-        f"{resumed['stages']['training']['fingerprint']}/result.json"
-    )
-    assert json.loads(result.read_text())["resumed_from_step"] >= 5
-    client = Tracker(Home(small.folder / ".loraline")).client
-    experiment = client.get_experiment_by_name("killed")
-    assert experiment is not None
-    runs = client.search_runs([experiment.experiment_id])
-    assert sorted(run.info.status for run in runs) == ["FINISHED", "KILLED"]
-
-
-@pytest.mark.skipif(
-    shutil.which("unshare") is None
-    or shutil.which("ip") is None
-    or subprocess.run(["unshare", "-rn", "true"], capture_output=True).returncode != 0,
-    reason="needs unshare and the right to make a network namespace",
-)
-def test_everything_passes_with_the_network_unreachable(small: Any) -> None:
-    """In a network namespace with nothing but loopback."""
-    code = (
-        "import subprocess, sys\n"
-        "subprocess.run(['ip', 'link', 'set', 'lo', 'up'], check=True)\n"
-        f"sys.exit(subprocess.run([{str(small.python)!r}, '-P', '-m', 'flows.cli', 'run',"
-        " 'recipes/small.yaml', '--set', 'name=offline', '--json']).returncode)\n"
-    )
-    done = subprocess.run(
-        ["unshare", "-rn", sys.executable, "-c", code],
-        cwd=small.folder,
-        env=small.environment(),
-        capture_output=True,
-        text=True,
-        timeout=540,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert '"registered"' in done.stdout

@@ -1,5 +1,6 @@
 """The shape of the house: folders that must not shadow libraries, imports that must stay cheap."""
 
+import ast
 import json
 import re
 import subprocess
@@ -74,3 +75,21 @@ def test_import_flows_retrain_loads_no_torch() -> None:
 @pytest.mark.parametrize("module", ["flows.cli", "tasks.recipe", "tasks.artifacts", "tasks.launch"])
 def test_the_light_modules_stay_light(module: str) -> None:
     assert not _loaded_by(f"import {module}") & (HEAVY | {"prefect", "pandas", "pyarrow", "numpy"})
+
+
+@pytest.mark.parametrize("module", ["tasks/registration/chat_model.py"])
+def test_what_travels_inside_a_version_imports_nothing_of_ours(module: str) -> None:
+    tree = ast.parse((ROOT / module).read_text(encoding="utf-8"))
+    imported = [
+        name
+        for node in ast.walk(tree)
+        for name in (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module or "."]
+            if isinstance(node, ast.ImportFrom)
+            else []
+        )
+    ]
+    assert imported
+    assert not [name for name in imported if name.split(".")[0] in ("tasks", "flows", "")]

@@ -10,9 +10,10 @@ from rich.console import Console
 
 from flows.display import LiveDisplay, PlainDisplay, logging_to, run_display
 from flows.program import program
-from flows.run_state import RunState, duration, step_text
+from flows.run_state import RunState, step_text
 from flows.summary import metric_table, next_commands, number, print_summary
 from tasks.artifacts import Outcome
+from tasks.durations import duration
 
 STEP = {
     "event": "step",
@@ -197,11 +198,23 @@ def test_without_the_alias_the_next_command_names_the_version() -> None:
     )
 
 
+def test_the_measuring_of_losses_is_shown_with_its_progress() -> None:
+    state = RunState()
+    event = {"event": "measured", "stage": "evaluation", "model": "base", "done": 64, "total": 200}
+    stage = state.take(event)
+    assert stage is not None
+    assert stage.detail == "base: loss of 64 of 200 rows"
+    assert stage.fraction == 0.32
+
+
 def test_a_refusal_shows_the_rules_that_failed() -> None:
-    gate = {"passed": False, "rules": [{"metric": "chrf", "passed": False, "why": "chrf fell"}]}
+    gate = {
+        "passed": False,
+        "rules": [{"metric": "chrf", "passed": False, "why": "0.1 is below 0.2"}],
+    }
     text = printed(outcome(outcome="refused", reason="the gate", gate=gate, model_version=None))
     assert "Refused by the gate" in text
-    assert "✗ chrf fell" in text
+    assert "✗ chrf: 0.1 is below 0.2" in text
     assert "Next" not in text
 
 

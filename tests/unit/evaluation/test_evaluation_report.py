@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from tasks.evaluation.answerers import FIRST_SENTENCE, NAME, first_sentence, trivial_answers
-from tasks.evaluation.markdown import cell, code_block
 from tasks.evaluation.report import report, summary
 from tasks.evaluation.samples import Sample, choose
+from tasks.markdown import cell, code_block
 
 
 def facts(**changed: Any) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from tasks.artifacts import Adapter, Dataset, Report, Tokens, Version
 from tasks.base import Base, BaseSettings, resolve_base
 from tasks.home import Home
 from tasks.registration.job import Verification
+from tasks.registration.provenance import Provenance
 from tasks.registration.settings import RegistrationSettings
 from tasks.registration.work import register_adapter
 from tasks.store import Store, file_sha256
@@ -82,25 +83,31 @@ class Trained:
     def open_run(self, tracker: Tracker) -> str:
         return tracker.open_run("tiny", "a run", tags={"loraline.recipe": "tiny"}, params={})
 
+    def provenance(self, run_id: str) -> Provenance:
+        return Provenance(
+            dataset=self.dataset,
+            tokens=self.tokens,
+            adapter=self.adapter,
+            report=self.report,
+            base=self.base,
+            recipe_path=self.recipe,
+            recipe_text=self.recipe.read_text(),
+            recipe_digest="d" * 64,
+            run_id=run_id,
+            prefect_flow_run_id="flow-1",
+        )
+
     def register(self, tracker: Tracker, **changes: Any) -> Version:
-        arguments: dict[str, Any] = {
-            "tracker": tracker,
-            "name": "tiny",
-            "run_id": changes.pop("run_id", None) or self.open_run(tracker),
-            "dataset": self.dataset,
-            "tokens": self.tokens,
-            "adapter": self.adapter,
-            "report": self.report,
-            "base": self.base,
-            "recipe_path": self.recipe,
-            "recipe_text": self.recipe.read_text(),
-            "recipe_digest": "d" * 64,
-            "prefect_flow_run_id": "flow-1",
-            "home": self.home,
-            "max_tokens": 6,
-        }
         settings = changes.pop("settings", RegistrationSettings())
-        return register_adapter(self.store, settings, **{**arguments, **changes})
+        made = self.provenance(changes.pop("run_id", None) or self.open_run(tracker))
+        return register_adapter(
+            self.store,
+            settings,
+            tracker=tracker,
+            name="tiny",
+            made=replace(made, **changes),
+            max_tokens=6,
+        )
 
 
 def metrics(rouge: float) -> dict[str, float]:

@@ -328,6 +328,7 @@ from pathlib import Path
 from tasks.artifacts import Adapter, Dataset, Report, Tokens
 from tasks.base import Base
 from tasks.home import Home
+from tasks.registration.provenance import Provenance
 from tasks.registration.settings import RegistrationSettings
 from tasks.registration.work import register_adapter
 from tasks.store import Store
@@ -337,12 +338,12 @@ home = Home(Path(job["home"]))
 tracker = Tracker(home)
 run = tracker.open_run("tiny", "parallel", tags={}, params={})
 version = register_adapter(
-    Store(home.store), RegistrationSettings(), tracker=tracker, name="tiny", run_id=run,
+    Store(home.store), RegistrationSettings(), tracker=tracker, name="tiny", made=Provenance(
     dataset=Dataset(**job["dataset"]), tokens=Tokens(**job["tokens"]),
     adapter=Adapter(**job["adapter"]), report=Report(**job["report"]),
     base=Base(**{**job["base"], "path": Path(job["base"]["path"])}),
     recipe_path=Path(job["recipe"]), recipe_text="name: tiny", recipe_digest="d",
-    prefect_flow_run_id=None, home=home,
+    run_id=run, prefect_flow_run_id=None),
 )
 print(version.version)
 """

@@ -55,9 +55,7 @@ def test_a_registration_leaves_the_expected_files_and_keys(
         adapter=trained.adapter.folder,
         fixture=trained.adapter.path,
         base=trained.base,
-        about=work._about(
-            trained.recipe, trained.recipe.read_text(), trained.dataset, trained.report
-        ),
+        about=work._about(trained.provenance(run_id="any")),
     )
     config = model_config(
         name="tiny",

@@ -6,7 +6,6 @@ import pytest
 
 from tasks.progress import listening
 from tasks.training import task
-from tasks.training.summary import duration
 
 
 class Logger:
@@ -69,10 +68,3 @@ def test_a_server_that_is_away_does_not_stop_the_training(monkeypatch: pytest.Mo
     progress.hear(step(1))
     progress.finish()
     assert "The progress artifact could not be updated" in logger.lines
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(47.6, "48 s"), (725, "12 min 5 s"), (12_010, "3 h 20 min")]
-)
-def test_durations_are_written_for_a_person(seconds: float, text: str) -> None:
-    assert duration(seconds) == text

@@ -16,9 +16,11 @@ def cell(text: str, characters: int) -> str:
     return _MARKUP.sub(lambda match: _ENTITIES.get(match[1], "\\" + match[1]), text)
 
 
-def code_block(text: str, characters: int) -> str:
-    """`text` between fences that it cannot close."""
-    text = _cut(text.strip("\n"), characters)
+def code_block(text: str, characters: int | None = None) -> str:
+    """`text` between fences that it cannot close, cut after `characters`."""
+    text = text.strip("\n")
+    if characters is not None:
+        text = _cut(text, characters)
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}text\n{text}\n{fence}"
