@@ -70,7 +70,7 @@ def _tell(folder: Path, written: Written, data: Data | None, *, starter: bool) -
 
 
 def _data(path: Path) -> Data:
-    from tasks.dataset.jsonl import detect
+    from tasks.dataset.reading.jsonl import detect
 
     found = detect(path)
     with path.open("rb") as stream:

@@ -5,13 +5,11 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
-from tasks.errors import DataError
-
-Message = dict[str, str]
-"""`{"role": "system" | "user" | "assistant", "content": text}`."""
-
-SHOWN_BAD_ROWS = 20
+Message = dict[str, Any]
+"""`{"role": "system" | "user" | "assistant" | "tool", "content": text}`, and where the data has them
+`tool_calls`, `tool_call_id`, `name` and `weight` (0: this answer is not trained)."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +23,14 @@ class Row:
     """Where a person finds it: `file:line`, without the folder, which differs between machines."""
     label: str | None = None
     """A trivial answer that evaluation compares with: a function's name as words."""
+    tools: tuple[dict[str, Any], ...] = ()
+    """JSON schemas of the functions that the assistant may call, as the chat template wants them."""
+    rejected: tuple[Message, ...] = ()
+    """The worse ending of a preference pair, instead of the last answer; kept for preference training."""
+    time: str | None = None
+    """When the row was made, ISO 8601 in UTC; for a split by time."""
+    slice: str | None = None
+    """The part of the data that the card counts it under, for example a language or a product."""
 
     @cached_property
     def id(self) -> str:
@@ -39,7 +45,7 @@ class Row:
     @property
     def answer(self) -> str:
         """The assistant's last turn."""
-        return self.messages[-1]["content"]
+        return str(self.messages[-1]["content"])
 
 
 def short_hash(text: str) -> str:
@@ -59,29 +65,3 @@ def prompt_group(messages: Iterable[Message]) -> str:
             break
         before.append(" ".join(message["content"].split()).casefold())
     return "prompt-" + short_hash("\n".join(before))
-
-
-class BadRows:
-    """Collects every bad row of all sources, so that one error shows them together."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._shown: list[str] = []
-
-    def add(self, where: str, reason: str) -> None:
-        """Remember a bad row; `where` is `file:line`."""
-        self.count += 1
-        if len(self._shown) < SHOWN_BAD_ROWS:
-            self._shown.append(f"{where}: {reason}")
-
-    def raise_if_any(self) -> None:
-        """Raise DataError with the first rows and the number of all."""
-        if not self.count:
-            return
-        head = "1 row is wrong:" if self.count == 1 else f"{self.count} rows are wrong:"
-        more = self.count - len(self._shown)
-        lines = [head, *(f"  {line}" for line in self._shown)]
-        if more:
-            lines.append(f"  ... and {more} more")
-        lines.append("Correct them or take them out; nothing was prepared.")
-        raise DataError("\n".join(lines))

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from tasks.dataset.jsonl import JsonlCounts
+from tasks.dataset.reading.jsonl import JsonlCounts
+from tasks.dataset.reading.sources import Read
 from tasks.dataset.rows import Row
-from tasks.dataset.sources import Read
 from tasks.dataset.split import Split
 from tasks.markdown import code_block, table
 from tasks.quantiles import quantiles

@@ -7,9 +7,14 @@ import time
 from pathlib import Path
 
 from tasks.artifacts import Dataset
+from tasks.dataset.reading.sources import (
+    read_sources,
+    source_digest,
+    source_identity,
+    within_limits,
+)
 from tasks.dataset.rows import Row
 from tasks.dataset.settings import DatasetSettings
-from tasks.dataset.sources import read_sources, source_digest, source_identity, within_limits
 from tasks.dataset.split import Split, distinct, split_rows
 from tasks.dataset.summary import card, summary
 from tasks.errors import DataError

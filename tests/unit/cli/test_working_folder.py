@@ -7,7 +7,7 @@ import pytest
 
 from flows.cli import main
 from tasks.base import resolve_base
-from tasks.dataset.settings import JsonlSource
+from tasks.dataset.source_settings import JsonlSource
 from tasks.home import home
 from tasks.recipe import load_recipe
 

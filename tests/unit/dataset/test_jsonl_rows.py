@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
-from tasks.dataset.jsonl import JsonlCounts, detect, read_jsonl
-from tasks.dataset.rows import BadRows, Row
+from tasks.dataset.reading.bad_rows import BadRows
+from tasks.dataset.reading.jsonl import JsonlCounts, detect, read_jsonl
+from tasks.dataset.rows import Row
 from tasks.errors import DataError
 
 GOOD = {"prompt": "What is 2 + 2?", "completion": "4"}

@@ -5,10 +5,21 @@ from pathlib import Path
 
 import pytest
 
-from tasks.dataset.python_code import Documented, cut, documented, first_paragraph, name_as_words
-from tasks.dataset.python_files import python_files
-from tasks.dataset.python_source import INSTRUCTION, PythonCounts, python_digest, read_python
-from tasks.dataset.settings import PythonSource
+from tasks.dataset.reading.python_code import (
+    Documented,
+    cut,
+    documented,
+    first_paragraph,
+    name_as_words,
+)
+from tasks.dataset.reading.python_files import python_files
+from tasks.dataset.reading.python_source import (
+    INSTRUCTION,
+    PythonCounts,
+    python_digest,
+    read_python,
+)
+from tasks.dataset.source_settings import PythonSource
 from tasks.errors import DataError
 
 

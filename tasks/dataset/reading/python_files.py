@@ -8,7 +8,7 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks.dataset.settings import PythonSource
+from tasks.dataset.source_settings import PythonSource
 from tasks.errors import DataError
 
 SKIPPED_FOLDERS = frozenset({"site-packages", "dist-packages", "__pycache__", "test", "tests"})

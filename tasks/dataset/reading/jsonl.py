@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.dataset.conversations import FORMATS, Format, RowProblem, format_of
-from tasks.dataset.rows import BadRows, Row, prompt_group
+from tasks.dataset.reading.bad_rows import BadRows
+from tasks.dataset.reading.conversations import FORMATS, Format, RowProblem, format_of
+from tasks.dataset.rows import Row, prompt_group
 from tasks.errors import DataError
 
 WAYS_OUT = "Known formats are " + "; ".join(f"{f.name} ({f.wants})" for f in FORMATS) + "."

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tasks.dataset.python_code import documented, name_as_words
-from tasks.dataset.python_files import python_files
+from tasks.dataset.reading.python_code import documented, name_as_words
+from tasks.dataset.reading.python_files import python_files
 from tasks.dataset.rows import Row
-from tasks.dataset.settings import PythonSource
+from tasks.dataset.source_settings import PythonSource
 from tasks.errors import DataError
 
 INSTRUCTION = "Write the docstring of this Python code."

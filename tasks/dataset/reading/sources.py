@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.dataset.jsonl import JsonlCounts, read_jsonl
-from tasks.dataset.python_source import PythonCounts, python_digest, read_python
-from tasks.dataset.rows import BadRows, Row
-from tasks.dataset.settings import DatasetSettings, JsonlSource, PythonSource
+from tasks.dataset.reading.bad_rows import BadRows
+from tasks.dataset.reading.jsonl import JsonlCounts, read_jsonl
+from tasks.dataset.reading.python_source import PythonCounts, python_digest, read_python
+from tasks.dataset.rows import Row
+from tasks.dataset.settings import DatasetSettings
+from tasks.dataset.source_settings import JsonlSource, PythonSource
 from tasks.dataset.split import limit_rows
 from tasks.errors import DataError
 from tasks.store import file_sha256
