@@ -14,6 +14,7 @@ COMMANDS: dict[str, str] = {
     "lock": "pin the recipe's base model to a commit, or move the pin",
     "versions": "list the registered versions of an adapter",
     "predict": "answer prompts with a registered version",
+    "verify": "recompute what a registered version says of itself",
     "doctor": "say what this machine has, and what to do about what is missing",
     "ui": "serve this folder's Prefect and MLflow on loopback",
 }
@@ -31,10 +32,17 @@ exit codes:
   130  interrupted"""
 
 
+INTERRUPTED = 130
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` (default: this process's) and return its exit code."""
     arguments = sys.argv[1:] if argv is None else argv
-    parser = build_parser(_command_in(arguments))
+    try:
+        parser = build_parser(_command_in(arguments))
+    except KeyboardInterrupt:
+        # So early that nothing is to be told or kept.
+        return INTERRUPTED
     args = parser.parse_args(arguments)
     if args.command is None:
         parser.print_help()

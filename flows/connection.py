@@ -8,8 +8,6 @@ import os
 import sys
 import time
 import tomllib
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ from typing import Literal
 
 from flows.server_lock import ServerLock
 from flows.servers import embedded_prefect
+from tasks.addresses import answers, without_passwords
 from tasks.errors import StageFailed
 from tasks.home import Home
 from tasks.stack import Server, read_stack, running
@@ -84,12 +83,10 @@ def prefect_connection(
 def _refuse_unreachable(connection: Connection) -> None:
     """Raises: StageFailed when nothing answers there; any answer, a refusal too, is left to Prefect."""
     try:
-        urllib.request.urlopen(f"{connection.url.rstrip('/')}/health", timeout=10).close()
-    except urllib.error.HTTPError:
-        return
+        answers(f"{connection.url.rstrip('/')}/health")
     except (OSError, ValueError) as error:
         raise StageFailed(
-            f"The Prefect server {connection.url}, named by {connection.reason}, does not answer "
+            f"The Prefect server {without_passwords(connection.url)}, named by {connection.reason}, does not answer "
             f"({error}). Start it, or take the setting away: loraline then starts a server of its own."
         ) from error
 

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.run_state import RunState, StageState
+from tasks.addresses import without_passwords
 from tasks.durations import duration
 from tasks.progress import Event
 
@@ -172,7 +173,7 @@ def logging_to(path: str, display: Display) -> Iterator[None]:
     from adding its own console handler there (prefect.logging.configuration.setup_logging).
     """
     file = logging.FileHandler(path, encoding="utf-8", delay=True)
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    file.setFormatter(_Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     shown = _ShownWarnings(display)
     root = logging.getLogger()
     for handler in (file, shown):
@@ -187,6 +188,13 @@ def logging_to(path: str, display: Display) -> Iterator[None]:
         for handler in (file, shown):
             root.removeHandler(handler)
             handler.close()
+
+
+class _Formatter(logging.Formatter):
+    """Takes passwords out of addresses, in tracebacks of libraries, too."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return without_passwords(super().format(record))
 
 
 class _ShownWarnings(logging.Handler):

@@ -4,8 +4,6 @@ import os
 import platform
 import sys
 import tempfile
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -17,6 +15,7 @@ from packaging.requirements import Requirement
 from flows import machine
 from flows.connection import user_connection
 from flows.server_lock import ServerLock
+from tasks.addresses import answers, without_passwords
 from tasks.errors import LoralineError
 from tasks.home import Home
 from tasks.share import shared
@@ -156,11 +155,13 @@ def prefect_server(home: Home) -> Finding:
     user = user_connection(os.environ, Path.cwd(), Path.home())
     if user is not None:
         if _reachable(f"{user.url.rstrip('/')}/health"):
-            return Finding("Prefect", "ok", f"{user.url}, named by {user.reason}")
+            return Finding(
+                "Prefect", "ok", f"{without_passwords(user.url)}, named by {user.reason}"
+            )
         return Finding(
             "Prefect",
             "missing",
-            f"{user.url}, named by {user.reason}, does not answer",
+            f"{without_passwords(user.url)}, named by {user.reason}, does not answer",
             "Start that server, or unset the setting: loraline then starts its own.",
         )
     if (server := running(home, "prefect")) is not None:
@@ -178,20 +179,20 @@ def prefect_server(home: Home) -> Finding:
 
 def mlflow_server(home: Home) -> Finding:
     """Where a run would be tracked and registered."""
-    from tasks.tracking import shown, tracking_uri
+    from tasks.tracking import tracking_uri
 
     try:
         uri = tracking_uri(home)
     except LoralineError as error:
         return Finding("MLflow", "missing", str(error), "Correct MLFLOW_TRACKING_URI.")
     if not uri.startswith("http"):
-        return Finding("MLflow", "ok", shown(uri))
+        return Finding("MLflow", "ok", without_passwords(uri))
     if _reachable(f"{uri.rstrip('/')}/health"):
-        return Finding("MLflow", "ok", shown(uri))
+        return Finding("MLflow", "ok", without_passwords(uri))
     return Finding(
         "MLflow",
         "missing",
-        f"{shown(uri)} does not answer",
+        f"{without_passwords(uri)} does not answer",
         "Start that server, or unset MLFLOW_TRACKING_URI: loraline then keeps its own database.",
     )
 
@@ -199,12 +200,9 @@ def mlflow_server(home: Home) -> Finding:
 def _reachable(url: str) -> bool:
     """Whether somebody answers HTTP there, were it only to ask who we are."""
     try:
-        urllib.request.urlopen(url, timeout=5).close()
-    except urllib.error.HTTPError as error:
-        return error.code < 500
+        return answers(url, timeout_seconds=5) < 500
     except (OSError, ValueError):
         return False
-    return True
 
 
 def _package(requirement: Requirement) -> Finding | None:

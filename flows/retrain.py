@@ -8,7 +8,7 @@ from prefect.runtime import flow_run
 from prefect.states import Completed
 
 from flows.run_record import PrefectRun, RunRecord
-from tasks.dataset.task import prepare_dataset
+from tasks.dataset.task import compare_with_champion, prepare_dataset
 from tasks.evaluation.task import evaluate_adapter
 from tasks.promotion.task import promote_version
 from tasks.registration.task import find_champion, register_adapter
@@ -38,9 +38,13 @@ def retrain(
     with RunRecord(Path(recipe), tuple(overrides or ()), force, here) as run:
         dataset = run.keep(prepare_dataset(run.store, **run.for_dataset()))
         tokens = run.keep(tokenize_dataset(run.store, **run.for_tokenization(dataset)))
+        champion = find_champion(run.tracker, run.recipe.model_name)
+        if comparison := run.for_comparison(dataset, champion):
+            run.drift = compare_with_champion(**comparison)
         adapter = run.keep(train_adapter(run.store, **run.for_training(tokens)))
         if run.is_done(tokens, adapter):
             return _ended("Skipped", run)
+        # Again: another one may have been promoted while this one was trained.
         champion = find_champion(run.tracker, run.recipe.model_name)
         report = run.keep(
             evaluate_adapter(run.store, **run.for_evaluation(tokens, adapter, champion))

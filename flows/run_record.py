@@ -68,8 +68,8 @@ class RunRecord:
         self.home.prepare()
         self.recipe_path = recipe.expanduser().absolute()
         self.recipe = load_recipe(self.recipe_path, overrides)
-        self.recipe_text = _with_overrides(self.recipe_path, overrides)
         self.base = resolve_base(self.recipe.base, self.recipe_path, self.home)
+        self.recipe_text = self._portable(_with_overrides(self.recipe_path, overrides))
         self.store = Store(self.home.store)
         self.tracker = Tracker(self.home)
         self.force = force
@@ -79,6 +79,8 @@ class RunRecord:
         )
         self.recipe_digest = digest(self.recipe.model_dump(mode="json", exclude={"schedule"}))
         """sha256 (hex) of what the recipe means: no comments, no schedule."""
+        self.drift: dict[str, Any] | None = None
+        """How far the training rows are from the champion's, as `tasks.dataset.drift` tells it."""
         self._outputs: dict[Stage, Artifact] = {}
         self._run_id: str | None = None
         self._writer: MetricWriter | None = None
@@ -138,7 +140,7 @@ class RunRecord:
                 tags={key: value for key, value in tags.items() if value},
                 params={
                     "seed": recipe.seed,
-                    "base": recipe.base.model_dump(mode="json"),
+                    "base": {**recipe.base.model_dump(mode="json"), "model": self.base.shown},
                     "training": recipe.training.content(),
                     **recipe.model_dump(mode="json", include=sections),
                 },
@@ -146,6 +148,19 @@ class RunRecord:
             self.outcome.mlflow_run_id = self._run_id
             self._announce()
         return self._run_id
+
+    def _portable(self, text: str) -> str:
+        """The recipe's text without absolute paths of its base and its sources: it travels far."""
+        places = [self.recipe.base.model]
+        places += [
+            path
+            for source in self.recipe.dataset.sources
+            if (path := getattr(source, "path", None))
+        ]
+        for place in places:
+            if place.startswith(("/", "~")):
+                text = text.replace(place, Path(place).name)
+        return text
 
     @property
     def _experiment(self) -> str:
@@ -180,6 +195,20 @@ class RunRecord:
             "force": self.force,
         }
 
+    def for_comparison(
+        self, dataset: Dataset, champion: "Champion | None"
+    ) -> dict[str, Any] | None:
+        """What `compare_with_champion` is given; None when there is nothing to compare with."""
+        if champion is None or champion.dataset_card is None or champion.train_rows is None:
+            return None
+        return {
+            "dataset": dataset,
+            "settings": self.recipe.dataset,
+            "champion": f"version {champion.version}",
+            "card": champion.dataset_card,
+            "rows": champion.train_rows,
+        }
+
     def for_evaluation(
         self, tokens: Tokens, adapter: Adapter, champion: "Champion | None"
     ) -> dict[str, Any]:
@@ -199,6 +228,8 @@ class RunRecord:
             "base": self.base,
             "champion": champion and champion.folder,
             "champion_sha256": champion and champion.adapter_sha256,
+            "champion_rows": champion and champion.train_rows,
+            "seen_by_champion": self.recipe.dataset.split.seen_by_champion,
             "home": self.home,
             "force": self.force,
         }
@@ -239,6 +270,7 @@ class RunRecord:
             "tracker": self.tracker,
             "judged_against": champion and champion.version,
             "comparable": self._comparable(champion),
+            "gated": bool(self.recipe.evaluation.gate),
         }
 
     def _comparable(self, champion: "Champion | None") -> bool:
@@ -362,9 +394,17 @@ class RunRecord:
             [
                 (report.document, "report"),
                 (training / "loss.png", "report"),
+                (dataset.path / "card.html", "dataset"),
+                (dataset.path / "card.json", "dataset"),
                 *summaries,
             ],
         )
+        if self.drift is not None:
+            tracker.log_metrics(
+                run_id, {f"drift.{k}": v for k, v in self.drift["distances"].items()}
+            )
+            tracker.log_metrics(run_id, {"drift.new_rows_share": self.drift["new_rows_share"]})
+            tracker.log_text(run_id, self.drift["summary"], "summaries/drift/summary.md")
         tracker.set_tags(
             run_id,
             {

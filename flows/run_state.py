@@ -59,6 +59,9 @@ class RunState:
                     f"{_count(event.get('total'))} answers"
                 )
                 stage.fraction = _share(event.get("done"), event.get("total"))
+            case "prepared":
+                stage.detail = rows_text(event)
+                stage.fraction = _share(event.get("done"), event.get("total"))
             case "measured":
                 stage.detail = (
                     f"{event.get('model', 'model')}: loss of {_count(event.get('done'))} of "
@@ -92,6 +95,17 @@ class RunState:
                 else stage.elapsed(time.monotonic())
             )
             stage.state, stage.fraction = state, None
+
+
+def rows_text(event: Event) -> str:
+    """`12,000 of 80,000 rows, 24,100 rows/s, 3 s left`; what is unknown is left out."""
+    total = event.get("total")
+    parts = [f"{_count(event.get('done'))}" + (f" of {_count(total)}" if total else "") + " rows"]
+    if isinstance(speed := event.get("rows_per_second"), int | float):
+        parts.append(f"{speed:,.0f} rows/s")
+    if isinstance(left := event.get("eta_seconds"), int | float):
+        parts.append(f"{duration(left)} left")
+    return ", ".join(parts)
 
 
 def step_text(event: Event) -> str:

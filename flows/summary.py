@@ -129,7 +129,7 @@ def _facts(outcome: Outcome) -> list[tuple[str, str]]:
         facts.append(
             ("version", f"{version.get('name')} {version.get('version')} (aliases: {marks})")
         )
-    if outcome.trainable_parameters is not None:
+    if outcome.trainable_parameters:
         facts.append(("trained", f"{outcome.trainable_parameters:,} parameters"))
     if outcome.report:
         facts.append(("report", outcome.report))

@@ -26,9 +26,11 @@ _GITIGNORE = """\
 
 @dataclass(frozen=True)
 class Data:
-    """A JSONL file that a recipe is made for."""
+    """A file of rows that a recipe is made for."""
 
     path: Path
+    kind: str
+    """How the file is written: `jsonl`, `csv.gz`."""
     format: str
     """Name of the detected chat format."""
     columns: tuple[str, ...]
@@ -179,7 +181,7 @@ def _dataset(recipe: Path, data: Data | None) -> list[str]:
     return [
         "  sources:",
         f"    # Detected: {data.format}, from {_comment(', '.join(used))}.",
-        "    - type: jsonl",
+        f"    - type: {'jsonl' if data.kind == 'jsonl' else 'files'}",
         f"      path: {_scalar(_relative(data.path, recipe))}",
         "      # group: customer_id  # a column whose rows must stay on one side of the split",
         "  split:",

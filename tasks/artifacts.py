@@ -106,8 +106,9 @@ class Outcome(BaseModel):
     mlflow_run_id: str | None = None
     model_version: dict[str, object] | None = None
     stages: dict[str, StageTiming] = {}
-    metrics: dict[str, dict[str, float] | None] = {}
-    differences: dict[str, dict[str, dict[str, float]] | None] = {}
+    metrics: dict[str, dict[str, float] | None] = {"base": {}, "champion": None, "challenger": {}}
+    differences: dict[str, dict[str, dict[str, float]] | None] = {"base": {}, "champion": None}
     gate: dict[str, object] | None = None
-    trainable_parameters: int | None = None
+    trainable_parameters: int = 0
+    """0 while there is no adapter."""
     report: str | None = None

@@ -53,6 +53,13 @@ class Base:
     tokenizer_sha256: str
     """Over the tokenizer's files, the chat template and the generation config."""
 
+    @property
+    def shown(self) -> str:
+        """As the recipe names it, without the folders above an absolute path: they differ between machines."""
+        if self.commit is None and self.model.startswith(("/", "~")):
+            return self.path.name
+        return self.model
+
 
 def lock_path(recipe: Path) -> Path:
     """`recipes/a.yaml` -> `recipes/a.lock`."""

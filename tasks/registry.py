@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 CHALLENGER = "challenger"
 CHAMPION = "champion"
+TRAIN_ROWS = "train_rows.npy"
+DATASET_CARD = "dataset.json"
 PROMOTED_AT = "loraline.promoted_at"
 PREVIOUS = "previous"
 FINGERPRINT_TAG = "loraline.fingerprint"
@@ -41,6 +43,20 @@ class Champion:
     adapter_sha256: str
     base_sha256: str
     """The base it belongs on; another one makes it another model."""
+
+    @property
+    def train_rows(self) -> Path | None:
+        """The hashes of the rows it was trained on; None for a version that keeps none."""
+        return self._paper(TRAIN_ROWS)
+
+    @property
+    def dataset_card(self) -> Path | None:
+        """The `card.json` of its dataset; None for a version that keeps none."""
+        return self._paper(DATASET_CARD)
+
+    def _paper(self, name: str) -> Path | None:
+        path = self.folder.parent / "about" / name
+        return path if path.is_file() else None
 
 
 @contextmanager

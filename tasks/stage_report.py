@@ -28,12 +28,13 @@ def ended(stage: Stage, output: Artifact, told: str, *, description: str) -> Non
 
 def show_summary(stage: Stage, folder: Path, description: str) -> None:
     """Leave `summary.md` of the folder as the artifact `loraline-<stage>`."""
-    text = (folder / "summary.md").read_text(encoding="utf-8")
+    show(f"loraline-{stage}", (folder / "summary.md").read_text(encoding="utf-8"), description)
+
+
+def show(key: str, markdown: str, description: str) -> None:
+    """Leave a Prefect artifact; a server that is away for a moment costs a warning and no work."""
     try:
-        create_markdown_artifact(text, key=f"loraline-{stage}", description=description)
+        create_markdown_artifact(markdown, key=key, description=description)
     except Exception:
-        # The output is complete and the summary lies in it: a server that is away for a moment must
-        # not turn hours of work into a failed stage.
-        get_run_logger().warning(
-            "Prefect did not take the summary; it is in %s", folder / "summary.md", exc_info=True
-        )
+        # Hours of work are complete in the store: they must not become a failed stage.
+        get_run_logger().warning("Prefect did not take the artifact %s", key, exc_info=True)

@@ -16,6 +16,7 @@ from urllib.parse import quote, urlsplit
 from filelock import FileLock
 
 from tasks import run_lease
+from tasks.addresses import without_passwords
 from tasks.errors import LoralineError, StageFailed, UserError
 from tasks.home import Home
 from tasks.metric_writer import MetricWriter, Point
@@ -71,7 +72,7 @@ class Tracker:
     @property
     def ui_url(self) -> str:
         """Where a person looks at runs and versions."""
-        return shown(self.uri).rstrip("/") if self.uri.startswith("http") else UI_URL
+        return without_passwords(self.uri).rstrip("/") if self.uri.startswith("http") else UI_URL
 
     @cached_property
     def client(self) -> "MlflowClient":
@@ -109,12 +110,13 @@ class Tracker:
         except LoralineError:
             raise
         except Exception as error:
-            reason = _without_passwords(str(error) or error.__class__.__name__)
+            reason = without_passwords(str(error) or error.__class__.__name__)
+            # With a password in the address, the libraries' own words stand in no log.
             raise StageFailed(
-                f"MLflow at {shown(self.uri)} could not {doing}: {reason}. "
+                f"MLflow at {without_passwords(self.uri)} could not {doing}: {reason}. "
                 "Check that the server runs and that this machine may use it, then run the same recipe "
                 "again: complete stages are not repeated."
-            ) from error
+            ) from (error if without_passwords(self.uri) == self.uri else None)
 
     def open_run(
         self,
@@ -329,18 +331,9 @@ class Tracker:
         return str(found.experiment_id)
 
 
-def shown(uri: str) -> str:
-    """The URI without user name and password."""
-    return _without_passwords(uri)
-
-
 def filter_text(value: str) -> str:
     """The value as MLflow's search filters write a text; they have no escape for a quote in one."""
     return f'"{value}"' if "'" in value else f"'{value}'"
-
-
-def _without_passwords(text: str) -> str:
-    return re.sub(r"://[^/@\s]+@", "://", text)
 
 
 def _sqlite_uri(home: Home) -> str:

@@ -86,9 +86,9 @@ class Counts:
 
 
 def cache_folder() -> Path:
-    """Return the folder for built data, which stays outside of the repository."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "loraline" / "starter"
+    """Return the folder for built data: in the state folder, which git ignores."""
+    state = os.environ.get("LORALINE_HOME") or Path(__file__).resolve().parents[2] / ".loraline"
+    return Path(state) / "cache" / "starter"
 
 
 def normalise(text: str) -> str:

@@ -118,6 +118,13 @@ def _tokens(check: "RecipeCheck", console: "Console", rows: int) -> dict[str, An
         for reason, count in counts["dropped"][side].items():
             if count:
                 _line(console, f"{side}: left out: {count:,} ({reason})")
+        for what, count in counts["changed"][side].items():
+            _line(console, f"{side}: changed: {count:,} ({what})")
+    longest = max(counts["longest_rows"]["train"], key=lambda row: int(row["tokens"]))
+    _line(
+        console, f"longest: {longest['tokens']:,} tokens, row {longest['id']} ({longest['source']})"
+    )
+    _line(console, f"encoded by {counts['encoder']}")
     if rows:
         _preview(check, console, rows)
     return {**counts, "path": str(tokens.path), "base": base.model, "commit": base.commit}
@@ -126,15 +133,26 @@ def _tokens(check: "RecipeCheck", console: "Console", rows: int) -> dict[str, An
 def _preview(check: "RecipeCheck", console: "Console", rows: int) -> None:
     from rich.text import Text
 
-    # Without colours brackets tell the trained text.
-    marks = ("", "") if console.color_system else ("⟦", "⟧")
-    _line(console, "trained text is green" if marks == ("", "") else "trained text is in ⟦ ⟧")
+    # Without colours brackets tell the trained text and the special tokens.
+    marks = ("", "", "", "") if console.color_system else ("⟦", "⟧", "«", "»")
+    _line(
+        console,
+        "trained text is green, special tokens are reversed"
+        if console.color_system
+        else "trained text is in ⟦ ⟧, special tokens are in « »",
+    )
     for row in check.preview(rows):
         _line(console, f"row {row.id}: {row.tokens} tokens, {row.trained_tokens} trained")
         text = Text()
+        trained = False
         for segment in row.segments:
-            shown = f"{marks[0]}{segment.text}{marks[1]}" if segment.trained else segment.text
-            text.append(shown, style="green" if segment.trained else "dim")
+            if segment.trained != trained:
+                text.append(marks[0] if segment.trained else marks[1])
+                trained = segment.trained
+            style = ("green" if trained else "dim") + (" reverse" if segment.special else "")
+            shown = f"{marks[2]}{segment.text}{marks[3]}" if segment.special else segment.text
+            text.append(shown, style=style)
+        text.append(marks[1] if trained else "")
         console.print(text, soft_wrap=True)
 
 

@@ -14,7 +14,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("directory", metavar="DIR", help="the folder to write; may exist")
     parser.add_argument(
-        "--data", metavar="FILE", help="a JSONL file of conversations; the recipe refers to it"
+        "--data",
+        metavar="FILE",
+        help="a file of conversations (JSONL, JSON, CSV, TSV, Parquet, Arrow); the recipe refers to it",
     )
     parser.add_argument(
         "--base",
@@ -34,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file. Name a folder, which may not exist yet.")
     data = _data(Path(args.data)) if args.data else None
-    name = slug(args.name or (data.path.stem if data else "docstrings"))
+    name = slug(args.name or (_bare_name(data.path) if data else "docstrings"))
     if args.name and name != args.name:
         raise UserError(
             f"The name {args.name!r} cannot be used: lower case letters, digits, dots, dashes and "
@@ -60,7 +62,7 @@ def _tell(folder: Path, written: Written, data: Data | None, *, starter: bool) -
         print("Your .gitignore stays as it is; add the line `.loraline/` to it.")
     if data:
         ignored = f"; not used: {', '.join(data.ignored)}" if data.ignored else ""
-        print(f"{data.path}: {data.format}, {data.lines:,} lines{ignored}")
+        print(f"{data.path}: {data.format}, {data.lines:,} rows{ignored}")
     print("Next:")
     if folder.resolve() != Path.cwd():
         print(f"  cd {shlex.quote(os.fspath(folder))}")
@@ -69,10 +71,16 @@ def _tell(folder: Path, written: Written, data: Data | None, *, starter: bool) -
     print(f"  {call} run {recipe}")
 
 
+def _bare_name(path: Path) -> str:
+    from tasks.dataset.reading.data_file import bare_name
+
+    return bare_name(path.name)
+
+
 def _data(path: Path) -> Data:
-    from tasks.dataset.reading.jsonl import detect
+    from tasks.dataset.reading.detecting import count_rows, detect
 
     found = detect(path)
-    with path.open("rb") as stream:
-        lines = sum(1 for line in stream if line.strip())
-    return Data(path, found.format, found.columns, found.ignored, lines)
+    return Data(
+        path, found.kind, found.format, found.columns, found.ignored, lines=count_rows(path)
+    )

@@ -17,7 +17,7 @@ from tasks.artifacts import Outcome
 from tasks.errors import Interrupted
 from tasks.home import Home, home
 from tasks.progress import Event, listening
-from tasks.recipe import load_recipe
+from tasks.recipe import read_recipe
 
 EXIT_CODES = {"registered": 0, "skipped": 0, "awaiting_approval": 0, "failed": 1, "refused": 3}
 
@@ -78,7 +78,7 @@ class Attempt:
         """Run the flow. Raises whatever it raises."""
         path = Path(self.args.recipe)
         # Before anything is started or written: a wrong recipe is told at once.
-        recipe = load_recipe(path, tuple(self.args.overrides))
+        recipe = read_recipe(path, tuple(self.args.overrides)).recipe
         state = home()
         state.prepare()
         return self._flow(state, path, recipe.name)

@@ -15,6 +15,7 @@ from flows.connection import server_environment, user_connection
 from flows.server_lock import ServerLock
 from flows.servers import ServerProcess
 from flows.signals import stop_signals
+from tasks.addresses import without_passwords
 from tasks.errors import UserError
 from tasks.home import Home, home
 from tasks.stack import Server, running, write_stack
@@ -53,6 +54,10 @@ def run(args: argparse.Namespace) -> int:
         (args.mlflow_port, "--mlflow-port"),
     ):
         _refuse_taken(port, option)
+    if args.prefect_port == args.mlflow_port:
+        raise UserError(
+            f"--prefect-port and --mlflow-port are both {args.mlflow_port}: choose two ports."
+        )
     try:
         with (
             stop_signals(),
@@ -169,15 +174,21 @@ def _greet(state: Home, prefect_port: int, mlflow_port: int) -> None:
     user = user_connection(os.environ, Path.cwd(), Path.home())
     if user is not None:
         lines.append(
-            f"Note: {user.reason} names the Prefect server {user.url}, so runs go there and not here."
+            f"Note: {user.reason} names the Prefect server "
+            f"{without_passwords(user.url)}, so runs go there and not here."
         )
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
-        lines.append(f"Note: MLFLOW_TRACKING_URI is {uri}, so runs are tracked there and not here.")
+        lines.append(
+            f"Note: MLFLOW_TRACKING_URI is {without_passwords(uri)}, so runs are tracked there and not here."
+        )
     sys.stderr.write("\n".join(lines) + "\n")
 
 
 def _port(text: str) -> int:
-    port = int(text)
+    try:
+        port = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
     if not 1 <= port <= 65535:
         raise argparse.ArgumentTypeError(f"{port} is not between 1 and 65535")
     return port

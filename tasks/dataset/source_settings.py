@@ -1,23 +1,180 @@
 """The recipe's list `dataset.sources`: the kinds of sources and their fields."""
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Any, Literal
+from urllib.parse import parse_qsl, urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from tasks.settings import Settings
 
+FileKind = Literal["jsonl", "json", "csv", "tsv", "parquet", "arrow"]
+ChatFormat = Literal[
+    "messages",
+    "conversations",
+    "prompt/completion",
+    "instruction/output",
+    "instruction/instances",
+    "prompt/chosen/rejected",
+    "chosen/rejected",
+]
 
-class JsonlSource(Settings):
-    """A JSONL file of chat conversations, prompt/completion pairs or instruction/input/output rows."""
+_SECRET = re.compile(
+    r"(^|[_-])(key|secret|token|password|passwd|credentials?|signature|sig|sas)s?($|[_-])|access_?key",
+    re.IGNORECASE,
+)
 
-    type: Literal["jsonl"]
-    path: str
-    """The file, relative to the recipe."""
+
+class ColumnsSettings(Settings):
+    """A row's turns as Jinja templates over its columns, for tables that have no known chat format.
+
+    `{{ question }}` is a column, `{{ row["Question text"] }}` one whose name is no word. A null and a
+    missing column make the row a bad row; `{{ hint or "" }}` and `{{ hint | default("") }}` allow them.
+    """
+
+    user: str
+    """What the user says, for example `{{ question }}`."""
+    assistant: str
+    """What the assistant answers, for example `{{ answer }}`: this is what is trained."""
+    system: str | None = None
+    """The system prompt; a text without a template is the same in every row. Default: none."""
+    rejected: str | None = None
+    """The worse answer of a preference pair; kept for preference training."""
+
+    @model_validator(mode="after")
+    def _templates(self) -> "ColumnsSettings":
+        for name in ("user", "assistant", "rejected"):
+            text = getattr(self, name)
+            # One word is a column's name that lacks its braces; trained as it stands it would be noise.
+            if text is not None and "{{" not in text and (name != "user" or text.isidentifier()):
+                raise ValueError(
+                    f"`{name}` is a Jinja template over the row's columns, and {text!r} holds none. "
+                    f"Write `{{{{ {text if text.isidentifier() else 'column'} }}}}`"
+                )
+        return self
+
+
+class SourceSettings(Settings):
+    """What every kind of source has."""
+
+    weight: float | None = Field(default=None, gt=0)
+    """Sources are mixed in proportion to their weights until each is empty; 1 where only others have one. Default: one source after the other."""
+    max_rows: int | None = Field(default=None, ge=1)
+    """Keep this many rows, chosen by hash so that the choice is stable. Default: all."""
+
+
+class TableSource(SourceSettings):
+    """What every source of rows with columns has: how columns become conversations."""
+
+    chat_format: ChatFormat | None = None
+    """The format to read where the columns fit more than one. Default: the one that the first row's columns tell."""
+    columns: ColumnsSettings | None = None
+    """Templates that make the turns, instead of a known format."""
     group: str | None = None
     """Column whose value is the row's group (a document or conversation id): a group is never split. Default: the prompt."""
+    time: str | None = None
+    """Column that says when the row was made (ISO 8601, or seconds since 1970): a split by time needs it."""
+    slice: str | None = None
+    """Column whose value the dataset's card counts rows under, for example a language or a product."""
+
+    @model_validator(mode="after")
+    def _one_reading(self) -> "TableSource":
+        if self.columns is not None and self.chat_format is not None:
+            raise ValueError("a source has either `columns` or `chat_format`")
+        return self
 
 
-class PythonSource(Settings):
+class FileTable(TableSource):
+    """What sources that lie in files have."""
+
+    path: str
+    """A file, a folder or a pattern such as `chats/*.jsonl`, relative to the recipe; or a URL: `s3://`, `gs://`, `https://`."""
+    storage_options: dict[str, Any] = Field(default_factory=dict)
+    """Options of the URL's fsspec file system, for example `{endpoint_url: ...}`. Credentials come from the environment, never from here."""
+
+    @field_validator("path")
+    @classmethod
+    def _no_secret_in_url(cls, path: str) -> str:
+        if "://" in path:
+            parts = urlsplit(path)
+            names = [name for name, _ in parse_qsl(parts.query)]
+            if parts.password or any(map(_SECRET.search, names)):
+                # The value is not repeated: messages end in logs.
+                raise ValueError(
+                    "the URL holds a password or a signature. Credentials come from the environment "
+                    "(for s3:// AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile)"
+                )
+        return path
+
+    @field_validator("storage_options")
+    @classmethod
+    def _no_secret_in_options(cls, options: dict[str, Any]) -> dict[str, Any]:
+        if found := _secret_names(options):
+            raise ValueError(
+                f"{', '.join(found)}: a recipe holds no credentials. They come from the environment "
+                "(for s3:// AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile)"
+            )
+        return options
+
+
+class FilesSource(FileTable):
+    """Files of chat rows: JSONL, JSON, CSV, TSV, Parquet or Arrow, plain or compressed (.gz, .zst)."""
+
+    type: Literal["files"]
+    format: FileKind | None = None
+    """How the files are written. Default: their suffix tells."""
+
+
+class JsonlSource(FileTable):
+    """JSONL files of chat conversations, prompt/completion pairs or instruction/input/output rows."""
+
+    type: Literal["jsonl"]
+
+    @property
+    def format(self) -> FileKind:
+        """Whatever the suffix."""
+        return "jsonl"
+
+
+class HuggingFaceSource(TableSource):
+    """A dataset of the Hugging Face Hub, read at one commit."""
+
+    type: Literal["huggingface"]
+    id: str = Field(pattern=r"^[\w.-]+(/[\w.-]+)?$")
+    """The dataset's id, for example `tatsu-lab/alpaca`."""
+    config: str | None = None
+    """The configuration (subset). Default: the dataset's own default."""
+    split: str = Field(default="train", pattern=r"^[\w.-]+$")
+    """The split to read."""
+    revision: str = "main"
+    """Branch, tag or commit. A branch is resolved to its commit at each run, and the rows follow it; write a commit to stay."""
+
+
+class SqlSource(TableSource):
+    """The rows of an SQL query, through SQLAlchemy."""
+
+    type: Literal["sql"]
+    query: str = Field(min_length=1)
+    """A SELECT. Give it an ORDER BY, unless there is a `watermark`: databases promise no order without one."""
+    url_variable: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    """Environment variable that holds the database's SQLAlchemy URL: a recipe holds no credentials."""
+    database: str | None = None
+    """An SQLite file, relative to the recipe; instead of `url_variable`."""
+    name: str = Field(default="sql", pattern=r"^[\w.-]+$")
+    """What messages and the dataset's card call the source."""
+    watermark: str | None = None
+    """Column of the result that only grows (an id, a time of change). A run then asks for rows since the last run only; earlier ones stay as they were fetched, and are not asked for again."""
+    chunk_rows: int = Field(default=10_000, ge=1)
+    """Rows fetched at once; memory grows with it."""
+
+    @model_validator(mode="after")
+    def _one_place(self) -> "SqlSource":
+        if (self.url_variable is None) == (self.database is None):
+            raise ValueError("an sql source has either `url_variable` or `database`")
+        return self
+
+
+class PythonSource(SourceSettings):
     """Python code: one conversation for each documented function or class."""
 
     type: Literal["python_source"]
@@ -27,8 +184,6 @@ class PythonSource(Settings):
     """A folder of .py files, relative to the recipe; instead of `package`."""
     max_code_characters: int = Field(default=600, ge=80)
     """Budget for the code shown in the user's turn; a longer body is cut at a line's end."""
-    max_rows: int | None = Field(default=None, ge=1)
-    """Keep this many rows, chosen by hash so that the choice is stable. Default: all."""
 
     @model_validator(mode="after")
     def _one_place(self) -> "PythonSource":
@@ -37,4 +192,17 @@ class PythonSource(Settings):
         return self
 
 
-Source = Annotated[JsonlSource | PythonSource, Field(discriminator="type")]
+def _secret_names(options: dict[str, Any]) -> list[str]:
+    found = []
+    for name, value in options.items():
+        if _SECRET.search(str(name)):
+            found.append(str(name))
+        elif isinstance(value, dict):
+            found += _secret_names(value)
+    return found
+
+
+Source = Annotated[
+    FilesSource | JsonlSource | HuggingFaceSource | SqlSource | PythonSource,
+    Field(discriminator="type"),
+]

@@ -1,88 +1,114 @@
-"""Take out duplicates and divide rows into train and test, by hashes that later rows cannot move."""
+"""Which rows are trained on and which are only ever evaluated, in ways that later rows cannot change."""
 
-import hashlib
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
 
-from tasks.dataset.rows import Row
 from tasks.dataset.settings import SplitSettings
+from tasks.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    import numpy.typing as npt
+
+OVER_TEST_LIMIT = "over dataset.split.max_test_rows"
+REACHES_INTO_TEST = "older than the test period, in a group that reaches into it"
 
 
 @dataclass
-class Split:
-    """Rows of both sides in the order of the sources, and what was left out on the way."""
+class Sides:
+    """Positions of rows, in the order of the sources."""
 
-    train: list[Row] = field(default_factory=list)
-    test: list[Row] = field(default_factory=list)
-    dropped: Counter[str] = field(default_factory=Counter)
-    """Rows left out, by reason."""
-
-
-def fraction(salt: str, key: str) -> float:
-    """A number in [0, 1) that depends on salt and key only, evenly spread over keys."""
-    first_bytes = hashlib.sha256(f"{salt}\0{key}".encode()).digest()[:8]
-    # 53 bits: all that a float holds, so that the largest value stays below 1.
-    return (int.from_bytes(first_bytes) >> 11) / 2**53
+    train: "npt.NDArray[np.int64]"
+    test: "npt.NDArray[np.int64]"
+    dropped: "dict[str, npt.NDArray[np.int64]]"
+    """Reason -> positions that are on neither side."""
 
 
-def split_rows(rows: Sequence[Row], settings: SplitSettings, salt: str) -> Split:
-    """Divide rows by the hash of their group: a share of `settings.test` of the groups is test.
+def divide(
+    kept: "npt.NDArray[np.int64]",
+    settings: SplitSettings,
+    *,
+    fractions: "npt.NDArray[Any]",
+    ids: "npt.NDArray[Any]",
+    groups: "npt.NDArray[Any]",
+    times: "Sequence[str | None]",
+) -> Sides:
+    """Divide the rows at the positions `kept`; the arrays have an entry for every row read.
 
-    A row's side depends on its group and the salt, so that neither its place, nor new rows, nor the
-    run's seed can move it. `max_test_rows` keeps the test rows with the smallest hashes and leaves
-    the others out of training too: a row that is pushed out must not come back as a training row.
+    By hash, a row's side depends on its group and the salt, so that neither its place, nor new rows,
+    nor the run's seed can move it. By time, it depends on when the row was made. `max_test_rows` keeps
+    the test rows with the smallest ids, which are hashes, and leaves the others out of training too:
+    a row that is pushed out must not come back as a training row.
+
+    Raises: DataError when a split by time is asked for and rows have no time.
     """
-    result = Split()
-    for row in rows:
-        side = result.test if fraction(salt, row.group) < settings.test else result.train
-        side.append(row)
+    import numpy as np
+
+    dropped = {}
+    if settings.by_time:
+        moments = _moments(kept, times)
+        on_test = moments >= _cutoff(settings, moments)
+        reaching = np.isin(groups[kept], groups[kept[on_test]]) & ~on_test
+        dropped[REACHES_INTO_TEST] = kept[reaching]
+        train, test = kept[~on_test & ~reaching], kept[on_test]
+    else:
+        on_test = fractions[kept] < settings.test
+        train, test = kept[~on_test], kept[on_test]
     limit = settings.max_test_rows
-    if limit is not None and len(result.test) > limit:
+    if limit is not None and len(test) > limit:
         # By the row and not by its group: few large groups would stand for all others.
-        kept = set(sorted(row.id for row in result.test)[:limit])
-        result.dropped["over dataset.split.max_test_rows"] = len(result.test) - limit
-        result.test = [row for row in result.test if row.id in kept]
-    return result
+        chosen = smallest(ids[test], limit)
+        dropped[OVER_TEST_LIMIT] = test[~chosen]
+        test = test[chosen]
+    return Sides(train, test, {reason: rows for reason, rows in dropped.items() if len(rows)})
 
 
-def distinct(rows: Sequence[Row], salt: str) -> tuple[list[Row], Counter[str]]:
-    """Keep one row of each set of duplicates; also return how many were dropped, by reason.
+def smallest(ids: "npt.NDArray[Any]", limit: int) -> "npt.NDArray[np.bool_]":
+    """Marks the `limit` rows with the smallest ids: ids are hashes, so the choice is stable."""
+    import numpy as np
 
-    Duplicates may lie in several groups. The one whose group has the smallest hash stays: when one
-    of them is a test row, so is the one that is kept, and no copy that arrives later can bring a
-    test row into training.
-    """
-    dropped: Counter[str] = Counter()
-    kept: set[int] = set(range(len(rows)))
-    order = sorted(kept, key=lambda i: (fraction(salt, rows[i].group), i))
-    seen_rows: set[str] = set()
-    seen_prompts: set[str] = set()
-    seen_labels: set[tuple[str, str]] = set()
-    for i in order:
-        row = rows[i]
-        # The same name with the same words: an override or a copied method.
-        label = (row.label, row.answer) if row.label is not None else None
-        if row.id in seen_rows:
-            reason = "same prompt and answer"
-        elif row.prompt in seen_prompts:
-            reason = "same prompt, another answer"
-        elif label in seen_labels:
-            reason = "same name and answer"
-        else:
-            seen_rows.add(row.id)
-            seen_prompts.add(row.prompt)
-            if label is not None:
-                seen_labels.add(label)
-            continue
-        dropped[reason] += 1
-        kept.discard(i)
-    return [rows[i] for i in sorted(kept)], dropped
+    chosen = np.zeros(len(ids), dtype=np.bool_)
+    chosen[np.argsort(ids, kind="stable")[:limit]] = True
+    return chosen
 
 
-def limit_rows(rows: Sequence[Row], limit: int) -> list[Row]:
-    """The `limit` rows with the smallest ids, in their order: ids are hashes, so the choice is stable."""
-    if len(rows) <= limit:
-        return list(rows)
-    kept = set(sorted(row.id for row in rows)[:limit])
-    return [row for row in rows if row.id in kept]
+def _moments(
+    kept: "npt.NDArray[np.int64]", times: "Sequence[str | None]"
+) -> "npt.NDArray[np.float64]":
+    import numpy as np
+
+    moments = np.empty(len(kept))
+    missing = 0
+    for i, position in enumerate(kept.tolist()):
+        text = times[position] if position < len(times) else None
+        try:
+            moments[i] = moment(text)
+        except ValueError:
+            missing += 1
+    if missing:
+        raise DataError(
+            f"The split is by time, and {missing:,} of {len(kept):,} rows have no time that can be "
+            "read. Name the column that holds it (ISO 8601, such as 2026-03-01T09:30:00Z) in "
+            "`columns: {time: ...}` of each of dataset.sources, or take dataset.split.after and "
+            "newest_days out to split by hash."
+        )
+    return moments
+
+
+def moment(text: str | None) -> float:
+    """Seconds since 1970 of an ISO 8601 date or time; UTC where it names no zone. Raises: ValueError."""
+    if not text:
+        raise ValueError("no time")
+    found = datetime.fromisoformat(text)
+    return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
+
+
+def _cutoff(settings: SplitSettings, moments: "npt.NDArray[np.float64]") -> float:
+    if settings.after is not None:
+        return moment(settings.after)
+    assert settings.newest_days is not None
+    # From the newest row and not from today: the same rows give the same split.
+    return float(moments.max()) - timedelta(days=settings.newest_days).total_seconds()

@@ -1,47 +1,50 @@
-"""What a person and a machine read about a prepared dataset: `summary.md` and `card.json`."""
+"""What a person and a machine read about a prepared dataset: `card.json`, `summary.md`, `card.html`."""
 
-from collections.abc import Sequence
 from typing import Any
 
-from tasks.dataset.reading.jsonl import JsonlCounts
-from tasks.dataset.reading.sources import Read
+from tasks.dataset.build import Built
+from tasks.dataset.cleaning.contamination import OUT_OF_SCOPE
 from tasks.dataset.rows import Row
-from tasks.dataset.split import Split
 from tasks.markdown import code_block, table
-from tasks.quantiles import quantiles
 
 SHOWN_CHARACTERS = 1200
 """Of each turn of a sample row: the summary travels to Prefect and MLflow."""
+SHOWN_SLICES = 20
+BAR_CHARACTERS = 40
 
 
-def card(sources: Sequence[Read], split: Split, *, digest: str) -> dict[str, Any]:
+def card(built: Built, *, digest: str) -> dict[str, Any]:
     """Counts of every step, as JSON. Holds no text of the rows and no folder."""
-    sides = {"train": split.train, "test": split.test}
+    profiles = {side: profile.facts() for side, profile in built.profiles.items()}
     return {
         "digest": digest,
-        "rows": {side: len(rows) for side, rows in sides.items()},
-        "groups": {side: len({row.group for row in rows}) for side, rows in sides.items()},
-        "read": sum(len(source.rows) for source in sources),
-        "dropped": dict(sorted(split.dropped.items())),
-        "characters": {
-            side: {
-                "prompt": quantiles([_prompt_characters(row) for row in rows]),
-                "answer": quantiles([len(row.answer) for row in rows]),
-            }
-            for side, rows in sides.items()
-        },
-        "sources": [_source(source) for source in sources],
+        "digests": built.digests,
+        "rows": {side: facts["rows"] for side, facts in profiles.items()},
+        "groups": {side: facts["groups"] for side, facts in profiles.items()},
+        "holdout_rows": built.holdout_rows,
+        "read": built.read,
+        "steps": [{"step": step, "rows": rows} for step, rows in built.steps],
+        "unrecognisable_evaluation_rows": built.unrecognisable,
+        "dropped": dict(sorted(built.dropped.items())),
+        "changed": dict(sorted(built.changed.items())),
+        "characters": {side: facts["characters"] for side, facts in profiles.items()},
+        "profiles": profiles,
+        "sources": [
+            {"name": source.name, "weight": source.weight, **source.counts}
+            for source in built.sources
+        ],
     }
 
 
-def summary(facts: dict[str, Any], split: Split) -> str:
-    """Markdown: where rows came from, what was left out, lengths, and a row of each side."""
+def summary(facts: dict[str, Any], shown: dict[str, Row | None]) -> str:
+    """Markdown: where rows came from, what was left out, lengths, slices, and a row of each side."""
     rows, groups = facts["rows"], facts["groups"]
     share = rows["test"] / (rows["train"] + rows["test"])
+    holdout = f" {facts['holdout_rows']:,} of them are the holdout's." * bool(facts["holdout_rows"])
     parts = [
         "# Dataset",
         f"{rows['train']:,} rows to train on and {rows['test']:,} rows to test with "
-        f"({share:.1%}). No group of related rows is on both sides.",
+        f"({share:.1%}).{holdout} No group of related rows is on both sides.",
         table(
             ("", "train", "test"),
             [
@@ -62,46 +65,70 @@ def summary(facts: dict[str, Any], split: Split) -> str:
             ],
         ),
         "## What was left out",
+        table(("after", "rows left"), [(s["step"], f"{s['rows']:,}") for s in facts["steps"]]),
         table(
             ("reason", "rows"),
             [(_cell(reason), f"{count:,}") for reason, count in facts["dropped"].items()],
         )
         if facts["dropped"]
         else "Nothing.",
-        f"Digest of the rows: `{facts['digest']}`",
     ]
-    for side, side_rows in (("train", split.train), ("test", split.test)):
-        row = min(side_rows, key=lambda row: row.id)
+    if any(step["step"] == "decontamination" for step in facts["steps"]):
+        parts.append(_about_contamination(facts))
+    if facts["changed"]:
+        parts += [
+            "## What was changed",
+            table(("what", "rows"), [(_cell(k), f"{n:,}") for k, n in facts["changed"].items()]),
+        ]
+    train = facts["profiles"]["train"]
+    parts += [
+        "## Lengths of the training answers, in characters",
+        code_block(_bars(train["lengths"]["answer"])),
+    ]
+    if len(train["turns"]) > 1:
+        parts += [
+            "## Messages in a training conversation",
+            table(("messages", "rows"), [(t, f"{n:,}") for t, n in train["turns"].items()]),
+        ]
+    if len(train["slices"]) > 1:
+        parts += ["## Slices", _slices(facts)]
+    if train["languages"]:
+        told = ", ".join(f"{language} {rows:,}" for language, rows in train["languages"].items())
+        parts += [
+            "## Languages of the training answers",
+            f"Of {sum(train['languages'].values()):,} rows: {told}.",
+        ]
+    parts.append(
+        "Digests of the rows: "
+        + "; ".join(
+            f"{side} `{digests['ordered'][:16]}` (in any order `{digests['any_order'][:16]}`)"
+            for side, digests in facts["digests"].items()
+        )
+        + f"; both `{facts['digest']}`"
+    )
+    for side, row in shown.items():
+        if row is None:
+            continue
         parts += [f"## A {side} row", f"`{row.source}`, group `{_code(row.group)}`"]
         for message in row.messages:
-            parts += [f"**{message['role']}**", code_block(message["content"], SHOWN_CHARACTERS)]
+            text = str(message.get("content") or message.get("tool_calls") or "")
+            parts += [f"**{message['role']}**", code_block(text, SHOWN_CHARACTERS)]
     return "\n\n".join(parts) + "\n"
 
 
-def _source(source: Read) -> dict[str, Any]:
-    counts = source.counts
-    if isinstance(counts, JsonlCounts):
-        return {
-            "name": source.name,
-            "kind": counts.format,
-            "rows": counts.rows,
-            "lines": counts.lines,
-            "blank_lines": counts.blank_lines,
-            "ignored_columns": list(counts.ignored_columns),
-        }
-    return {
-        "name": source.name,
-        "kind": "python_source",
-        "rows": counts.rows,
-        "files": counts.files,
-        "unreadable_files": counts.unreadable_files,
-        "skipped": dict(sorted(counts.skipped.items())),
-    }
+def _about_contamination(facts: dict[str, Any]) -> str:
+    few = facts["unrecognisable_evaluation_rows"]
+    return (
+        "Training rows that repeat an evaluation row are left out. "
+        + OUT_OF_SCOPE
+        + f" {few:,} evaluation rows are too short, or hold too little of their own, to be compared."
+        * bool(few)
+    )
 
 
 def _notes(source: dict[str, Any]) -> str:
     notes = []
-    if files := source.get("files"):
+    if isinstance(files := source.get("files"), int) and files:
         notes.append(f"{files:,} files")
     if unreadable := source.get("unreadable_files"):
         notes.append(f"{len(unreadable):,} of them not Python of this version")
@@ -118,8 +145,28 @@ def _lengths(facts: dict[str, Any], part: str) -> list[str]:
     return [f"{q['median']:,} / {q['p95']:,} / {q['max']:,}" for q in sides]
 
 
-def _prompt_characters(row: Row) -> int:
-    return sum(len(message["content"]) for message in row.messages[:-1])
+def _bars(counts: list[int]) -> str:
+    """A line for each power of two: `64 -     127      1,203  ████`."""
+    most = max(counts)
+    first = next(i for i, count in enumerate(counts) if count)
+    lines = []
+    for power in range(first, len(counts)):
+        low, high = (2 ** (power - 1), 2**power - 1) if power else (0, 0)
+        bar = "█" * round(BAR_CHARACTERS * counts[power] / most)
+        lines.append(f"{low:>9,} - {high:>9,}  {counts[power]:>11,}  {bar}".rstrip())
+    return "\n".join(lines)
+
+
+def _slices(facts: dict[str, Any]) -> str:
+    train, test = (facts["profiles"][side]["slices"] for side in ("train", "test"))
+    names = sorted({*train, *test}, key=lambda name: (-train.get(name, 0), name))
+    lines = [
+        (_cell(name), f"{train.get(name, 0):,}", f"{test.get(name, 0):,}")
+        for name in names[:SHOWN_SLICES]
+    ]
+    if len(names) > SHOWN_SLICES:
+        lines.append((f"{len(names) - SHOWN_SLICES} more", "", ""))
+    return table(("slice", "train", "test"), lines)
 
 
 def _cell(text: str) -> str:

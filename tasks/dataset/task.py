@@ -1,13 +1,16 @@
 """The Prefect task of the stage `dataset`."""
 
+import json
 from pathlib import Path
+from typing import Any
 
-from prefect import task
+from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
 from tasks.artifacts import Dataset
 from tasks.dataset.settings import DatasetSettings
-from tasks.stage_report import ended, started
+from tasks.seen import seen_by_champion
+from tasks.stage_report import ended, show, started
 from tasks.store import Store
 
 
@@ -39,3 +42,44 @@ def prepare_dataset(
         description="Rows, where they come from, and what was left out",
     )
     return dataset
+
+
+@task(name="compare with the champion's data", persist_result=False, cache_policy=NO_CACHE)
+def compare_with_champion(
+    dataset: Dataset,
+    settings: DatasetSettings,
+    *,
+    champion: str,
+    card: Path,
+    rows: Path,
+) -> dict[str, Any]:
+    """`drift.drift` of today's rows and the champion's, shown in Prefect; warns above the threshold.
+
+    `card` and `rows` are the `card.json` and `train_rows.npy` that the champion's version keeps.
+
+    Raises: DataError when test rows of today were training rows of the champion, unless the recipe
+    says to drop them: before a GPU is touched.
+    """
+    import numpy as np
+
+    from tasks.dataset.drift import ASPECTS, drift, drift_summary
+
+    test_ids = np.load(dataset.path / "test_rows.npy", allow_pickle=False)
+    seen_by_champion(test_ids, rows, settings.split.seen_by_champion)
+    found = drift(
+        json.loads((dataset.path / "card.json").read_text(encoding="utf-8")),
+        json.loads(card.read_text(encoding="utf-8")),
+        today_rows=dataset.path / "train_rows.npy",
+        champion_rows=rows,
+        warn_above=settings.drift.warn_above,
+    )
+    text = drift_summary(found, champion=champion)
+    show("loraline-drift", text, "Today's training rows against the champion's")
+    for name in found["warnings"]:
+        get_run_logger().warning(
+            "The data has drifted: %s are %.2f from the champion's (warned above %g)",
+            ASPECTS[name],
+            found["distances"][name],
+            settings.drift.warn_above,
+        )
+    return {**found, "summary": text}

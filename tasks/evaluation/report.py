@@ -56,6 +56,11 @@ def _how(facts: Mapping[str, Any]) -> str:
         told = [f"{count} with `{token}`" for token, count in ends.items()]
         told.append(f"{facts['rows'] - sum(ends.values())} at the limit")
         lines.append(f"The {NAMES[model]}'s answers ended: {', '.join(told)}.")
+    if facts["seen_by_champion"]:
+        lines.append(
+            f"{facts['seen_by_champion']} test rows were training rows of the champion and were left "
+            "out for all models alike."
+        )
     if answers["shortened_rows"]:
         lines.append(
             f"Rows whose prompt leaves less room than that in the model's context, so that their "

@@ -11,6 +11,7 @@ from tasks.base import Base
 from tasks.evaluation.settings import EvaluationSettings
 from tasks.home import Home
 from tasks.progress import announce
+from tasks.seen import SeenPolicy
 from tasks.stage_report import ended, started
 from tasks.store import Store
 
@@ -26,6 +27,8 @@ def evaluate_adapter(
     base: Base,
     champion: Path | None,
     champion_sha256: str | None,
+    champion_rows: Path | None,
+    seen_by_champion: SeenPolicy,
     home: Home,
     force: bool = False,
 ) -> Report:
@@ -44,6 +47,8 @@ def evaluate_adapter(
         base=base,
         champion=champion,
         champion_sha256=champion_sha256,
+        champion_rows=champion_rows,
+        seen_by_champion=seen_by_champion,
         home=home,
         force=force,
         on_event=_pass_on,

@@ -16,11 +16,13 @@ from tasks.evaluation.gate import judge
 from tasks.evaluation.job import AnswerJob, AnswerResult, Model, ScoreJob, ScoreResult
 from tasks.evaluation.report import report, summary
 from tasks.evaluation.samples import choose
+from tasks.evaluation.seen import unseen_rows
 from tasks.evaluation.settings import EvaluationSettings
 from tasks.home import Home
+from tasks.seen import SeenPolicy
 from tasks.store import Store, fingerprint
 
-OUTPUT_VERSION = 1
+OUTPUT_VERSION = 2
 """Raise it when the same adapter and rows give another output; a golden test watches."""
 
 OnEvent = Callable[[dict[str, Any]], None]
@@ -35,6 +37,7 @@ def fingerprint_of(
     tokens_fingerprint: str,
     base: Base,
     champion_sha256: str | None,
+    seen_by_champion: SeenPolicy = "refuse",
 ) -> str:
     """The output's key: what was evaluated, on what, against what, and how."""
     return fingerprint(
@@ -48,6 +51,7 @@ def fingerprint_of(
             "base": base.weights_sha256,
             "tokenizer": base.tokenizer_sha256,
             "champion": champion_sha256 or "none",
+            **({"seen by champion": seen_by_champion} if champion_sha256 else {}),
         },
     )
 
@@ -61,6 +65,8 @@ def evaluate_adapter(
     base: Base,
     champion: Path | None,
     champion_sha256: str | None,
+    champion_rows: Path | None = None,
+    seen_by_champion: SeenPolicy = "refuse",
     home: Home,
     force: bool = False,
     on_event: OnEvent | None = None,
@@ -69,6 +75,8 @@ def evaluate_adapter(
     or find them.
 
     `champion` is an adapter folder, `champion_sha256` the sha256 of its weights file; both or none.
+    `champion_rows` holds the ids of the rows it was trained on; test rows among them are refused or
+    dropped for all models alike.
     `on_event` hears the workers' events (`measured`, `generated`, `note`).
 
     Raises: UserError when an adapter does not fit the base or memory is short; WorkerFailed when a
@@ -82,6 +90,7 @@ def evaluate_adapter(
         tokens_fingerprint=tokens.fingerprint,
         base=base,
         champion_sha256=champion_sha256,
+        seen_by_champion=seen_by_champion,
     )
     adapters: dict[Model, Path] = {"challenger": adapter.folder}
     if champion is not None:
@@ -92,9 +101,12 @@ def evaluate_adapter(
     def build(folder: Path) -> None:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
-        answers = _answer(settings, tokens, adapters, base, folder, work, log, on_event)
+        rows, dropped = unseen_rows(
+            tokens.path / "test.parquet", champion_rows, seen_by_champion, work
+        )
+        answers = _answer(settings, rows, adapters, base, folder, work, log, on_event)
         scores = _score(settings, ["base", *adapters], folder, work, log, on_event)
-        write_output(folder, settings, answers, scores)
+        write_output(folder, settings, answers, scores, seen_by_champion=dropped)
         shutil.rmtree(work)
 
     stored = store.publish("evaluation", key, build, force=force)
@@ -123,7 +135,7 @@ def _report(folder: Path, key: str, reused: bool, seconds: float) -> Report:
 
 def _answer(
     settings: EvaluationSettings,
-    tokens: Tokens,
+    rows: Path,
     adapters: dict[Model, Path],
     base: Base,
     folder: Path,
@@ -136,7 +148,7 @@ def _answer(
         base=base.path,
         adapters=adapters,
         tokenizer=challenger / "tokenizer.json",
-        rows=tokens.path / "test.parquet",
+        rows=rows,
         stop_tokens=stop_tokens(challenger),
         max_new_tokens=settings.max_new_tokens,
         batch_size=settings.batch_size,
@@ -203,7 +215,12 @@ def _score(
 
 
 def write_output(
-    folder: Path, settings: EvaluationSettings, answers: AnswerResult, scores: ScoreResult
+    folder: Path,
+    settings: EvaluationSettings,
+    answers: AnswerResult,
+    scores: ScoreResult,
+    *,
+    seen_by_champion: int = 0,
 ) -> None:
     """Write `metrics.json`, `report.md` and `summary.md` beside the predictions and scores."""
     numbers = scores.model_dump(mode="json")
@@ -215,6 +232,7 @@ def write_output(
         "differences": differences,
         "gate": judge(settings.gate, metrics, numbers["intervals"]),
         "answers": answers.model_dump(mode="json"),
+        "seen_by_champion": seen_by_champion,
     }
     models = [name for name, values in metrics.items() if values is not None]
     samples = choose(

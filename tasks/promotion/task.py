@@ -21,6 +21,7 @@ def promote_version(
     *,
     judged_against: str | None,
     comparable: bool = True,
+    gated: bool = True,
 ) -> "tuple[Version, Decision]":
     """Move the alias `champion` if the policy says so; the version with its aliases as they are then.
 
@@ -30,7 +31,7 @@ def promote_version(
     """
     from tasks.promotion.work import decide, promote
 
-    decision = decide(settings, comparable=comparable)
+    decision = decide(settings, comparable=comparable, gated=gated)
     if decision.promote:
         version = promote(
             tracker,

@@ -27,26 +27,25 @@ class Decision:
     reason: str
 
 
-def decide(settings: PromotionSettings, *, comparable: bool = True) -> Decision:
-    """What happens to a version that passed the gate.
+def decide(settings: PromotionSettings, *, comparable: bool = True, gated: bool = True) -> Decision:
+    """What happens to a version that passed the gate, or that had none to pass (not `gated`).
 
     `comparable` is False when there is a champion that it could not be judged against, because that
     one belongs on another base: then no policy promotes by itself.
     """
+    judged = "It passed the gate" if gated else "There is no gate"
     if not comparable:
         return Decision(
             "awaiting_approval",
             False,
-            "It passed the gate against its base, but the champion belongs on another base and could "
+            f"{judged}, but the champion belongs on another base and could "
             "not be compared: a person must decide.",
         )
     if settings.policy == "automatic":
-        return Decision("registered", True, "It passed the gate, and the policy is automatic.")
+        return Decision("registered", True, f"{judged}, and the policy is automatic.")
     if settings.policy == "approval":
-        return Decision("awaiting_approval", False, "It passed the gate and waits for approval.")
-    return Decision(
-        "registered", False, "It passed the gate; the policy leaves promotion to a person."
-    )
+        return Decision("awaiting_approval", False, f"{judged}; it waits for approval.")
+    return Decision("registered", False, f"{judged}; the policy leaves promotion to a person.")
 
 
 def champion_version(tracker: Tracker, name: str) -> str | None:

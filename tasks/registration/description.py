@@ -15,7 +15,7 @@ def description(made: Provenance, *, name: str, purpose: str | None) -> str:
     commit = f" at commit `{base.commit}`" if base.commit else ""
     parts = [
         purpose or f"LoRA adapter `{name}`.",
-        f"It belongs on `{base.model}`{commit} (sha256 `{base.weights_sha256[:12]}`), which is not part "
+        f"It belongs on `{base.shown}`{commit} (sha256 `{base.weights_sha256[:12]}`), which is not part "
         f"of this version, and has {adapter.trainable_parameters:,} parameters of its own.",
         f"Trained on {tokens.rows['train']:,} conversations ({tokens.trained_tokens['train']:,} tokens with "
         f"loss), evaluated on {tokens.rows['test']:,} others; dataset digest `{made.dataset.digest[:12]}`.",

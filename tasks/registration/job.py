@@ -19,7 +19,8 @@ class VerifyJob(BaseModel):
 
     model_uri: str
     """`models:/<name>/<version>`, or `models:/m-<id>` before there is a version."""
-    base: Path
+    base: Path | None
+    """None: the version finds it itself."""
     fixture: Path
     """Folder of `fixture.json` and `fixture.safetensors`, written by the training."""
     result: Path

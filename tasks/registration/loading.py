@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from tasks.addresses import without_passwords
 from tasks.errors import StageFailed, UserError
 from tasks.registration.job import FAILED
-from tasks.tracking import shown
 from tasks.worker import emit
 
 _USER_MISTAKES = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
@@ -27,10 +27,12 @@ def load_version(uri: str, config: Mapping[str, Any]) -> Any:
         return mlflow.pyfunc.load_model(uri, model_config=dict(config))
     except MlflowException as error:
         if error.error_code in _USER_MISTAKES:
-            raise UserError(f"{uri} cannot be loaded: {shown(error.message)}") from error
+            raise UserError(
+                f"{uri} cannot be loaded: {without_passwords(error.message)}"
+            ) from error
         raise StageFailed(
-            f"MLflow at {shown(mlflow.get_tracking_uri())} could not deliver {uri} "
-            f"({error.error_code}): {shown(error.message)}. Check that the server and its artifact "
+            f"MLflow at {without_passwords(mlflow.get_tracking_uri())} could not deliver {uri} "
+            f"({error.error_code}): {without_passwords(error.message)}. Check that the server and its artifact "
             "store work and that this machine may use them, then try again."
         ) from error
     except RuntimeError as error:
@@ -48,5 +50,5 @@ def telling_failures() -> Iterator[None]:
         yield
     except StageFailed as error:
         emit(FAILED, message=str(error))
-        sys.stderr.write(shown(traceback.format_exc()))
+        sys.stderr.write(without_passwords(traceback.format_exc()))
         sys.exit(error.exit_code)

@@ -104,11 +104,10 @@ def model_config(
     as `recorded_path` says. What is found there must have the recorded sha256.
     """
     local = base.commit is None
-    absolute = local and base.model.startswith(("/", "~"))
     return {
         "name": name,
         "base": "",
-        "base_model": base.path.name if absolute else base.model,
+        "base_model": base.shown,
         "base_commit": base.commit or "",
         "base_path": _base_path(base, recipe_path) if local else "",
         "base_sha256": base.weights_sha256,

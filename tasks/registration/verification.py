@@ -11,7 +11,7 @@ from tasks.tracking import Tracker
 
 
 def verify_version(
-    tracker: Tracker, model_uri: str, *, base: Path, fixture: Path, home: Home
+    tracker: Tracker, model_uri: str, *, base: Path | None, fixture: Path, home: Home
 ) -> Verification:
     """Load `model_uri` through mlflow.pyfunc in a process of its own and compare logits on the fixture.
 
@@ -38,7 +38,7 @@ def verify_version(
             f"{model_uri} does not compute what was trained: its logits differ by up to "
             f"{found.largest_difference:.3g} from the trained adapter's in {found.dtype}, and at most "
             f"{found.tolerance:.3g} is rounding (the adapter itself changes them by {found.adapter_effect:.3g}). "
-            f"It was not registered. Run the same recipe again; if it stays so and the training ran on "
+            "A run does not register it; a version that stands already should not be promoted. Run the same recipe again; if it stays so and the training ran on "
             f"other hardware or other library versions, train again here. Log: {log}"
         )
     return found

@@ -26,7 +26,7 @@ def verify(job: VerifyJob) -> None:
         loaded = load_version(
             job.model_uri,
             {
-                "base": str(job.base),
+                "base": str(job.base or ""),
                 "dtype": dtype,
                 "device": str(fixture.get("device") or "auto"),
             },

@@ -28,8 +28,10 @@ from tasks.registry import (
     BASE_TAG,
     CHALLENGER,
     CHAMPION,
+    DATASET_CARD,
     FINGERPRINT_TAG,
     PROMOTED_AT,
+    TRAIN_ROWS,
     locked,
     version_of,
 )
@@ -293,7 +295,7 @@ def _tags(made: Provenance, contents: Contents) -> dict[str, str]:
         FINGERPRINT_TAG: contents.fingerprint,
         ADAPTER_TAG: made.adapter.sha256,
         BASE_TAG: base.weights_sha256,
-        "loraline.base_model": base.model,
+        "loraline.base_model": base.shown,
         **_optional("loraline.base_commit", base.commit),
         "loraline.dataset_digest": made.dataset.digest,
         "loraline.recipe_digest": made.recipe_digest,
@@ -315,7 +317,8 @@ def _about(made: Provenance) -> Mapping[str, Path | str]:
     papers: dict[str, Path | str] = {"recipe.yaml": made.recipe_text}
     for name, path in (
         ("recipe.lock", lock_path(made.recipe_path)),
-        ("dataset.json", made.dataset.path / "card.json"),
+        (DATASET_CARD, made.dataset.path / "card.json"),
+        (TRAIN_ROWS, made.dataset.path / TRAIN_ROWS),
         ("report.md", made.report.document),
     ):
         if path.is_file():

@@ -1,33 +1,20 @@
-"""Render a model's chat template and encode the text, exactly as transformers does but without torch.
+"""Render a model's chat template and know its special tokens, exactly as transformers does but without torch.
 
-The environment of a template is the one that transformers documents for `apply_chat_template`
-(utils/chat_template_utils.py): sandboxed Jinja with trimmed blocks, loop controls, a `tojson` that
-does not escape HTML, `raise_exception`, `strftime_now`, and the tokenizer's special tokens by name.
 A test compares the token ids with transformers' own.
 """
 
 import json
 import re
-from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import jinja2
-import jinja2.ext
-import jinja2.nodes
-import jinja2.parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 from tasks.errors import BaseModelError
+from tasks.tokenization.template import environment
 
-TODAY = datetime(2024, 7, 26)
-"""What a template that asks for the date is told (Llama 3's own fallback).
-
-The day of the run would give other bytes for the same fingerprint; at inference the date differs
-from the training date anyway.
-"""
 SPECIAL_NAMES = (
     "bos_token",
     "eos_token",
@@ -38,7 +25,7 @@ SPECIAL_NAMES = (
     "mask_token",
 )
 
-Message = dict[str, str]
+Message = dict[str, Any]
 
 
 class Chat:
@@ -49,7 +36,7 @@ class Chat:
 
         Raises: BaseModelError when one is missing or cannot be read.
         """
-        self._folder = folder
+        self.folder = folder
         try:
             self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         except Exception as error:  # tokenizers raises plain Exception
@@ -65,20 +52,29 @@ class Chat:
         self.named_tokens = _named_tokens({**config, **legacy})
         self.source = _template_source(folder, config)
         try:
-            self._template = _environment().from_string(self.source)
+            self._template = environment().from_string(self.source)
         except jinja2.TemplateError as error:
             raise BaseModelError(
                 f"The chat template of {folder} is no valid Jinja: {error}. Correct its chat_template.jinja."
             ) from error
+        # Jinja copies a template's globals for each rendering, a chain of dictionaries many times
+        # slower than one.
+        self._template.globals = dict(self._template.globals)
 
-    def render(self, messages: list[Message], *, generation_prompt: bool = False) -> str:
+    def render(
+        self,
+        messages: list[Message],
+        *,
+        tools: list[Any] | None = None,
+        generation_prompt: bool = False,
+    ) -> str:
         """The conversation as text, with the next assistant turn opened if asked.
 
         Raises: jinja2.TemplateError when the template refuses the conversation.
         """
         return self._template.render(
             messages=messages,
-            tools=None,
+            tools=tools,
             documents=None,
             add_generation_prompt=generation_prompt,
             **self.named_tokens,
@@ -97,18 +93,19 @@ class Chat:
     def special_ids(self) -> frozenset[int]:
         """Ids of special tokens: those that the tokenizer marks so, and the named ones."""
         named = set(self.named_tokens.values())
-        added = self.tokenizer.get_added_tokens_decoder()
         return frozenset(
-            number for number, token in added.items() if token.special or token.content in named
+            n for n, token in self._added.items() if token.special or token.content in named
         )
+
+    @cached_property
+    def special_tokens(self) -> dict[str, int]:
+        """Text and id of every special token."""
+        return {t.content: n for n, t in self._added.items() if n in self.special_ids}
 
     @cached_property
     def special_pattern(self) -> re.Pattern[str]:
         """Finds special tokens in rendered text, the longest where several begin."""
-        added = self.tokenizer.get_added_tokens_decoder()
-        return _any_of(
-            [token.content for number, token in added.items() if number in self.special_ids]
-        )
+        return _any_of(list(self.special_tokens))
 
     @cached_property
     def control_pattern(self) -> re.Pattern[str]:
@@ -116,68 +113,61 @@ class Chat:
 
         Special tokens, and other added tokens that the template writes itself.
         """
-        added = self.tokenizer.get_added_tokens_decoder()
         return _any_of(
             [
                 token.content
-                for number, token in added.items()
+                for number, token in self._added.items()
                 if not token.content.isspace()
                 and (number in self.special_ids or token.content in self.source)
             ]
         )
 
+    @cached_property
+    def specials_split(self) -> bool:
+        """Whether text on both sides of a special token is always tokenized apart.
+
+        It is when the token is found in the raw text, before anything is normalised.
+        """
+        tokens = [self._added[number] for number in self.special_ids]
+        return not any(token.normalized or token.single_word for token in tokens)
+
+    @cached_property
+    def stripping(self) -> frozenset[str]:
+        """Special tokens that swallow the white space after them, as Phi-3's do."""
+        return frozenset(self._added[n].content for n in self.special_ids if self._added[n].rstrip)
+
+    @cached_property
+    def stop_tokens(self) -> frozenset[str]:
+        """Special tokens at which generation stops, by generation_config.json and `eos_token`."""
+        stops = _json(self.folder / "generation_config.json").get("eos_token_id")
+        ids = stops if isinstance(stops, list) else [stops]
+        named = {self.named_tokens.get("eos_token")}
+        return frozenset(t for t, n in self.special_tokens.items() if n in ids or t in named)
+
+    @cached_property
+    def bos_id(self) -> int | None:
+        """Id of the token for the beginning, where the tokenizer names one."""
+        name = self.named_tokens.get("bos_token")
+        return None if name is None else self.tokenizer.token_to_id(name)
+
     @property
     def context_length(self) -> int | None:
         """The most tokens that the model accepts, by its config.json; None where it does not say."""
-        config = _json(self._folder / "config.json")
+        config = _json(self.folder / "config.json")
         for section in (config, config.get("text_config") or {}):
             limit = section.get("max_position_embeddings")
             if isinstance(limit, int) and limit > 0:
                 return limit
         return None
 
-
-class _GenerationBlock(jinja2.ext.Extension):
-    """Templates for training mark answers with `{% generation %}`; the mark renders as its content."""
-
-    tags = {"generation"}  # noqa: RUF012 - Jinja's own declaration
-
-    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True,
-        lstrip_blocks=True,
-        extensions=[_GenerationBlock, jinja2.ext.loopcontrols],
-    )
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = TODAY.strftime
-    return environment
-
-
-def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
+    @cached_property
+    def _added(self) -> dict[int, Any]:
+        return dict(self.tokenizer.get_added_tokens_decoder())
 
 
 def _any_of(texts: list[str]) -> re.Pattern[str]:
     # An empty alternation would match everywhere, `(?!)` matches nowhere.
     return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or "(?!)")
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
 
 
 def _template_source(folder: Path, config: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ class PreviewRow:
 
     id: str
     segments: list[Segment]
-    """(text, trained) in order; special tokens are visible."""
+    """In order; special tokens are visible, each stretch of them a segment of its own."""
     tokens: int
     trained_tokens: int
 

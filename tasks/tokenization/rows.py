@@ -1,25 +1,29 @@
 """Tokenize rows chunk by chunk, and deal with those that are too long or cannot be trained on."""
 
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from itertools import islice
+from dataclasses import dataclass
 from typing import Any
 
 from tasks.errors import DataError
 from tasks.tokenization.chat import Chat
+from tasks.tokenization.conversation import CONTROL, Conversation, Skipped, conversation, unmarked
+from tasks.tokenization.drops import Drops
+from tasks.tokenization.encoder import Encoder
+from tasks.tokenization.long_rows import Part, split_turns, truncate_prompt
+from tasks.tokenization.rendering import Rendered, Unfit, render
 from tasks.tokenization.settings import TokenizationSettings
-from tasks.tokenization.spans import Encoded, Rendered, Unfit, encode, render
+from tasks.tokenization.spans import Encoded, SpanEncoder
 
-CHUNK = 2048
-"""Rows encoded together: enough to keep every core busy, few enough to keep memory flat."""
-SHOWN_ROWS = 20
 MAX_CONTROL_SHARE = 0.01
 """A larger share of rows with control tokens in their text is no accident but a broken export."""
 
 TOO_LONG = "longer than tokenization.max_length"
-CONTROL = "control token in the text"
 UNFIT = "cannot be trained on"
+
+NEUTRALISED = "control token's text kept as ordinary text"
+TRUNCATED = "prompt cut to tokenization.max_length"
+SPLIT = "split into several rows"
+LOST = "answers that fit in no row"
+UNSEEN_TOOLS = "tools that the chat template does not show"
 
 
 @dataclass(frozen=True)
@@ -27,111 +31,104 @@ class TokenRow:
     """One conversation, ready for training and for generation."""
 
     id: str
+    source: str
+    rendered: Rendered
     encoded: Encoded
-    prompt: str
-    """What the model is given before the last answer."""
-    reference: str
-    """The last answer as the data has it."""
-    answers: tuple[str, ...]
-    """All answers of the conversation, the last one included."""
     label: str | None
 
+    @property
+    def prompt(self) -> str:
+        """What the model is given before the last answer."""
+        text = self.rendered.text[: self.rendered.turns[-1].prompt]
+        return unmarked(text) if self.rendered.marked else text
 
-@dataclass
-class Drops:
-    """How many rows were read, and which of them were left out for which reason."""
-
-    side: str
-    """`train` or `test`."""
-    read: int = 0
-    reasons: Counter[str] = field(default_factory=Counter)
-    examples: dict[str, list[str]] = field(default_factory=dict)
-    """The first rows of each reason, as `row ID (source): what`."""
-
-    def add(self, reason: str, row: dict[str, Any], what: str) -> None:
-        """Count one row."""
-        self.reasons[reason] += 1
-        shown = self.examples.setdefault(reason, [])
-        if len(shown) < SHOWN_ROWS:
-            shown.append(f"row {row['id']} ({row['source']}): {what}")
-
-    def describe(self) -> str:
-        """The counts in words."""
-        parts = [f"{count:,} {reason}" for reason, count in sorted(self.reasons.items())]
-        return ", ".join([f"{self.read:,} rows read", *parts])
-
-    def listing(self, reason: str) -> str:
-        """The first rows of a reason, one a line."""
-        lines = [f"  {example}" for example in self.examples[reason]]
-        more = self.reasons[reason] - len(lines)
-        return "\n".join([*lines, f"  ... and {more:,} more"] if more else lines)
+    @property
+    def reference(self) -> str:
+        """The last answer as the data has it."""
+        return self.rendered.turns[-1].answer
 
 
-def tokenize(
-    chat: Chat,
-    rows: Iterable[dict[str, Any]],
-    settings: TokenizationSettings,
-    drops: Drops,
-) -> Iterator[list[TokenRow]]:
-    """Yield token rows in the order of `rows` (lines of the dataset's files), some at a time.
+class RowTokenizer:
+    """Makes token rows of a dataset's rows."""
 
-    `drops` is filled on the way. All rows are looked at before any is refused, so that one error
-    names them all; what was yielded until then is void.
+    def __init__(self, chat: Chat, encoder: Encoder, settings: TokenizationSettings) -> None:
+        self._chat = chat
+        self._settings = settings
+        self._spans = SpanEncoder(chat, encoder)
+        self._shows_tools = "tools" in chat.source
+
+    def tokenize(self, rows: list[dict[str, Any]], drops: Drops) -> list[TokenRow]:
+        """Token rows in the order of `rows`, which are counted in `drops` with what became of them.
+
+        Raises: EncodersDisagree.
+        """
+        drops.read += len(rows)
+        rendered: list[tuple[dict[str, Any], Conversation, Rendered]] = []
+        for row in rows:
+            try:
+                given = conversation(self._chat, row, self._settings.train_on)
+                rendered.append((row, given, render(self._chat, given)))
+            except Skipped as skipped:
+                drops.add(skipped.reason, row, skipped.what)
+            except Unfit as problem:
+                drops.add(UNFIT, row, str(problem))
+        results = self._spans.encode([text for _, _, text in rendered])
+        kept: list[TokenRow] = []
+        for (row, given, text), result in zip(rendered, results, strict=True):
+            if isinstance(result, Unfit):
+                # A text that cannot be kept apart from its control token is lost, not the dataset.
+                drops.add(CONTROL if given.marked else UNFIT, row, str(result))
+                continue
+            if given.marked:
+                drops.count(NEUTRALISED)
+            if given.tools and not self._shows_tools:
+                drops.count(UNSEEN_TOOLS)
+            drops.measured(row, len(result.input_ids))
+            if len(result.input_ids) <= self._settings.max_length:
+                kept.append(_token_row(row, row["id"], Part(given, text, result)))
+            else:
+                kept += self._shortened(row, given, len(result.input_ids), drops)
+        return kept
+
+    def _shortened(
+        self, row: dict[str, Any], given: Conversation, tokens: int, drops: Drops
+    ) -> list[TokenRow]:
+        policy, limit = self._settings.long_rows, self._settings.max_length
+        try:
+            if policy == "truncate_prompt":
+                part = truncate_prompt(self._chat, given, self._part, limit)
+                if part:
+                    drops.count(TRUNCATED)
+                    return [_token_row(row, row["id"], part)]
+            elif policy == "split_turns":
+                parts, lost = split_turns(given, self._part, limit)
+                if parts:
+                    drops.count(SPLIT)
+                    drops.count(LOST, lost)
+                    return [
+                        _token_row(row, f"{row['id']}#{number}", part)
+                        for number, part in enumerate(parts, 1)
+                    ]
+        except Unfit as problem:
+            drops.add(UNFIT, row, f"when it is shortened: {problem}")
+            return []
+        drops.add(TOO_LONG, row, f"{tokens:,} tokens")
+        return []
+
+    def _part(self, given: Conversation) -> Part:
+        rendered = render(self._chat, given)
+        (result,) = self._spans.encode([rendered])
+        if isinstance(result, Unfit):
+            raise result
+        return Part(given, rendered, result)
+
+
+def refuse(drops: Drops, settings: TokenizationSettings) -> None:
+    """Refuse a side by what was counted, once all of its rows are.
 
     Raises: DataError when rows cannot be trained on with this template, when rows are too long and
     `long_rows` is `error`, or when control tokens stand in the text of too many rows.
     """
-    source = iter(rows)
-    while chunk := list(islice(source, CHUNK)):
-        drops.read += len(chunk)
-        rendered = list(_rendered(chat, chunk, drops))
-        results = encode(chat, [text for _, text in rendered])
-        kept = []
-        for (row, text), result in zip(rendered, results, strict=True):
-            if isinstance(result, Unfit):
-                drops.add(UNFIT, row, str(result))
-            elif len(result.input_ids) > settings.max_length:
-                drops.add(TOO_LONG, row, f"{len(result.input_ids):,} tokens")
-            else:
-                kept.append(
-                    TokenRow(
-                        id=row["id"],
-                        encoded=result,
-                        prompt=text.prompts[-1],
-                        reference=text.answers[-1],
-                        answers=text.answers,
-                        label=row["label"],
-                    )
-                )
-        if kept:
-            yield kept
-    _refuse(drops, settings)
-
-
-def _rendered(
-    chat: Chat, rows: list[dict[str, Any]], drops: Drops
-) -> Iterator[tuple[dict[str, Any], Rendered]]:
-    for row in rows:
-        # Typed by a person or not, such a text would become the token: a user could end his turn
-        # and speak for the assistant, and an answer would end in its middle.
-        found = next(
-            (
-                m
-                for message in row["messages"]
-                if (m := chat.control_pattern.search(message["content"]))
-            ),
-            None,
-        )
-        if found:
-            drops.add(CONTROL, row, f"holds {found[0]}")
-            continue
-        try:
-            yield row, render(chat, row["messages"])
-        except Unfit as problem:
-            drops.add(UNFIT, row, str(problem))
-
-
-def _refuse(drops: Drops, settings: TokenizationSettings) -> None:
     if count := drops.reasons[UNFIT]:
         raise DataError(
             f"{count:,} of {drops.read:,} {drops.side} rows cannot be trained on with this base's chat template:\n"
@@ -142,15 +139,21 @@ def _refuse(drops: Drops, settings: TokenizationSettings) -> None:
         raise DataError(
             f"{count:,} of {drops.read:,} {drops.side} rows are longer than tokenization.max_length "
             f"({settings.max_length:,} tokens):\n{drops.listing(TOO_LONG)}\n"
-            "Nothing is ever cut off. Raise tokenization.max_length, shorten the rows, or leave them "
-            "out with tokenization.long_rows: drop."
+            "Nothing is ever cut off without being asked for. Raise tokenization.max_length, shorten "
+            "the rows, or choose tokenization.long_rows: drop leaves them out, truncate_prompt shortens "
+            "what stands before the answer, split_turns makes several rows of a long conversation."
         )
-    count = drops.reasons[CONTROL]
-    if count > MAX_CONTROL_SHARE * drops.read:
+    lost, kept = drops.reasons[CONTROL], drops.counts[NEUTRALISED]
+    if lost + kept > MAX_CONTROL_SHARE * drops.read:
+        listing = f":\n{drops.listing(CONTROL)}\n" if lost else ". "
         raise DataError(
-            f"{count:,} of {drops.read:,} {drops.side} rows hold the text of a control token, which would act as "
-            f"one (up to {MAX_CONTROL_SHARE:.0%} are left out, this is more):\n"
-            f"{drops.listing(CONTROL)}\n"
+            f"{lost + kept:,} of {drops.read:,} {drops.side} rows hold the text of a control token, "
+            f"{lost:,} of them where it cannot be kept as ordinary text (up to "
+            f"{MAX_CONTROL_SHARE:.0%} of the rows may, this is more){listing}"
             "Were the rows exported after a chat template was applied? Export the plain messages, or "
             "remove these texts."
         )
+
+
+def _token_row(row: dict[str, Any], name: str, part: Part) -> TokenRow:
+    return TokenRow(name, row["source"], part.rendered, part.encoded, row["label"])

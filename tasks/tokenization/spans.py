@@ -1,53 +1,52 @@
-"""Which tokens of a conversation carry the loss: every answer with the token that ends its turn.
+"""Which tokens of a conversation carry the loss: every trained answer with the token that ends its turn.
 
-For each assistant turn k the template is rendered twice: the messages before it with the next turn
-opened (what the model is given at inference), and the whole conversation (what it is trained on).
-The first must be a prefix of the second, as text and token for token. Trained is what the model has
-to write itself: from the end of that prefix up to and with the first special token after the answer
-(`<|end|>`, `<|eot_id|>`, `<|im_end|>`, `</s>`, ...). What a template writes after that token (a line
-break, Phi-3's `<|endoftext|>` at the very end) is no part of the turn and is not trained.
+Each prompt must be a prefix of the row token for token, not as text alone: white space at the
+beginning of an answer can melt with the template's into one token that no prompt ends with.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import jinja2
+import numpy as np
 
-from tasks.tokenization.chat import Chat, Message
+from tasks.tokenization.chat import Chat
+from tasks.tokenization.encoder import Encoder, Ids
+from tasks.tokenization.marked import Plain
+from tasks.tokenization.rendering import Rendered, Turn, Unfit
 
 UNTRAINED = -100
 """The label that PyTorch's cross entropy ignores."""
-
-
-class Unfit(Exception):
-    """Why a conversation cannot be trained on with this template."""
-
-
-@dataclass(frozen=True)
-class Rendered:
-    """A conversation as text."""
-
-    text: str
-    prompts: tuple[str, ...]
-    """What the model is given before each of its turns; prefixes of `text`."""
-    answers: tuple[str, ...]
+KEPT_TAILS = 10_000
+KEPT_TAIL_CHARACTERS = 200
 
 
 @dataclass(frozen=True)
 class Encoded:
     """A conversation as token ids."""
 
-    input_ids: list[int]
+    input_ids: Ids
     spans: tuple[tuple[int, int], ...]
-    """Trained positions `[start, stop)`, one span for each assistant turn."""
+    """Positions `[start, stop)` of the trained answers, each with the token that ends its turn."""
+    everything: bool = False
+    """Whether the tokens between the spans are trained too."""
 
     @property
-    def labels(self) -> list[int]:
+    def labels(self) -> Ids:
         """`input_ids` where trained, `UNTRAINED` elsewhere; same length."""
-        labels = [UNTRAINED] * len(self.input_ids)
-        for start, stop in self.spans:
+        labels = np.full(len(self.input_ids), UNTRAINED, np.int32)
+        for start, stop in self.trained_spans:
             labels[start:stop] = self.input_ids[start:stop]
         return labels
+
+    @property
+    def trained_spans(self) -> tuple[tuple[int, int], ...]:
+        """Positions that carry loss."""
+        return ((0, len(self.input_ids)),) if self.everything else self.spans
+
+    @property
+    def trained_tokens(self) -> int:
+        """Tokens that carry loss."""
+        return sum(stop - start for start, stop in self.trained_spans)
 
     @property
     def prompt_length(self) -> int:
@@ -55,84 +54,118 @@ class Encoded:
         return self.spans[-1][0]
 
 
-def render(chat: Chat, messages: list[Message]) -> Rendered:
-    """The conversation and the prompt of each of its answers.
+class SpanEncoder:
+    """Encodes rendered conversations and finds their trained tokens."""
 
-    Raises: Unfit when the template refuses it, or writes a prompt that the conversation does not
-    begin with.
-    """
-    turns = [k for k, message in enumerate(messages) if message["role"] == "assistant"]
-    try:
-        text = chat.render(messages)
-        prompts = [chat.render(messages[:k], generation_prompt=True) for k in turns]
-    except (jinja2.TemplateError, TypeError, ValueError, LookupError) as error:
-        raise Unfit(f"the chat template refuses it: {error}") from error
-    for k, prompt in zip(turns, prompts, strict=True):
-        if not text.startswith(prompt):
+    def __init__(self, chat: Chat, encoder: Encoder) -> None:
+        self._chat = chat
+        self._encoder = encoder
+        self._plain = Plain(chat)
+        self._special = np.zeros(max(chat.special_ids, default=0) + 1, np.bool_)
+        self._special[list(chat.special_ids)] = True
+        # It stands for characters that the tokenizer does not know, and not for its own text.
+        if (unknown := chat.special_tokens.get(chat.named_tokens.get("unk_token", ""))) is not None:
+            self._special[unknown] = False
+        self._tails: dict[str, list[int]] = {}
+
+    def encode(self, rows: Sequence[Rendered]) -> list[Encoded | Unfit]:
+        """Token ids and trained spans; a row that cannot be trained on gives an Unfit in its place.
+
+        Raises: EncodersDisagree.
+        """
+        ordinary = [row for row in rows if not row.marked]
+        tails = {tail for row in ordinary for turn in row.turns if (tail := self._tail(row, turn))}
+        new = [tail for tail in tails if tail not in self._tails]
+        encoded = self._encoder.encode([row.text for row in ordinary] + new)
+        fresh = {
+            tail: ids.tolist() for tail, ids in zip(new, encoded[len(ordinary) :], strict=True)
+        }
+        known = {**self._tails, **fresh} if fresh else self._tails
+        places = iter(self._special_places(encoded[: len(ordinary)]))
+        ids = iter(encoded)
+        results = [
+            self._marked(row) if row.marked else self._row(row, next(ids), next(places), known)
+            for row in rows
+        ]
+        short = [tail for tail in new if len(tail) <= KEPT_TAIL_CHARACTERS]
+        self._tails.update((tail, known[tail]) for tail in short[: KEPT_TAILS - len(self._tails)])
+        return results
+
+    def _tail(self, row: Rendered, turn: Turn) -> str:
+        """The prompt from its last special token on, the whole of it where it has none.
+
+        Before a special token the text is tokenized apart, so the tokens before it are those of the
+        row already; what may melt into the answer is behind it. A tail is the same in nearly all
+        rows, so prompts cost nothing to compare.
+        """
+        split = turn.specials and self._chat.specials_split
+        start = row.specials[turn.specials - 1].start() if split else 0
+        return row.text[start : turn.prompt]
+
+    def _marked(self, row: Rendered) -> Encoded | Unfit:
+        try:
+            ids = self._plain.encode(row.text)
+            tails = {
+                tail: self._plain.ids(tail).tolist()
+                for tail in {self._tail(row, turn) for turn in row.turns}
+            }
+        except Unfit as problem:
+            return problem
+        return self._row(row, ids, self._special_places([ids])[0], tails)
+
+    def _row(
+        self, row: Rendered, ids: Ids, places: list[int], tails: dict[str, list[int]]
+    ) -> Encoded | Unfit:
+        try:
+            self._require_specials(row, ids, places)
+            spans = tuple(self._span(row, turn, ids, places, tails) for turn in row.turns)
+        except Unfit as problem:
+            return problem
+        return Encoded(ids, spans, row.everything)
+
+    def _special_places(self, rows: Sequence[Ids]) -> list[list[int]]:
+        """Positions of the special tokens in each row."""
+        if not rows:
+            return []
+        flat = np.concatenate(rows)
+        known = flat < len(self._special)
+        places = np.flatnonzero(self._special[np.where(known, flat, 0)] & known)
+        ends = np.cumsum([len(ids) for ids in rows])
+        cuts = np.searchsorted(places, ends).tolist()
+        starts = [0, *ends.tolist()]
+        found = places.tolist()
+        return [
+            [place - start for place in found[first:last]]
+            for first, last, start in zip([0, *cuts], cuts, starts, strict=False)
+        ]
+
+    def _require_specials(self, row: Rendered, ids: Ids, places: list[int]) -> None:
+        wanted = [self._chat.special_tokens[found[0]] for found in row.specials]
+        if ids[places].tolist() != wanted:
             raise Unfit(
-                f"the template writes the conversation before messages[{k}] differently when an "
-                "answer is to be generated: a model trained on one text would be asked with another"
+                "the tokenizer does not read the special tokens of the rendered text as one token "
+                f"each: it gives {len(places)} of them instead of {len(wanted)}, or others"
             )
-    return Rendered(text, tuple(prompts), tuple(messages[k]["content"] for k in turns))
+        if len(ids) > 1 and ids[0] == ids[1] == self._chat.bos_id:
+            raise Unfit("the template writes the token for the beginning twice")
 
-
-def encode(chat: Chat, rows: Sequence[Rendered]) -> list[Encoded | Unfit]:
-    """Token ids and trained spans; a row that cannot be trained on gives an Unfit in its place."""
-    texts = [text for row in rows for text in (row.text, *row.prompts)]
-    ids = iter(chat.encode(texts))
-    return [_encoded(chat, row, next(ids), [next(ids) for _ in row.prompts]) for row in rows]
-
-
-def _encoded(
-    chat: Chat, row: Rendered, ids: list[int], prompts: list[list[int]]
-) -> Encoded | Unfit:
-    spans = []
-    try:
-        # Each turn ends before the prompt of the next one does.
-        ends = [*map(len, row.prompts[1:]), len(row.text)]
-        for text, end, answer, prompt in zip(row.prompts, ends, row.answers, prompts, strict=True):
-            start = len(prompt)
-            if ids[:start] != prompt:
-                raise Unfit(
-                    "the tokens of the prompt are not the first tokens of the row: the answer "
-                    f"begins with {answer[:12]!r}, which melts into the template's text. "
-                    "Remove the white space at the beginning of the answer"
-                )
-            specials = _specials_through_turn(chat, row.text[len(text) : end], answer)
-            spans.append((start, _after_special(chat, ids, start, specials)))
-    except Unfit as problem:
-        return problem
-    return Encoded(ids, tuple(spans))
-
-
-def _specials_through_turn(chat: Chat, text: str, answer: str) -> list[str]:
-    """The special tokens that the template writes from the prompt's end to the turn's, in order.
-
-    The last of them ends the turn: it stands right behind the answer. `text` begins where the
-    prompt ends. Most templates write one; gpt-oss opens a channel first.
-    """
-    # Templates of Llama 3 and Gemma trim what they are given.
-    wanted = answer.strip()
-    found: list[str] = []
-    for match in chat.special_pattern.finditer(text):
-        found.append(match[0])
-        if text[: match.start()].rstrip().endswith(wanted):
-            return found
-    if wanted in text:
-        raise Unfit(
-            "no special token ends the assistant's turn in this template, so that a model could "
-            "not learn to stop. Choose a base whose chat template ends turns with a special token"
-        )
-    raise Unfit("the template changes the answer: it does not stand in the rendered text")
-
-
-def _after_special(chat: Chat, ids: list[int], start: int, specials: list[str]) -> int:
-    """Position behind the special token that ends the turn."""
-    position = start
-    for special in specials:
-        while position < len(ids) and ids[position] not in chat.special_ids:
-            position += 1
-        if position == len(ids) or chat.tokenizer.id_to_token(ids[position]) != special:
-            raise Unfit(f"the tokenizer does not read {special!r} as one token where it stands")
-        position += 1
-    return position
+    def _span(
+        self,
+        row: Rendered,
+        turn: Turn,
+        ids: Ids,
+        places: list[int],
+        tails: dict[str, list[int]],
+    ) -> tuple[int, int]:
+        split = turn.specials and self._chat.specials_split
+        begin = places[turn.specials - 1] if split else 0
+        text = self._tail(row, turn)
+        tail = tails[text] if text else []
+        start = begin + len(tail)
+        if ids[begin:start].tolist() != tail:
+            raise Unfit(
+                "the tokens of the prompt are not the first tokens of the row: the answer "
+                f"begins with {turn.answer[:12]!r}, which melts into the template's text. "
+                "Remove the white space at the beginning of the answer"
+            )
+        return start, places[turn.last] + 1

@@ -1,95 +1,19 @@
-"""What a person and a machine read about tokenized rows: `summary.md` and `card.json`."""
+"""What a person reads about tokenized rows: `summary.md`."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-from tasks.markdown import code_block, table
-from tasks.quantiles import quantiles
+from tasks.markdown import cell, code_block, table
 from tasks.tokenization.chat import Chat
-from tasks.tokenization.rows import Drops, TokenRow
 from tasks.tokenization.segments import segments
+from tasks.tokenization.tally import Sample, Tally
 
-HISTOGRAM_BINS = 12
 BAR_CHARACTERS = 40
 SHOWN_CHARACTERS = 1200
+NAME_CHARACTERS = 80
 OPEN, CLOSE = "⟦", "⟧"
 """Around trained text."""
-
-
-@dataclass
-class Tally:
-    """Counts of one side, kept while its rows pass by."""
-
-    drops: Drops
-    lengths: list[int] = field(default_factory=list)
-    """Tokens of each row."""
-    trained: list[int] = field(default_factory=list)
-    """Trained tokens of each row."""
-    turns: int = 0
-    trimmed_answers: int = 0
-    """Answers whose white space at the beginning or end the template or the tokenizer drops."""
-    prefixed_answers: int = 0
-    """Answers before which the template writes text of its own, such as an empty think block."""
-    altered_answers: int = 0
-    """Answers that do not come back when their tokens are decoded."""
-    sample: TokenRow | None = None
-    """The row with the smallest id."""
-
-    def add(self, chat: Chat, rows: Sequence[TokenRow]) -> None:
-        """Count rows."""
-        for row in rows:
-            self.lengths.append(len(row.encoded.input_ids))
-            self.trained.append(sum(stop - start for start, stop in row.encoded.spans))
-            if self.sample is None or row.id < self.sample.id:
-                self.sample = row
-        pairs = [
-            (answer, row.encoded.input_ids[start : stop - 1])
-            for row in rows
-            for answer, (start, stop) in zip(row.answers, row.encoded.spans, strict=True)
-        ]
-        texts = chat.tokenizer.decode_batch([ids for _, ids in pairs], skip_special_tokens=False)
-        self.turns += len(pairs)
-        for (answer, _), text in zip(pairs, texts, strict=True):
-            if text == answer:
-                continue
-            if text.strip() == answer.strip():
-                self.trimmed_answers += 1
-            elif text.rstrip().endswith(answer.strip()):
-                self.prefixed_answers += 1
-            else:
-                self.altered_answers += 1
-
-
-def card(tallies: dict[str, Tally]) -> dict[str, Any]:
-    """Counts as JSON; holds no text of the rows but the ids and sources of dropped ones."""
-    return {
-        "rows": {side: len(tally.lengths) for side, tally in tallies.items()},
-        "tokens": {side: sum(tally.lengths) for side, tally in tallies.items()},
-        "trained_tokens": {side: sum(tally.trained) for side, tally in tallies.items()},
-        "turns": {side: tally.turns for side, tally in tallies.items()},
-        "dropped": {side: dict(sorted(t.drops.reasons.items())) for side, t in tallies.items()},
-        "dropped_rows": {side: t.drops.examples for side, t in tallies.items()},
-        "trimmed_answers": {side: t.trimmed_answers for side, t in tallies.items()},
-        "prefixed_answers": {side: t.prefixed_answers for side, t in tallies.items()},
-        "altered_answers": {side: t.altered_answers for side, t in tallies.items()},
-        "length": {side: quantiles(tally.lengths) for side, tally in tallies.items()},
-        "trained_length": {side: quantiles(tally.trained) for side, tally in tallies.items()},
-        "histogram": {side: histogram(tally.lengths) for side, tally in tallies.items()},
-    }
-
-
-def histogram(lengths: Sequence[int]) -> list[dict[str, int]]:
-    """Rows per range of lengths in tokens: `{"from", "to", "rows"}`, both ends included."""
-    low, high = min(lengths), max(lengths)
-    width = -(-(high - low + 1) // HISTOGRAM_BINS)
-    counts = [0] * (-(-(high - low + 1) // width))
-    for length in lengths:
-        counts[(length - low) // width] += 1
-    return [
-        {"from": low + i * width, "to": min(low + (i + 1) * width - 1, high), "rows": rows}
-        for i, rows in enumerate(counts)
-    ]
+SPECIAL_OPEN, SPECIAL_CLOSE = "«", "»"
+"""Around special tokens."""
 
 
 def summary(chat: Chat, facts: dict[str, Any], tallies: dict[str, Tally]) -> str:
@@ -98,8 +22,8 @@ def summary(chat: Chat, facts: dict[str, Any], tallies: dict[str, Tally]) -> str
     trained = sum(facts["trained_tokens"].values())
     parts = [
         "# Tokens",
-        f"{total:,} tokens, {trained:,} of them ({trained / total:.1%}) carry loss: the assistant's "
-        "answers and the token that ends each of them.",
+        f"{total:,} tokens, {trained:,} of them ({trained / total:.1%}) carry loss. "
+        f"Encoded by {facts['encoder']}.",
         table(
             ("", "train", "test"),
             [
@@ -112,37 +36,63 @@ def summary(chat: Chat, facts: dict[str, Any], tallies: dict[str, Tally]) -> str
         ),
         "## Length of the training rows, in tokens",
         code_block(_bars(facts["histogram"]["train"])),
+        "## The longest rows",
+        _longest(facts["longest_rows"]),
         "## What was left out",
-        _left_out(facts),
+        _counts(facts["dropped"]),
+        "## What was changed",
+        _counts(facts["changed"]),
     ]
     parts += _notes(facts)
+    parts += [
+        "## Rows as they are trained",
+        f"The text between {OPEN} and {CLOSE} is trained; {SPECIAL_OPEN} and {SPECIAL_CLOSE} stand "
+        "around special tokens.",
+    ]
     for side, tally in tallies.items():
-        assert tally.sample is not None
-        parts += [
-            f"## A {side} row",
-            f"Row `{tally.sample.id}`. The text between {OPEN} and {CLOSE} is trained.",
-            code_block(_marked(chat, tally.sample)),
-        ]
+        for sample in tally.samples:
+            parts += [
+                f"Row {cell(sample.id, NAME_CHARACTERS)} ({side}):",
+                code_block(_marked(chat, sample)),
+            ]
     return "\n\n".join(parts) + "\n"
 
 
-def _marked(chat: Chat, row: TokenRow) -> str:
-    text = "".join(
-        f"{OPEN}{segment.text}{CLOSE}" if segment.trained else segment.text
-        for segment in segments(chat, row.encoded.input_ids, row.encoded.labels)
-    )
+def _marked(chat: Chat, row: Sample) -> str:
+    text = ""
+    open_ = False
+    for segment in segments(chat, row.input_ids, row.labels):
+        if segment.trained != open_:
+            text += OPEN if segment.trained else CLOSE
+            open_ = segment.trained
+        text += f"{SPECIAL_OPEN}{segment.text}{SPECIAL_CLOSE}" if segment.special else segment.text
+    text += CLOSE if open_ else ""
     return text if len(text) <= SHOWN_CHARACTERS else "[...] " + text[-SHOWN_CHARACTERS:]
 
 
-def _left_out(facts: dict[str, Any]) -> str:
-    reasons = sorted({reason for side in facts["dropped"].values() for reason in side})
+def _longest(rows: dict[str, list[dict[str, Any]]]) -> str:
+    lines = [
+        (
+            f"{row['tokens']:,}",
+            side,
+            cell(row["id"], NAME_CHARACTERS),
+            cell(row["source"], NAME_CHARACTERS),
+        )
+        for side, longest in rows.items()
+        for row in longest
+    ]
+    return table(("tokens", "split", "row", "source"), lines)
+
+
+def _counts(counts: dict[str, dict[str, int]]) -> str:
+    reasons = sorted({reason for side in counts.values() for reason in side})
     if not reasons:
         return "Nothing."
-    counts = [
-        _line(reason, {side: drops.get(reason, 0) for side, drops in facts["dropped"].items()})
+    lines = [
+        _line(reason, {side: some.get(reason, 0) for side, some in counts.items()})
         for reason in reasons
     ]
-    return table(("rows", "train", "test"), counts)
+    return table(("rows", "train", "test"), lines)
 
 
 def _notes(facts: dict[str, Any]) -> list[str]:
@@ -151,6 +101,12 @@ def _notes(facts: dict[str, Any]) -> list[str]:
         notes.append(
             f"{trimmed:,} answers lose white space at their beginning or end: the template or the "
             "tokenizer drops it."
+        )
+    if unindented := sum(facts["unindented_answers"].values()):
+        notes.append(
+            f"{unindented:,} of them begin with an indented line, whose indentation is lost while that "
+            "of the lines after it stays: indented code comes out crooked. Begin such answers with a "
+            "line of text or a code fence."
         )
     if prefixed := sum(facts["prefixed_answers"].values()):
         notes.append(

@@ -3,11 +3,10 @@
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.artifacts import Dataset, Tokens
@@ -15,25 +14,27 @@ from tasks.base import Base
 from tasks.errors import DataError
 from tasks.store import Store, fingerprint
 from tasks.tokenization.chat import Chat
-from tasks.tokenization.rows import Drops, TokenRow, tokenize
+from tasks.tokenization.chunks import SCHEMA, ChunkTokenizer, Setup
+from tasks.tokenization.drops import Drops
+from tasks.tokenization.encoder import Encoder, EncodersDisagree, choose
+from tasks.tokenization.packing import write_packs
+from tasks.tokenization.pool import Answer, Chunk, Pool, workers_for
+from tasks.tokenization.rows import refuse
+from tasks.tokenization.sample import sample_texts
 from tasks.tokenization.settings import TokenizationSettings
-from tasks.tokenization.summary import Tally, card, summary
+from tasks.tokenization.speed import Speed
+from tasks.tokenization.summary import summary
+from tasks.tokenization.tally import Tally, card
 
-OUTPUT_VERSION = 1
+OUTPUT_VERSION = 2
 """Raise it when the same dataset and tokenizer give other rows; a golden test watches."""
 
 SIDES = ("train", "test")
-SCHEMA = pa.schema(
-    [
-        pa.field("id", pa.string(), nullable=False),
-        pa.field("input_ids", pa.list_(pa.int32()), nullable=False),
-        pa.field("labels", pa.list_(pa.int32()), nullable=False),
-        pa.field("prompt_length", pa.int32(), nullable=False),
-        pa.field("reference", pa.string(), nullable=False),
-        pa.field("prompt", pa.string(), nullable=False),
-        pa.field("label", pa.string()),
-    ]
-)
+CHUNK = 2048
+"""Rows tokenized together: enough to keep every core busy, few enough to keep memory flat."""
+CHUNK_BYTES = 8_000_000
+# Token ids and texts hardly repeat: dictionaries would cost time, and a fifth more room.
+PARQUET: dict[str, Any] = {"compression": "zstd", "use_dictionary": ["label"]}
 
 _log = logging.getLogger(__name__)
 
@@ -61,7 +62,8 @@ def tokenize_dataset(
     Columns: `id`; `input_ids` and `labels` (int32, same length, -100 where not trained);
     `prompt_length`, the number of tokens before the last answer, which are the generation prompt;
     `reference`, the last answer; `prompt`, the rendered generation prompt; `label`, a trivial answer
-    or null.
+    or null. `last` means the last answer that is trained: what follows it is left out. A row that
+    `long_rows: split_turns` made of a longer one has the id `<id>#<number>`.
 
     Raises: DataError for rows that cannot be trained on; BaseModelError for an unusable tokenizer.
     """
@@ -85,33 +87,103 @@ def tokenize_dataset(
 def _build(folder: Path, settings: TokenizationSettings, dataset: Dataset, base: Base) -> None:
     chat = Chat(base.path)
     _require_context(chat, settings, base)
-    tallies = {side: _tokenize_side(chat, folder, side, settings, dataset) for side in SIDES}
-    facts = card(tallies)
+    encoder = choose(chat, sample_texts(chat, dataset.path / "train.jsonl"))
+    try:
+        tallies = _tokenize(chat, encoder, folder, settings, dataset)
+    except EncodersDisagree as problem:
+        # The check at the start saw some rows only. What was written is written again.
+        _log.warning("Starting again with tokenizers: %s", problem)
+        encoder = Encoder(chat, "tokenizers")
+        tallies = _tokenize(chat, encoder, folder, settings, dataset)
+    if settings.packing:
+        write_packs(folder, tallies["train"].lengths, settings.max_length)
+    facts = card(tallies, encoder.name)
     (folder / "card.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     (folder / "summary.md").write_text(summary(chat, facts, tallies), encoding="utf-8")
-    _log.info(
-        "Tokenized %d rows: %d tokens, %d of them trained",
-        sum(facts["rows"].values()),
-        sum(facts["tokens"].values()),
-        sum(facts["trained_tokens"].values()),
-    )
+    _say(facts)
 
 
-def _tokenize_side(
-    chat: Chat, folder: Path, side: str, settings: TokenizationSettings, dataset: Dataset
+def _tokenize(
+    chat: Chat, encoder: Encoder, folder: Path, settings: TokenizationSettings, dataset: Dataset
+) -> dict[str, Tally]:
+    """Write both sides. Raises: DataError, EncodersDisagree, WorkerFailed."""
+    files = {side: dataset.path / f"{side}.jsonl" for side in SIDES}
+    size = sum(file.stat().st_size for file in files.values())
+    speed = Speed(total=sum(dataset.rows.values()))
+    if count := workers_for(size):
+        _log.info("Tokenizing %.0f MB in %d processes", size / 1e6, count)
+        with Pool(Setup(chat.folder, encoder.name, settings), count) as pool:
+            return {
+                side: _side(folder, side, settings, pool.map(_chunks(side, file)), speed)
+                for side, file in files.items()
+            }
+    here = ChunkTokenizer(chat, encoder, settings)
+    return {
+        side: _side(
+            folder, side, settings, (here.tokenize(*chunk) for chunk in _chunks(side, file)), speed
+        )
+        for side, file in files.items()
+    }
+
+
+def _side(
+    folder: Path,
+    side: str,
+    settings: TokenizationSettings,
+    answers: Iterable[Answer],
+    speed: Speed,
 ) -> Tally:
+    """All rows are looked at before any is refused, so that one error names them all."""
     tally = Tally(Drops(side))
-    lines = _read(dataset.path / f"{side}.jsonl")
-    with pq.ParquetWriter(folder / f"{side}.parquet", SCHEMA, compression="zstd") as writer:
-        for rows in tokenize(chat, lines, settings, tally.drops):
-            tally.add(chat, rows)
-            writer.write_table(_table(rows))
+    with pq.ParquetWriter(folder / f"{side}.parquet", SCHEMA, **PARQUET) as writer:
+        for rows, counts in answers:
+            tally.merge(counts)
+            if rows.num_rows:
+                writer.write_batch(rows)
+            speed.advance(counts.drops.read)
+    refuse(tally.drops, settings)
     if not tally.lengths:
         raise DataError(
             f"Tokenization leaves no {side} row ({tally.drops.describe()}). "
             "Raise tokenization.max_length, or add shorter rows."
         )
     return tally
+
+
+def _chunks(side: str, file: Path) -> Iterator[Chunk]:
+    """Lines of a file, up to `CHUNK` rows or about `CHUNK_BYTES` together."""
+    with file.open("rb") as stream:
+        lines: list[bytes] = []
+        size = 0
+        for line in stream:
+            lines.append(line)
+            size += len(line)
+            if len(lines) >= CHUNK or size >= CHUNK_BYTES:
+                yield side, lines
+                lines, size = [], 0
+        if lines:
+            yield side, lines
+
+
+def _say(facts: dict[str, Any]) -> None:
+    """Log what was decided, and warn of what a person would want to know before training."""
+    _log.info(
+        "Tokenized %d rows: %d tokens, %d of them trained",
+        sum(facts["rows"].values()),
+        sum(facts["tokens"].values()),
+        sum(facts["trained_tokens"].values()),
+    )
+    for side in SIDES:
+        for what, count in facts["changed"][side].items():
+            _log.warning("%d %s rows: %s", count, side, what)
+        if count := facts["unindented_answers"][side]:
+            _log.warning(
+                "%d %s answers begin with an indented line and lose its indentation, but not that of "
+                "the lines after it: the tokenizer swallows white space behind the special token that "
+                "opens an answer. Begin such answers with a line of text or a code fence",
+                count,
+                side,
+            )
 
 
 def _require_context(chat: Chat, settings: TokenizationSettings, base: Base) -> None:
@@ -121,22 +193,3 @@ def _require_context(chat: Chat, settings: TokenizationSettings, base: Base) -> 
             f"tokenization.max_length is {settings.max_length}, but {base.model} accepts at most "
             f"{limit} tokens. Lower tokenization.max_length, or choose a model with a longer context."
         )
-
-
-def _read(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8", newline="\n") as stream:
-        for line in stream:
-            yield json.loads(line)
-
-
-def _table(rows: list[TokenRow]) -> pa.Table:
-    columns = {
-        "id": [row.id for row in rows],
-        "input_ids": [row.encoded.input_ids for row in rows],
-        "labels": [row.encoded.labels for row in rows],
-        "prompt_length": [row.encoded.prompt_length for row in rows],
-        "reference": [row.reference for row in rows],
-        "prompt": [row.prompt for row in rows],
-        "label": [row.label for row in rows],
-    }
-    return pa.table(columns, schema=SCHEMA)

@@ -1,6 +1,7 @@
 """Put base, adapter, rows and configuration together into a trainer."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +12,34 @@ from datasets.table import InMemoryTable
 from peft import PeftConfig, get_peft_config
 from transformers import AutoTokenizer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
+from transformers.utils.generic import is_flash_attention_requested
 from trl import SFTConfig
 
 from tasks.errors import UserError
 from tasks.training import loading
 from tasks.training.batches import total_steps
+from tasks.training.collators import Collator, PackCollator
+from tasks.training.isolation import require_isolation
 from tasks.training.job import TrainingJob
+from tasks.training.packs import EXAMPLE_LENGTHS, Packs, packed_table
 from tasks.training.targets import ALL_LINEAR, all_linear_names, check_targets
-from tasks.training.trainer import AdapterTrainer, Collator
+from tasks.training.trainer import AdapterTrainer
 
 _DEFAULT_SAVES = 10
+# What PEFT, TRL and transformers raise for settings that do not fit, and for libraries that are missing.
+REFUSALS = (ValueError, TypeError, NotImplementedError, ImportError)
 _LARGEST_SAVE_INTERVAL = 100
 
 
 def read_rows(path: Path) -> Dataset:
-    """Rows of `input_ids` and `labels`, held in memory."""
-    return Dataset(InMemoryTable(pq.read_table(path, columns=["input_ids", "labels"])))
+    """Rows of `input_ids` and `labels`, and `seq_lengths` where they are packed, held in memory."""
+    columns = {"input_ids", "labels", EXAMPLE_LENGTHS} & set(pq.read_schema(path).names)
+    return Dataset(InMemoryTable(pq.read_table(path, columns=sorted(columns))))
+
+
+def in_packs(rows: Dataset, packs: Packs) -> Dataset:
+    """Packed rows, with the column `seq_lengths`."""
+    return Dataset(InMemoryTable(packed_table(rows.data.table, packs)))
 
 
 def build_trainer(
@@ -35,12 +48,14 @@ def build_trainer(
     precision: loading.Precision,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> AdapterTrainer:
-    """Base, adapter, rows and configuration, ready to train.
+    """Base, adapter, rows (each alone, or packed) and configuration, ready to train.
 
     The adapter's first weights come from the job's seed: TRL sets it right before PEFT draws them.
 
-    Raises: UserError for settings that do not fit the base or that the libraries refuse.
+    Raises: UserError for settings that do not fit the base or that the libraries refuse, and for
+    packed rows on a base that cannot keep them apart.
     """
+    packed = EXAMPLE_LENGTHS in rows.column_names
     arguments, strategy, limit = build_arguments(
         job.training_config,
         job.checkpoints,
@@ -59,12 +74,17 @@ def build_trainer(
     resolve_targets(peft_config, model, job.base_name)
     tokenizer = AutoTokenizer.from_pretrained(job.base, local_files_only=True)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    # Tensor cores want multiples of eight; on a CPU padding is only work.
+    layout = (pad or 0, 8 if torch.cuda.is_available() else 1)
+    flat = is_flash_attention_requested(model.config)
+    collator = PackCollator(*layout, flat=flat) if packed else Collator(*layout)
     evaluation = None
     if arguments.eval_strategy != "no":
         evaluation = read_rows(job.tokens / "test.parquet")
     try:
         trainer = AdapterTrainer(
-            strategy=strategy,
+            # Packs are of one length already.
+            strategy="random" if packed and strategy == "group_by_length" else strategy,
             checkpoint_limit=limit,
             lengths=lengths,
             inference_attention=attention,
@@ -72,17 +92,55 @@ def build_trainer(
             args=arguments,
             train_dataset=rows,
             eval_dataset=evaluation,
-            # Tensor cores want multiples of eight; on a CPU padding is only work.
-            data_collator=Collator(pad or 0, 8 if torch.cuda.is_available() else 1),
+            data_collator=collator,
             processing_class=tokenizer,
             peft_config=peft_config,
             callbacks=list(callbacks),
         )
-    except ValueError as error:
-        raise UserError(f"PEFT or TRL refuses section `training`: {error}") from error
+    except REFUSALS as error:
+        raise refused(error) from error
     # It prints dictionaries among the events.
     trainer.remove_callback(PrinterCallback)
+    if isinstance(collator, PackCollator):
+        autocast = trainer.accelerator.autocast()
+        require_isolation(trainer.model, collator, peft_config, autocast)
     return trainer
+
+
+def refused(error: Exception) -> UserError:
+    """What a library says against the recipe, as the user's mistake that it is."""
+    if isinstance(error, ImportError):
+        return UserError(
+            f"Section `training` asks for a library that is not installed: {error}. Install it, or "
+            "take the setting out (an optimizer, a kernel, a quantization)."
+        )
+    return UserError(f"PEFT or TRL refuses section `training`: {error}")
+
+
+@contextmanager
+def training_as_configured(trainer: AdapterTrainer) -> Iterator[None]:
+    """Train inside the block: no cast that autocast undoes, and a missing library told in words.
+
+    Under autocast PEFT's cast of every input to float32 is undone at once: only memory and time.
+    Not every kind of adapter casts (IA3 does not), so PEFT's own switch cannot be used.
+
+    Raises: UserError when an optimizer or a kernel needs a library that is not installed.
+    """
+    mixed = trainer.args.bf16 or trainer.args.fp16
+    casting = [
+        module
+        for module in trainer.model.modules()
+        if mixed and getattr(module, "cast_input_dtype_enabled", False) is True
+    ]
+    for module in casting:
+        module.cast_input_dtype_enabled = False
+    try:
+        yield
+    except ImportError as error:
+        raise refused(error) from error
+    finally:
+        for module in casting:
+            module.cast_input_dtype_enabled = True
 
 
 def resolve_targets(peft_config: PeftConfig, model: Any, name: str) -> None:

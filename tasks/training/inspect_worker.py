@@ -6,17 +6,19 @@ from typing import Any
 import torch
 import transformers
 from peft import get_peft_model
-from peft.helpers import disable_input_dtype_casting
 from transformers import AutoConfig, AutoModelForCausalLM, TrainerCallback
 
 from tasks.quantization import quantization_config
 from tasks.training import loading
 from tasks.training.engine import (
+    REFUSALS,
     build_peft_config,
     build_trainer,
     read_rows,
+    refused,
     resolve_targets,
     steps_of,
+    training_as_configured,
 )
 from tasks.training.job import Inspection, InspectionJob, TrainingJob
 from tasks.training.targets import coverage
@@ -76,7 +78,10 @@ def adapted_without_weights(job: InspectionJob) -> Any:
         if getattr(peft_config, "init_lora_weights", None) not in (None, True, False, "gaussian"):
             # PiSSA and its kind decompose the weights, of which there are none here.
             peft_config.init_lora_weights = True
-        return get_peft_model(model, peft_config)
+        try:
+            return get_peft_model(model, peft_config)
+        except REFUSALS as error:
+            raise refused(error) from error
 
 
 def memory_estimate(
@@ -133,7 +138,7 @@ def seconds_per_step(job: InspectionJob, precision: loading.Precision) -> float:
     }
     training = training.model_copy(update={"training_config": job.training_config | quiet})
     trainer = build_trainer(training, read_rows(job.working / "train.parquet"), precision, [clock])
-    with disable_input_dtype_casting(trainer.model, trainer.args.bf16 or trainer.args.fp16):
+    with training_as_configured(trainer):
         trainer.train()
     ends = clock.ends
     return (ends[-1] - ends[0]) / (len(ends) - 1)

@@ -13,6 +13,7 @@ from tasks.base import Base
 from tasks.errors import StageFailed
 from tasks.home import Home
 from tasks.training.job import Inspection, InspectionJob
+from tasks.training.packs import packed_table, read_packs
 from tasks.training.settings import TrainingSettings
 from tasks.training.work import worker_environment
 
@@ -34,6 +35,8 @@ def inspect_training(
     config = settings.resolved_training_config()
     try:
         table = pq.read_table(tokens.path / "train.parquet", columns=["input_ids", "labels"])
+        if packs := read_packs(tokens.path):
+            table = packed_table(table, packs)
         lengths = pc.list_value_length(table["input_ids"])
         working.mkdir(parents=True)
         pq.write_table(_sample(table, lengths, config), working / "train.parquet")
@@ -55,6 +58,7 @@ def inspect_training(
             name="The inspection of the model",
             environment=worker_environment(),
             timeout_seconds=600,
+            repeatable=False,
         )
         if not job.result.is_file():
             raise StageFailed(f"The inspection gave no result. Log: {home.logs / 'inspection.log'}")
@@ -64,7 +68,7 @@ def inspect_training(
 
 
 def _sample(table: pa.Table, lengths: pa.ChunkedArray, config: dict[str, object]) -> pa.Table:
-    """Rows for a few steps, of all lengths in the dataset's proportion."""
+    """Rows or packs for a few steps, of all lengths in the dataset's proportion."""
     batch = int(str(config.get("per_device_train_batch_size", 8)))
     wanted = batch * int(str(config.get("gradient_accumulation_steps", 1))) * MEASURED_STEPS
     order = pc.sort_indices(lengths).to_pylist()

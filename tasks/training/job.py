@@ -20,7 +20,7 @@ class TrainingJob(BaseModel):
     base_commit: str | None
     """Hub commit of the base; None for a local folder."""
     tokens: Path
-    """Folder with `train.parquet` and `test.parquet`."""
+    """Folder with `train.parquet` and `test.parquet`, and `train_packs.parquet` where rows are packed."""
     working: Path
     """Checkpoints (`checkpoints/`), the output (`output/`) and `result.json` are written here."""
     seed: int
@@ -69,6 +69,10 @@ class TrainingResult(BaseModel):
     """The checkpoint that the last attempt started from."""
     epochs: float
     rows: int
+    packs: int | None = None
+    """Packed rows that the rows were read in; None where each stood alone."""
+    fill: float | None = None
+    """Share of the packs' positions that hold a token."""
     first_loss: float
     final_loss: float
     """Mean training loss (nats per answer token) over the last logged steps."""
@@ -94,13 +98,14 @@ class InspectionJob(BaseModel):
     base: Path
     base_name: str
     working: Path
-    """Holds `train.parquet`, sample rows for a few steps; `result.json` is written here."""
+    """Holds `train.parquet`, sample rows (packed ones where the training's are) for a few steps;
+    `result.json` is written here."""
     rows: int
-    """Training rows of the whole dataset."""
+    """Training rows of the whole dataset, or its packs."""
     longest: int
-    """Tokens of the longest row."""
+    """Tokens of the longest row or pack."""
     longest_answer: int
-    """Trained tokens of the row that has most."""
+    """Trained tokens of the row or pack that has most."""
     peft_config: dict[str, Any]
     training_config: dict[str, Any]
     quantization: Quantization = "none"

@@ -31,13 +31,17 @@ _SEED = Owned(
 )
 _TOKENIZATION = "the section `tokenization` decides how conversations become token ids"
 _MASK = "loss falls on assistant turns and their end-of-turn token, always (section `tokenization`)"
-_PACKING = "each conversation is trained as a row of its own (section `tokenization`)"
+_PACKING = (
+    "each conversation is trained as a row of its own, or together with others where "
+    "`tokenization.packing: true` is written"
+)
+_EVAL_PACKING = "test rows are never packed"
 _TRACKING = (
     "the run is tracked in MLflow, under the experiment that `registration.experiment` names"
 )
 _REGISTRY = "the adapter is published by the registry (section `registration`)"
 _LAUNCH = "how training is spread over devices is decided where the worker is started"
-_SELECTION = (
+SELECTION = (
     "the only held-out rows are the test rows; a checkpoint chosen by them would score too well. "
     "Section `evaluation` judges the last one"
 )
@@ -53,9 +57,11 @@ TRAINING: dict[str, Owned] = {
         ("keep_start",),
     ),
     "packing": Owned(_PACKING, (False,)),
-    "packing_strategy": Owned(_PACKING),
+    "packing_strategy": Owned(
+        "`tokenization.packing` packs by best fit and never cuts a row", ("bfd",)
+    ),
     "padding_free": Owned(_PACKING, (False,)),
-    "eval_packing": Owned(_PACKING, (None, False)),
+    "eval_packing": Owned(_EVAL_PACKING, (None, False)),
     "completion_only_loss": Owned(_MASK, (None, True)),
     "assistant_only_loss": Owned(_MASK, (True,)),
     "dataset_text_field": Owned(_TOKENIZATION, ("text",)),
@@ -98,9 +104,9 @@ TRAINING: dict[str, Owned] = {
     "save_only_model": Owned(
         "a checkpoint without its optimizer cannot continue a training", (False,)
     ),
-    "load_best_model_at_end": Owned(_SELECTION, (False,)),
-    "metric_for_best_model": Owned(_SELECTION, (None,)),
-    "greater_is_better": Owned(_SELECTION, (None,)),
+    "load_best_model_at_end": Owned(SELECTION, (False,)),
+    "metric_for_best_model": Owned(SELECTION, (None,)),
+    "greater_is_better": Owned(SELECTION, (None,)),
     "local_rank": Owned(_LAUNCH, (-1,)),
     "fsdp": Owned(_LAUNCH, (None, "", [])),
     "fsdp_config": Owned(_LAUNCH, (None, {})),

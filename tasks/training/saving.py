@@ -12,7 +12,8 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from tasks.errors import StageFailed
-from tasks.training.trainer import NO_LOSS, finite
+from tasks.training.collators import NO_LOSS
+from tasks.training.trainer import finite
 
 WEIGHTS = "adapter_model.safetensors"
 TOKENIZER_FILES = (

@@ -76,6 +76,8 @@ class TrainingSettings(Settings):
         scheduler, arguments = value.get("lr_scheduler_type"), value.get("lr_scheduler_kwargs")
         if arguments and not scheduler:
             wrong.append(("lr_scheduler_kwargs", "needs `lr_scheduler_type` beside it"))
+        if value.get("save_strategy") == "best":
+            wrong.append(("save_strategy", f"`best` is not offered: {owned.SELECTION}"))
         if scheduler in _WITH_MINIMUM and not _names_minimum(arguments):
             text = f"`{scheduler}` needs `lr_scheduler_kwargs: {{min_lr_rate: 0.1}}` beside it"
             wrong.append(("lr_scheduler_type", text))

@@ -46,7 +46,7 @@ def summary(
     lines = [
         "# Training",
         "",
-        f"{result.steps} optimizer steps over {result.rows} rows ({result.epochs:.2f} epochs) took "
+        f"{result.steps} optimizer steps over {_rows(result)} ({result.epochs:.2f} epochs) took "
         f"{duration(result.seconds)}. The loss went from {result.first_loss:.3f} to "
         f"{result.final_loss:.3f} nats per answer token.{resumed}",
         "",
@@ -80,6 +80,12 @@ def summary(
         "",
     ]
     return "\n".join(lines)
+
+
+def _rows(result: TrainingResult) -> str:
+    if result.packs is None or result.fill is None:
+        return f"{result.rows} rows"
+    return f"{result.rows} rows in {result.packs} packs, {result.fill:.1%} full"
 
 
 def _picture(path: Path | None) -> list[str]:

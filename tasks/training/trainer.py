@@ -3,7 +3,6 @@
 import math
 import threading
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,40 +15,12 @@ from trl import SFTTrainer
 from tasks.errors import StageFailed
 from tasks.training import checkpoints
 from tasks.training.batches import RowOrder
+from tasks.training.collators import NO_LOSS, NUM_TOKENS
 from tasks.worker import emit
 
-NO_LOSS = -100
-"""Label of a token that carries no loss, torch's convention."""
 ABSURD_FIRST_LOSS = 2.0
 """In units of ln(vocabulary), the loss of guessing: beyond it the weights or the kernels are broken."""
-
-
 SECONDS_BETWEEN_SIGNS = 20.0
-
-
-class Collator:
-    """Rows of token ids to a batch, padded on the right to the longest row."""
-
-    def __init__(self, pad_id: int, multiple: int) -> None:
-        self._pad_id = pad_id
-        self._multiple = multiple
-
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """`input_ids`, `labels` and `attention_mask`, each int64 of shape (rows, length)."""
-        longest = max(len(row["input_ids"]) for row in rows)
-        shape = (len(rows), -(-longest // self._multiple) * self._multiple)
-        batch = {
-            "input_ids": torch.full(shape, self._pad_id),
-            "labels": torch.full(shape, NO_LOSS),
-            # By position and not by token: the padding token may be the end-of-text token.
-            "attention_mask": torch.zeros(shape, dtype=torch.int64),
-        }
-        for at, row in enumerate(rows):
-            length = len(row["input_ids"])
-            batch["input_ids"][at, :length] = torch.tensor(row["input_ids"])
-            batch["labels"][at, :length] = torch.tensor(row["labels"])
-            batch["attention_mask"][at, :length] = 1
-        return batch
 
 
 class StopAtStep(TrainerCallback):
@@ -83,6 +54,8 @@ class SignOfLife(TrainerCallback):
 
 class AdapterTrainer(SFTTrainer):
     """The engine. What differs from TRL's trainer is said at each method."""
+
+    _total_train_tokens: int
 
     def __init__(
         self,
@@ -124,8 +97,15 @@ class AdapterTrainer(SFTTrainer):
         On a CPU only the positions with a label go through the output head: TRL multiplies all of
         them there, and with the prompts' share of a batch that is most of the head's work.
         """
+        packed_tokens = inputs.pop(NUM_TOKENS, None)
         if return_outputs or not self._answers_only:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            before = self._total_train_tokens
+            loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            if packed_tokens is not None:
+                # Without an attention mask TRL counts the positions of one row, padding included.
+                self._total_train_tokens = before + int(packed_tokens)
+                self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+            return loss
         labels = inputs.pop("labels")[:, 1:]
         wanted = labels != NO_LOSS
         head = self.accelerator.unwrap_model(model).get_output_embeddings()
@@ -135,13 +115,16 @@ class AdapterTrainer(SFTTrainer):
         finally:
             hook.remove()
         targets = labels[wanted]
-        total = functional.cross_entropy(logits, targets, reduction="sum")
+        # In float32 the sum would depend on how rows are laid out, packed or not.
+        total = functional.cross_entropy(logits, targets, reduction="none").sum(dtype=torch.float64)
         mode = "train" if self.model.training else "eval"
         hits = (logits.detach().argmax(-1) == targets).float().mean()
         self._metrics[mode]["mean_token_accuracy"].append(hits.item())
         if mode == "train":
-            self._total_train_tokens += int(inputs["attention_mask"].sum())
-        return total / (wanted.sum() if num_items_in_batch is None else num_items_in_batch)
+            counted = inputs["attention_mask"].sum() if packed_tokens is None else packed_tokens
+            self._total_train_tokens += int(counted)
+        count = wanted.sum() if num_items_in_batch is None else num_items_in_batch
+        return (total / count).float()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Keep the trainer's own record, refuse numbers that are none, and tell the parent process."""

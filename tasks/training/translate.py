@@ -59,11 +59,9 @@ class _Translation:
         self.warnings: list[str] = []
 
     def max_length(self) -> None:
-        """`max_seq_length` and `max_length` are what `tokenization.max_length` is here."""
-        for name in ("max_seq_length", "max_length"):
-            old = self._take(name)
-            if old is None:
-                continue
+        """`max_seq_length`, which TRL has removed, is what `tokenization.max_length` is here."""
+        old = self._take("max_seq_length")
+        if old is not None:
             self._move(old, MAX_LENGTH, old.value, f"the length of a row is set once, {_IN_TOKENS}")
 
     def precision(self) -> None:

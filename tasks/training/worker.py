@@ -15,14 +15,14 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 import transformers
-from peft.helpers import disable_input_dtype_casting
 from transformers import TrainerState
 
 from tasks.errors import StageFailed
 from tasks.training import checkpoints, loading, saving
 from tasks.training.curve import draw_loss
-from tasks.training.engine import build_trainer, read_rows
+from tasks.training.engine import build_trainer, in_packs, read_rows, training_as_configured
 from tasks.training.job import TrainingJob, TrainingResult
+from tasks.training.packs import read_packs
 from tasks.training.targets import coverage
 from tasks.training.trainer import AdapterTrainer, SignOfLife, StopAtStep
 from tasks.worker import emit, main, write_result
@@ -41,8 +41,10 @@ def train(job: TrainingJob) -> None:
     precision = loading.choose_precision(job.dtype)
     _note(f"Using {precision.name} on {loading.device_name()}: {precision.reason}.")
     rows = read_rows(job.tokens / "train.parquet")
+    packs = read_packs(job.tokens)
+    batched = rows if packs is None else in_packs(rows, packs)
     before = saving.base_state(job.base)
-    trainer = build_trainer(job, rows, precision, [StopAtStep(stop), SignOfLife()])
+    trainer = build_trainer(job, batched, precision, [StopAtStep(stop), SignOfLife()])
     model = trainer.model
     trainable, total = model.get_nb_trainable_parameters()
     if trainable == 0:
@@ -52,6 +54,10 @@ def train(job: TrainingJob) -> None:
         )
     adapted = coverage(getattr(model, "targeted_module_names", []))
     _note(f"Training {trainable:,} of {total:,} parameters, on {_modules(adapted)}.")
+    fill = None
+    if packs is not None:
+        fill = packs.fill(sum(len(row) for row in rows["input_ids"]))
+        _note(_describe_packs(job.training_config, len(rows), len(batched), fill))
     _refuse_a_full_disk(job, trainable)
 
     resumed = checkpoints.newest_complete(job.checkpoints)
@@ -114,6 +120,8 @@ def train(job: TrainingJob) -> None:
             resumed_from_step=checkpoints.step_of(resumed) if resumed else None,
             epochs=float(state.epoch or 0.0),
             rows=len(rows),
+            packs=None if packs is None else len(batched),
+            fill=fill,
             first_loss=losses[0],
             final_loss=_mean_of_last_tenth(losses),
             tokens=tokens,
@@ -142,8 +150,7 @@ def _run(trainer: AdapterTrainer, resumed: Path | None, stop: threading.Event) -
         trainer._load_from_checkpoint(str(resumed))
         trainer.state = TrainerState.load_from_json(str(resumed / "trainer_state.json"))
         return
-    # Under autocast PEFT's cast of every input to float32 is undone at once: only memory and time.
-    with disable_input_dtype_casting(trainer.model, trainer.args.bf16 or trainer.args.fp16):
+    with training_as_configured(trainer):
         trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     if stop.is_set():
         _end_interrupted(trainer.state.global_step)
@@ -206,6 +213,18 @@ def _mean_of_last_tenth(losses: list[float]) -> float:
 
 def _modules(adapted: dict[str, int]) -> str:
     return ", ".join(f"{count} x {name}" for name, count in adapted.items()) or "no module"
+
+
+def _describe_packs(settings: dict[str, Any], rows: int, packs: int, fill: float) -> str:
+    batch = int(settings.get("per_device_train_batch_size", 8))
+    step = batch * int(settings.get("gradient_accumulation_steps", 1))
+    text = (
+        f"Reading {rows:,} rows in {packs:,} packs, {fill:.1%} full: an optimizer step of {step} packs "
+        f"takes in about {step * rows / packs:,.0f} rows."
+    )
+    if torch.cuda.is_available():
+        return text
+    return f"{text} On a CPU, rows grouped by length train faster: `tokenization.packing: false`."
 
 
 def _note(message: str) -> None:

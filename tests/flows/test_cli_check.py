@@ -46,7 +46,7 @@ def test_check_tells_what_a_run_would_do_and_starts_none(
     assert "qkv_proj" in err
     assert f"loraline run {recipe}" in err
     # Without colours brackets stand around what is trained: an answer with its end-of-turn token.
-    assert err.count("<|end|>⟧") == 2
+    assert err.count("«<|end|>»⟧") == 2
     # `run` will find these complete; nothing is registered.
     for stage in ("dataset", "tokenization"):
         assert (Path(found[stage]["path"]) / "manifest.json").is_file()

@@ -180,3 +180,27 @@ def test_nothing_is_written_in_the_users_home(small: Any, first_run: dict[str, A
     assert sorted(p.name for p in small.folder.iterdir()) == sorted(
         [".loraline", "recipes", *(["user-home"] if home.exists() else [])]
     )
+
+
+def test_verify_recomputes_digests_files_and_logits(small: Any, first_run: dict[str, Any]) -> None:
+    found = small.json("verify", first_run["model_version"]["uri"])
+    assert found["exit_code"] == 0, found["stderr"][-3000:]
+    assert [(check["name"], check["passed"]) for check in found["checks"]] == [
+        ("files", True),
+        ("training rows", True),
+        ("train.jsonl", True),
+        ("test.jsonl", True),
+        ("logits", True),
+    ]
+
+
+def test_rows_that_the_champion_was_trained_on_are_not_tested_with(
+    small: Any, first_run: dict[str, Any]
+) -> None:
+    assert "champion" in first_run["model_version"]["aliases"]
+    found = small.json("run", "recipes/small.yaml", "--set", "dataset.split.salt=another")
+    assert found["exit_code"] == 2
+    assert found["outcome"] == "failed"
+    assert "test rows were training rows of the champion" in found["reason"]
+    # Before a GPU is touched.
+    assert "training" not in found["stages"]

@@ -1,129 +1,106 @@
-"""The chat formats that a JSONL row may have, and how each becomes messages."""
+"""What the rows of each chat format say, as messages."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from tasks.dataset.reading.problem import RowProblem, check_characters, list_of, parsed, text_of
+from tasks.dataset.reading.tools import tools
+from tasks.dataset.reading.turns import checked, messages_of, pair
 from tasks.dataset.rows import Message, short_hash
-
-ROLES = {
-    "system": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "model": "assistant",
-}
-"""Names of roles in the wild (OpenAI, ShareGPT, Gemma) and what they mean."""
-
-
-class RowProblem(Exception):
-    """What is wrong with one row, in words that follow `file:line: `."""
 
 
 @dataclass(frozen=True)
-class Format:
-    """A way to write conversations as JSON objects."""
+class Conversation:
+    """What a row, or one of its instances, says."""
 
-    name: str
-    columns: tuple[str, ...]
-    """A row of this format has them all."""
-    wants: str
-    """The columns in words, for messages."""
-    read: Callable[[dict[str, Any]], list[list[Message]]]
-    """A row's conversations; raises RowProblem."""
-    optional: tuple[str, ...] = ()
-    group: Callable[[dict[str, Any]], str] | None = None
-    """The row's default group where it is not the prompt."""
+    messages: list[Message]
+    rejected: tuple[Message, ...] = ()
+    """The worse ending, instead of the last answer."""
+    tools: tuple[dict[str, Any], ...] = ()
 
 
-def format_of(row: dict[str, Any]) -> Format:
-    """The one format whose columns the row has.
-
-    Raises: RowProblem when there is none, or more than one.
-    """
-    fitting = [form for form in FORMATS if all(column in row for column in form.columns)]
-    if len(fitting) == 1:
-        return fitting[0]
-    seen = f"columns here: {', '.join(map(str, row)) or 'none'}."
-    if not fitting:
-        raise RowProblem(f"unknown format; {seen}")
-    names = " and ".join(form.name for form in fitting)
-    raise RowProblem(f"the columns fit {names}; keep those of one format; {seen}")
+def _from_turns(row: dict[str, Any], column: str) -> list[Conversation]:
+    messages = messages_of(list_of(row, column), column)
+    system = system_of(row)
+    if system is not None and not (messages and messages[0]["role"] == "system"):
+        # Numbers in messages count from the row's own first turn.
+        checked(messages, column)
+        messages.insert(0, {"role": "system", "content": system})
+    return [Conversation(checked(messages, column), tools=tools(row.get("tools")))]
 
 
-def _from_turns(row: dict[str, Any], column: str) -> list[list[Message]]:
-    messages = [_message(turn, f"{column}[{i}]") for i, turn in enumerate(_list(row, column))]
-    return [_checked(messages, column)]
-
-
-def _from_messages(row: dict[str, Any]) -> list[list[Message]]:
+def from_messages(row: dict[str, Any]) -> list[Conversation]:
+    """OpenAI's list of {role, content}. Raises: RowProblem, as all of these do."""
     return _from_turns(row, "messages")
 
 
-def _from_conversations(row: dict[str, Any]) -> list[list[Message]]:
+def from_conversations(row: dict[str, Any]) -> list[Conversation]:
+    """ShareGPT's list of {from, value}."""
     return _from_turns(row, "conversations")
 
 
-def _from_prompt(row: dict[str, Any]) -> list[list[Message]]:
+def from_prompt(row: dict[str, Any]) -> list[Conversation]:
     """Text on both sides, or TRL's conversational form: a list of messages on both sides."""
-    prompt, completion = row["prompt"], row["completion"]
-    if isinstance(prompt, list) and isinstance(completion, list):
-        turns = [(turn, f"prompt[{i}]") for i, turn in enumerate(prompt)]
-        turns += [(turn, f"completion[{i}]") for i, turn in enumerate(completion)]
-        return [_checked([_message(turn, where) for turn, where in turns], "prompt + completion")]
-    return [_pair(_text(row, "prompt"), _text(row, "completion"))]
+    if holds_turns(row["prompt"]) and holds_turns(row["completion"]):
+        turns = turns_of(row, "prompt") + turns_of(row, "completion")
+        return [Conversation(checked(turns, "prompt + completion"), tools=tools(row.get("tools")))]
+    prompt, answer = text_of(row, "prompt"), text_of(row, "completion")
+    return [Conversation(pair(prompt, answer, system_of(row)))]
 
 
-def _from_instruction(row: dict[str, Any]) -> list[list[Message]]:
-    instruction = _text(row, "instruction")
-    return [_pair(_with_input(instruction, row.get("input"), "input"), _text(row, "output"))]
+def from_instruction(row: dict[str, Any]) -> list[Conversation]:
+    """Alpaca's instruction, input and output."""
+    prompt = _with_input(text_of(row, "instruction"), row.get("input"), "input")
+    return [Conversation(pair(prompt, text_of(row, "output"), system_of(row)))]
 
 
-def _from_instances(row: dict[str, Any]) -> list[list[Message]]:
+def from_instances(row: dict[str, Any]) -> list[Conversation]:
     """An instruction with several examples of it, as in Self-Instruct's seed tasks."""
-    instruction = _text(row, "instruction")
-    instances = _list(row, "instances")
+    instruction = text_of(row, "instruction")
+    instances = list_of(row, "instances")
     if not instances:
         raise RowProblem("instances is empty")
-    pairs = []
+    found = []
     for i, instance in enumerate(instances):
         where = f"instances[{i}]"
         if not isinstance(instance, dict):
             raise RowProblem(f"{where} must be an object with input and output")
         prompt = _with_input(instruction, instance.get("input"), f"{where}.input")
-        pairs.append(_pair(prompt, _text(instance, "output", f"{where}.")))
-    return pairs
+        answer = text_of(instance, "output", f"{where}.")
+        found.append(Conversation(pair(prompt, answer, system_of(row))))
+    return found
 
 
-def _instances_group(row: dict[str, Any]) -> str:
+def instances_group(row: dict[str, Any]) -> str:
+    """The group that all examples of an instruction share."""
     # All examples of an instruction stay on one side: they are variations of one task.
     return "instruction-" + short_hash(" ".join(row["instruction"].split()).casefold())
 
 
-FORMATS = (
-    Format("messages", ("messages",), "a list of {role, content}", _from_messages),
-    Format("conversations", ("conversations",), "a list of {from, value}", _from_conversations),
-    Format("prompt/completion", ("prompt", "completion"), "two texts", _from_prompt),
-    Format(
-        "instruction/output",
-        ("instruction", "output"),
-        "two texts and an optional input",
-        _from_instruction,
-        optional=("input",),
-    ),
-    Format(
-        "instruction/instances",
-        ("instruction", "instances"),
-        "a text and a list of {input, output}",
-        _from_instances,
-        group=_instances_group,
-    ),
-)
+def turns_of(row: dict[str, Any], column: str) -> list[Message]:
+    """The messages in a column. Raises: RowProblem."""
+    return messages_of(list_of(row, column), column)
 
 
-def _pair(prompt: str, answer: str) -> list[Message]:
-    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+def holds_turns(value: object) -> bool:
+    """Whether it holds turns; as JSON too, but a text that merely is JSON stays a text."""
+    if isinstance(value, str) and value.lstrip().startswith("[{"):
+        try:
+            value = parsed(value, "")
+        except RowProblem:
+            return False
+        return isinstance(value, list) and all(
+            isinstance(turn, dict) and ("role" in turn or "from" in turn) for turn in value
+        )
+    return isinstance(value, list)
+
+
+def system_of(row: dict[str, Any]) -> str | None:
+    """The row's own system prompt, where the format has it as a column; empty means none."""
+    value = row.get("system")
+    if value is None or value == "":
+        return None
+    return text_of(row, "system")
 
 
 def _with_input(instruction: str, given: object, where: str) -> str:
@@ -131,77 +108,5 @@ def _with_input(instruction: str, given: object, where: str) -> str:
         return instruction
     if not isinstance(given, str):
         raise RowProblem(f"{where} must be text")
-    _encodable(given, where)
+    check_characters(given, where)
     return f"{instruction}\n\n{given}" if given.strip() else instruction
-
-
-def _text(row: dict[str, Any], column: str, prefix: str = "") -> str:
-    where = prefix + column
-    if column not in row:
-        raise RowProblem(f"no {where}")
-    value = row[column]
-    if value is None:
-        raise RowProblem(f"{where} is null")
-    if not isinstance(value, str):
-        raise RowProblem(f"{where} must be text")
-    if not value.strip():
-        raise RowProblem(f"{where} is empty")
-    _encodable(value, where)
-    return value
-
-
-def _list(row: dict[str, Any], column: str) -> list[Any]:
-    value = row[column]
-    if not isinstance(value, list):
-        raise RowProblem(f"{column} is null" if value is None else f"{column} must be a list")
-    return value
-
-
-def _message(turn: Any, where: str) -> Message:
-    if not isinstance(turn, dict):
-        raise RowProblem(f"{where} must be an object")
-    role_key, text_key = ("from", "value") if "from" in turn else ("role", "content")
-    role = turn.get(role_key)
-    if not isinstance(role, str) or role not in ROLES:
-        raise RowProblem(f"{where}.{role_key} is {role!r}; known roles: {', '.join(ROLES)}")
-    for key in ("tool_calls", "function_call"):
-        if turn.get(key):
-            raise RowProblem(f"{where} has {key}, which this version does not train on")
-    if turn.get("weight") == 0:
-        raise RowProblem(f"{where} has weight 0: every assistant turn is trained, take the row out")
-    return {"role": ROLES[role], "content": _content(turn, text_key, where)}
-
-
-def _content(turn: dict[str, Any], key: str, where: str) -> str:
-    """Text, or OpenAI's list of text parts joined."""
-    parts = turn.get(key)
-    if isinstance(parts, list):
-        if not all(isinstance(part, dict) and part.get("type") == "text" for part in parts):
-            raise RowProblem(f"{where}.{key} has parts that are not text")
-        turn = {key: "".join(_text(part, "text", f"{where}.{key}[].") for part in parts)}
-    return _text(turn, key, f"{where}.")
-
-
-def _checked(messages: list[Message], column: str) -> list[Message]:
-    """The messages, if they are: at most one system turn first, then user and assistant in turn."""
-    roles = [message["role"] for message in messages]
-    turns = roles[1:] if roles[:1] == ["system"] else roles
-    if not turns:
-        raise RowProblem(f"{column} has no user and no assistant turn")
-    for i, role in enumerate(turns):
-        wanted = ("user", "assistant")[i % 2]
-        if role != wanted:
-            index = i + len(roles) - len(turns)
-            raise RowProblem(f"{column}[{index}] is the {role}'s turn where the {wanted}'s is due")
-    if turns[-1] != "assistant":
-        raise RowProblem(f"{column} ends with the {turns[-1]}'s turn, not with an answer")
-    return messages
-
-
-def _encodable(text: str, where: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise RowProblem(
-            f"{where} has half of a surrogate pair (position {error.start}), which is no character"
-        ) from error

@@ -198,6 +198,17 @@ def test_without_the_alias_the_next_command_names_the_version() -> None:
     )
 
 
+def test_the_preparation_of_rows_is_shown_with_its_speed() -> None:
+    event = {"event": "prepared", "stage": "dataset", "done": 12000, "rows_per_second": 24100.4}
+    stage = RunState().take(event)
+    assert stage is not None
+    assert stage.detail == "12,000 rows, 24,100 rows/s"
+    stage = RunState().take({**event, "total": 48000, "eta_seconds": 3})
+    assert stage is not None
+    assert stage.detail == "12,000 of 48,000 rows, 24,100 rows/s, 3.0 s left"
+    assert stage.fraction == 0.25
+
+
 def test_the_measuring_of_losses_is_shown_with_its_progress() -> None:
     state = RunState()
     event = {"event": "measured", "stage": "evaluation", "model": "base", "done": 64, "total": 200}

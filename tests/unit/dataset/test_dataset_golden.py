@@ -8,12 +8,12 @@ from tasks.dataset.settings import DatasetSettings
 from tasks.dataset.work import OUTPUT_VERSION, prepare_dataset
 from tasks.store import Store
 
-EXPECTED_VERSION = 1
+EXPECTED_VERSION = 2
 EXPECTED_SHA256 = {
     "train.jsonl": "39f2eb8b7df687ef9c4240557f5ba7545a83658604b67cce7252694a440c7014",
     "test.jsonl": "bb3a524c8b4673d4afe22e391ab4bcc7acc483a10f55b8c4f6fd8e43fdb090d4",
-    "card.json": "78cae4e2f10c810bef9d8006c1062be633f542388e6b61c586deae6af96d83ba",
-    "summary.md": "49689cbfcc6a1668e98b90f5f0d6936c30e55d70163e69f31949c158fece4313",
+    "card.json": "aaae4a3ced8aa68f15d1b647b25e099e0164d57f6f3e57eb891f1b6f6e544cf8",
+    "summary.md": "a10f59c98096a9c96339c308d8a4cc9e911077a26e8c7af2928665526b75d0ed",
 }
 
 MODULE = '''

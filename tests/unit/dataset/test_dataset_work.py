@@ -64,7 +64,7 @@ def test_no_folder_of_this_machine_stands_in_the_output(tmp_path: Path) -> None:
     dataset = prepare(tmp_path)
 
     for file in dataset.path.iterdir():
-        assert str(tmp_path) not in file.read_text(encoding="utf-8")
+        assert str(tmp_path).encode() not in file.read_bytes()
 
 
 def test_a_second_call_reuses_the_output(tmp_path: Path) -> None:
@@ -83,7 +83,8 @@ def test_the_fingerprint_follows_content_and_not_the_place(tmp_path: Path) -> No
     write_rows(there)
 
     def key(folder: Path, chosen: DatasetSettings | None = None, salt: str = "recipe") -> str:
-        return fingerprint_of(chosen or settings(), salt=salt, recipe_folder=folder)
+        store = Store(tmp_path / "store")
+        return fingerprint_of(chosen or settings(), salt=salt, recipe_folder=folder, store=store)
 
     original = key(here)
     assert key(there) == original
@@ -169,17 +170,18 @@ def test_a_source_that_changes_while_it_is_read_is_not_published(
     from tasks.dataset import work
 
     path = write_rows(tmp_path)
-    read = work.read_sources
+    build = work.build
 
-    def read_and_change(*arguments: Any) -> Any:
-        result = read(*arguments)
+    def change_and_build(*arguments: Any, **more: Any) -> Any:
+        # After its digest was taken.
         path.write_text(path.read_text() + json.dumps({"prompt": "x", "completion": "y"}) + "\n")
-        return result
+        return build(*arguments, **more)
 
-    monkeypatch.setattr(work, "read_sources", read_and_change)
+    monkeypatch.setattr(work, "build", change_and_build)
 
-    with pytest.raises(DataError, match="changed while they were read"):
+    with pytest.raises(DataError, match="changed while it was read"):
         prepare(tmp_path)
+    assert not list((tmp_path / "store" / "dataset").glob("[!.]*"))
 
 
 def test_a_python_folder_and_a_limit_work_together(tmp_path: Path) -> None:
@@ -193,7 +195,14 @@ def test_a_python_folder_and_a_limit_work_together(tmp_path: Path) -> None:
         path.parent.mkdir(exist_ok=True)
         path.write_text("\n".join(functions))
     source = {"type": "python_source", "path": "src", "max_rows": 40}
-    chosen = DatasetSettings.model_validate({"sources": [source], "split": {"test": 0.4}})
+    chosen = DatasetSettings.model_validate(
+        {
+            "sources": [source],
+            "split": {"test": 0.4},
+            # These functions are written by one template.
+            "cleaning": {"near_duplicates": None, "contamination": None},
+        }
+    )
 
     dataset = prepare(tmp_path, chosen)
 

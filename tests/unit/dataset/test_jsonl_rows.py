@@ -5,8 +5,10 @@ from typing import Any
 import pytest
 
 from tasks.dataset.reading.bad_rows import BadRows
-from tasks.dataset.reading.jsonl import JsonlCounts, detect, read_jsonl
+from tasks.dataset.reading.detecting import detect
+from tasks.dataset.reading.opening import Opened, open_source
 from tasks.dataset.rows import Row
+from tasks.dataset.source_settings import JsonlSource
 from tasks.errors import DataError
 
 GOOD = {"prompt": "What is 2 + 2?", "completion": "4"}
@@ -19,9 +21,14 @@ def write(folder: Path, *lines: Any) -> Path:
     return path
 
 
+def opened(path: Path, group: str | None = None) -> Opened:
+    source = JsonlSource(type="jsonl", path=str(path), group=group)
+    return open_source(source, path.parent, cache=path.parent / "cache")
+
+
 def read(path: Path, group: str | None = None) -> list[Row]:
     bad = BadRows()
-    rows = list(read_jsonl(path, bad, JsonlCounts(), group=group))
+    rows = list(opened(path, group).rows(bad))
     bad.raise_if_any()
     return rows
 
@@ -228,12 +235,13 @@ def test_byte_order_mark_windows_line_ends_and_blank_lines_are_tolerated(tmp_pat
     other = json.dumps({**GOOD, "completion": "four"})
     text = "\ufeff" + json.dumps(GOOD) + "\r\n\r\n" + other + "\r\n\r\n"
     path.write_bytes(text.encode("utf-8"))
-    counts = JsonlCounts()
+    source = opened(path)
 
-    rows = list(read_jsonl(path, BadRows(), counts))
+    rows = list(source.rows(BadRows()))
 
     assert [row.source for row in rows] == ["rows.jsonl:1", "rows.jsonl:3"]
-    assert (counts.lines, counts.blank_lines, counts.rows) == (4, 2, 2)
+    counts = [source.counts[name] for name in ("lines", "blank_lines", "rows")]
+    assert counts == [4, 2, 2]
 
 
 def test_a_line_separator_inside_a_text_ends_no_line(tmp_path: Path) -> None:
@@ -318,10 +326,10 @@ def test_a_conversation_and_its_beginning_share_a_group(tmp_path: Path) -> None:
 
 def test_columns_that_are_not_used_are_reported(tmp_path: Path) -> None:
     path = write(tmp_path, {**GOOD, "doc": "a", "stars": 3})
-    counts = JsonlCounts()
+    source = opened(path, group="doc")
 
-    list(read_jsonl(path, BadRows(), counts, group="doc"))
+    list(source.rows(BadRows()))
 
-    assert counts.ignored_columns == ("stars",)
+    assert source.counts["ignored_columns"] == ["stars"]
     assert detect(path).ignored == ("doc", "stars")
     assert detect(path).columns == ("prompt", "completion", "doc", "stars")

@@ -37,6 +37,7 @@ def facts(**changed: Any) -> dict[str, Any]:
         "not_finite": [],
         "same_answers": {"base": 0},
         "gate": None,
+        "seen_by_champion": 0,
         "answers": {
             "max_new_tokens": 64,
             "batch_size": 16,

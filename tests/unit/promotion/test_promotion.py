@@ -119,3 +119,10 @@ def test_a_version_that_does_not_exist_is_not_promoted(tracker: Tracker) -> None
 
 def test_a_home_without_models_has_no_champion(tracker: Tracker, tmp_path: Path) -> None:
     assert champion_version(tracker, "never-registered") is None
+
+
+def test_without_a_gate_nobody_says_that_it_was_passed() -> None:
+    for policy in ("automatic", "approval", "manual"):
+        reason = decide(PromotionSettings(policy=policy), gated=False).reason
+        assert "passed" not in reason
+        assert reason.startswith("There is no gate")

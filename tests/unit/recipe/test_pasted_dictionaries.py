@@ -160,7 +160,6 @@ def test_what_was_translated_is_accepted_by_the_installed_classes(write_recipe, 
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("max_length: 300", {}),
         ("group_by_length: true", {"train_sampling_strategy": "group_by_length"}),
         ("group_by_length: false", {}),
         ("adafactor: true", {"optim": "adafactor"}),
@@ -196,6 +195,8 @@ def test_old_and_harmless_lines_are_read_with_one_warning(write_recipe, line, ex
 @pytest.mark.parametrize(
     ("line", "words"),
     [
+        ("max_length: 300", "is not set here (300): write `tokenization.max_length`"),
+        ("save_strategy: best", "`best` is not offered"),
         ("output_dir: ./elsewhere", "is not set here ('./elsewhere'): every run's folders"),
         ("seed: 7", "write `seed:` at the top"),
         ("packing: true", "each conversation is trained as a row of its own"),

@@ -152,7 +152,7 @@ def test_a_misspelt_field_of_a_source_is_compared_with_that_source(write_recipe)
     )
     assert mistakes(write_recipe(head=head)) == [
         "recipe.yaml:6: dataset.sources.0.pakage: there is no such field. Did you mean `package`?",
-        "recipe.yaml:7: dataset.sources.1: `type` must be one of jsonl, python_source, not 'jsnl'. "
+        "recipe.yaml:7: dataset.sources.1: `type` must be one of files, jsonl, huggingface, sql, python_source, not 'jsnl'. "
         "Did you mean `jsonl`?",
         "recipe.yaml:9: dataset.sources.2: `type` is missing: it says what kind this is.",
     ]

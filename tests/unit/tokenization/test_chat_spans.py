@@ -8,7 +8,10 @@ import pytest
 from tasks.base import Base
 from tasks.errors import BaseModelError
 from tasks.tokenization.chat import Chat
-from tasks.tokenization.spans import UNTRAINED, Encoded, Unfit, encode, render
+from tasks.tokenization.conversation import Conversation
+from tasks.tokenization.encoder import Encoder
+from tasks.tokenization.rendering import Rendered, Unfit, render
+from tasks.tokenization.spans import UNTRAINED, Encoded, SpanEncoder
 
 Messages = list[dict[str, str]]
 
@@ -18,10 +21,6 @@ ANSWERS = [
     "x",
     "A long  run   of spaces, a tab\tand <html> | {braces}",
 ]
-MISTRAL = (
-    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
-    "{% else %} {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,9 +50,20 @@ CASES = {
     "qwen3": Case(
         "qwen3", "byte", "<|im_end|>", None, "<|im_end|>", before_last="<think>\n\n</think>\n\n"
     ),
-    "gemma": Case("gemma", "byte", "<end_of_turn>", "<bos>", "<|endoftext|>", system=False),
-    "gemma3": Case("gemma3", "byte", "<end_of_turn>", "<bos>", "<|endoftext|>"),
-    "mistral": Case(MISTRAL, "byte", "<|endoftext|>", "<bos>", system=False, before=" "),
+    "qwen2_5_training": Case("qwen2_5_training", "byte", "<|im_end|>", None, "<|im_end|>"),
+    "llama3_training": Case(
+        "llama3_training", "byte", "<|eot_id|>", "<|begin_of_text|>", "<|eot_id|>"
+    ),
+    "chatml": Case("chatml", "byte", "<|im_end|>", None, "<|im_end|>"),
+    "phi4": Case("phi4", "byte", "<|im_end|>", "<|endoftext|>", "<|im_end|>"),
+    "phi4_release": Case("phi4_release", "byte", "<|im_end|>", "<|endoftext|>", "<|im_end|>"),
+    "gemma": Case("gemma", "gemma", "<end_of_turn>", "<bos>", "<eos>", system=False),
+    "gemma_training": Case(
+        "gemma_training", "gemma", "<end_of_turn>", "<bos>", "<eos>", system=False
+    ),
+    "gemma3": Case("gemma3", "gemma", "<end_of_turn>", "<bos>", "<eos>"),
+    "mistral": Case("mistral", "mistral", "</s>", "<s>", "</s>", system=False),
+    "mixtral": Case("mixtral", "mistral", "</s>", "<s>", "</s>", system=False),
 }
 
 
@@ -79,8 +89,13 @@ def base(case: Case, make_base: Any) -> Base:
     return result
 
 
+def rendered(chat: Chat, messages: Messages) -> Rendered:
+    answers = [k for k, message in enumerate(messages) if message["role"] == "assistant"]
+    return render(chat, Conversation(messages, tuple(answers)))
+
+
 def encoded(chat: Chat, messages: Messages) -> Encoded:
-    (result,) = encode(chat, [render(chat, messages)])
+    (result,) = SpanEncoder(chat, Encoder(chat, "tokenizers")).encode([rendered(chat, messages)])
     if isinstance(result, Unfit):
         raise result
     return result
@@ -102,7 +117,9 @@ def test_the_mask_decodes_to_exactly_the_answers_plus_end_of_turn(case: Case, ba
 
         expected = [case.before + answer + case.end for answer in answers]
         expected[-1] = case.before_last + expected[-1]
-        assert [chat.decode(row.input_ids[start:stop]) for start, stop in row.spans] == expected
+        assert [
+            chat.decode(row.input_ids[start:stop].tolist()) for start, stop in row.spans
+        ] == expected
 
         inside = {i for start, stop in row.spans for i in range(start, stop)}
         for i, (token, label) in enumerate(zip(row.input_ids, row.labels, strict=True)):
@@ -123,13 +140,13 @@ def test_the_token_ids_are_those_of_transformers(case: Case, base: Base) -> None
         )
         row = encoded(chat, messages)
 
-        assert row.input_ids == whole["input_ids"]
-        assert row.input_ids[: row.prompt_length] == prompt["input_ids"]
+        assert row.input_ids.tolist() == whole["input_ids"]
+        assert row.input_ids[: row.prompt_length].tolist() == prompt["input_ids"]
 
 
 def test_no_row_begins_with_two_tokens_for_the_beginning(case: Case, base: Base) -> None:
     chat = Chat(base.path)
-    ids = encoded(chat, conversation(ANSWERS[0])).input_ids
+    ids = encoded(chat, conversation(ANSWERS[0])).input_ids.tolist()
 
     if case.bos is not None:
         assert ids.count(chat.tokenizer.token_to_id(case.bos)) <= 1
@@ -147,15 +164,15 @@ def test_the_starter_and_transformers_agree(starter: Path) -> None:
     ]:
         ids = theirs.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"]
 
-        assert encoded(chat, messages).input_ids == ids
+        assert encoded(chat, messages).input_ids.tolist() == ids
 
 
 def test_phi_3_ends_with_an_untrained_end_of_text(make_base: Any) -> None:
     chat = Chat(make_base().path)
     row = encoded(chat, conversation("Yes."))
 
-    assert chat.decode(row.input_ids[-2:]) == "<|end|><|endoftext|>"
-    assert row.labels[-2:] == [chat.tokenizer.token_to_id("<|end|>"), UNTRAINED]
+    assert chat.decode(row.input_ids[-2:].tolist()) == "<|end|><|endoftext|>"
+    assert row.labels[-2:].tolist() == [chat.tokenizer.token_to_id("<|end|>"), UNTRAINED]
 
 
 def test_white_space_that_a_special_token_swallows_is_not_missed(make_base: Any) -> None:
@@ -164,7 +181,7 @@ def test_white_space_that_a_special_token_swallows_is_not_missed(make_base: Any)
     row = encoded(chat, conversation("   indented\n"))
     (start, stop) = row.spans[0]
 
-    assert chat.decode(row.input_ids[start:stop]) == "indented\n<|end|>"
+    assert chat.decode(row.input_ids[start:stop].tolist()) == "indented\n<|end|>"
 
 
 def test_a_template_that_trims_answers_trains_the_trimmed_answer(make_base: Any) -> None:
@@ -172,7 +189,7 @@ def test_a_template_that_trims_answers_trains_the_trimmed_answer(make_base: Any)
     row = encoded(chat, conversation("\n\n  Yes. \n"))
     (start, stop) = row.spans[0]
 
-    assert chat.decode(row.input_ids[start:stop]) == "Yes.<|eot_id|>"
+    assert chat.decode(row.input_ids[start:stop].tolist()) == "Yes.<|eot_id|>"
 
 
 def test_an_answer_that_melts_into_the_prompt_is_refused(make_base: Any) -> None:
@@ -196,7 +213,8 @@ def test_a_template_without_an_end_of_turn_is_refused(make_base: Any) -> None:
 def test_a_template_that_changes_the_answer_is_refused(make_base: Any) -> None:
     chat = Chat(
         make_base(
-            template="{% for m in messages %}<|{{ m.role }}|>{{ m.content | upper }}<|end|>{% endfor %}"
+            template="{% for m in messages %}<|{{ m.role }}|>{{ m.content | upper if m.role == 'assistant' "
+            "else m.content }}<|end|>{% endfor %}"
             "{% if add_generation_prompt %}<|assistant|>{% endif %}"
         ).path
     )
@@ -210,14 +228,14 @@ def test_a_template_that_asks_with_another_text_than_it_trains_is_refused(make_b
     chat = Chat(make_base("byte", "deepseek_r1_distill", bos="<bos>").path)
 
     with pytest.raises(Unfit, match=r"before messages\[1\] differently"):
-        render(chat, conversation("Yes."))
+        rendered(chat, conversation("Yes."))
 
 
 def test_what_a_template_refuses_is_passed_on_in_its_words(make_base: Any) -> None:
     chat = Chat(make_base("byte", "gemma", bos="<bos>").path)
 
     with pytest.raises(Unfit, match="the chat template refuses it: System role not supported"):
-        render(chat, conversation("Yes.", system=True))
+        rendered(chat, conversation("Yes.", system=True))
 
 
 def test_a_truncation_left_in_the_tokenizer_file_cuts_nothing(make_base: Any) -> None:
@@ -280,4 +298,4 @@ def test_a_template_cannot_reach_out_of_its_sandbox(make_base: Any) -> None:
     base = make_base(template="{{ messages.__class__.__mro__[1].__subclasses__() }}")
 
     with pytest.raises(Unfit, match="refuses it: access to attribute '__class__'"):
-        render(Chat(base.path), conversation("Yes."))
+        rendered(Chat(base.path), conversation("Yes."))

@@ -100,3 +100,9 @@ def test_an_inspection_measures_a_small_model_and_leaves_nothing(
     assert 0 < found.seconds < 600
     assert found.memory_bytes["base"] == 4 * (found.total_parameters - 3328)
     assert not list(home.work.iterdir())
+
+
+def test_what_peft_refuses_is_told_in_words(phi3_mini: Path) -> None:
+    refused = job(phi3_mini, {"peft_type": "IA3"})
+    with pytest.raises(UserError, match="PEFT or TRL refuses section `training`"):
+        inspect_worker.adapted_without_weights(refused)

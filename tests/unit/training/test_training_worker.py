@@ -20,8 +20,9 @@ from transformers import AutoModelForCausalLM
 from tasks.artifacts import Tokens
 from tasks.base import Base
 from tasks.errors import StageFailed, UserError
-from tasks.training import checkpoints, engine, loading, saving, trainer, worker
+from tasks.training import checkpoints, collators, engine, loading, saving, trainer, worker
 from tasks.training.job import TrainingJob, TrainingResult
+from tasks.training.settings import TrainingSettings
 
 MakeJob = Callable[..., TrainingJob]
 
@@ -184,7 +185,7 @@ def test_padding_is_told_by_position_and_not_by_token() -> None:
         {"input_ids": [9, 5, 9], "labels": [-100, 5, 9]},
         {"input_ids": [1, 2, 3, 4, 5], "labels": [-100, -100, 3, 4, 5]},
     ]
-    batch = trainer.Collator(pad_id=9, multiple=4)(rows)
+    batch = collators.Collator(pad_id=9, multiple=4)(rows)
     assert batch["input_ids"].tolist() == [[9, 5, 9, 9, 9, 9, 9, 9], [1, 2, 3, 4, 5, 9, 9, 9]]
     assert batch["labels"][0].tolist() == [-100, 5, 9] + [-100] * 5
     assert batch["attention_mask"].tolist() == [[1, 1, 1] + [0] * 5, [1] * 5 + [0] * 3]
@@ -409,3 +410,27 @@ def test_the_end_of_turn_token_is_what_nearly_all_rows_end_with(tmp_path: Path, 
 
 def _adapter(ours: trainer.AdapterTrainer) -> list[torch.nn.Parameter]:
     return [p for p in ours.model.parameters() if p.requires_grad]
+
+
+def test_an_adapter_that_casts_no_inputs_trains_in_bfloat16(job: MakeJob) -> None:
+    settings = TrainingSettings(
+        peft_config={
+            "peft_type": "IA3",
+            "target_modules": ["qkv_proj", "down_proj"],
+            "feedforward_modules": ["down_proj"],
+        }
+    )
+    task = job(
+        dtype="bfloat16",
+        training={"max_steps": 2},
+        peft_config=settings.resolved_peft_config(),
+    )
+    assert train(task).trainable_parameters > 0
+
+
+def test_an_optimizer_whose_library_is_missing_is_told_in_words(
+    job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(UserError, match="a library that is not installed"):
+        worker.train(job(training={"max_steps": 1, "optim": "paged_adamw_8bit"}))

@@ -1,0 +1,63 @@
+"""What a preference pair says: a conversation, and a worse ending of it."""
+
+from typing import Any
+
+from tasks.dataset.reading.conversations import Conversation, holds_turns, system_of, turns_of
+from tasks.dataset.reading.problem import RowProblem, text_of
+from tasks.dataset.reading.tools import tools
+from tasks.dataset.reading.turns import checked
+from tasks.dataset.rows import Message
+
+
+def from_preference(row: dict[str, Any]) -> list[Conversation]:
+    """A prompt and two answers to it, each text or a list of messages."""
+    system = system_of(row)
+    prompt: list[Message]
+    if holds_turns(row["prompt"]):
+        prompt = turns_of(row, "prompt")
+    else:
+        prompt = [{"role": "user", "content": text_of(row, "prompt")}]
+    if system is not None and prompt[:1] and prompt[0]["role"] != "system":
+        prompt.insert(0, {"role": "system", "content": system})
+    endings = []
+    for column in ("chosen", "rejected"):
+        if holds_turns(row[column]):
+            turns = turns_of(row, column)
+            # Some data sets repeat the prompt in front of both answers.
+            repeated = [turn for turn in prompt if turn["role"] != "system"]
+            if turns[: len(prompt)] == prompt:
+                turns = turns[len(prompt) :]
+            elif turns[: len(repeated)] == repeated:
+                turns = turns[len(repeated) :]
+        else:
+            turns = [{"role": "assistant", "content": text_of(row, column)}]
+        endings.append(turns)
+    return [_preference(prompt, *endings, tools=tools(row.get("tools")))]
+
+
+def from_two_conversations(row: dict[str, Any]) -> list[Conversation]:
+    """Two whole conversations that part at the answer."""
+    chosen, rejected = turns_of(row, "chosen"), turns_of(row, "rejected")
+    shared = 0
+    while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
+        shared += 1
+    if shared == 0:
+        raise RowProblem("chosen and rejected begin with different turns: they share no prompt")
+    found = _preference(
+        chosen[:shared], chosen[shared:], rejected[shared:], tools=tools(row.get("tools"))
+    )
+    return [found]
+
+
+def _preference(
+    prompt: list[Message],
+    chosen: list[Message],
+    rejected: list[Message],
+    *,
+    tools: tuple[dict[str, Any], ...],
+) -> Conversation:
+    if chosen == rejected:
+        raise RowProblem("chosen and rejected are the same: there is nothing to prefer")
+    checked([*prompt, *rejected], "prompt + rejected")
+    messages = checked([*prompt, *chosen], "prompt + chosen")
+    return Conversation(messages, tuple(rejected), tools)

@@ -1,0 +1,104 @@
+"""The steps that compare rows or filter them: each drops positions for a reason."""
+
+from typing import TYPE_CHECKING
+
+from tasks.dataset.cleaning.contamination import Contamination
+from tasks.dataset.cleaning.filters import LanguageFilter, LengthFilter
+from tasks.dataset.cleaning.near import NearDuplicates
+from tasks.dataset.cleaning_settings import (
+    CleaningSettings,
+    ContaminationSettings,
+    NearDuplicateSettings,
+)
+from tasks.dataset.duplicates import duplicates
+from tasks.dataset.fates import TEST, TRAIN, Fates
+from tasks.dataset.spool import Spool
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Fractions = npt.NDArray[np.float64]
+
+NEAR_DUPLICATE = "near duplicate"
+CONTAMINATED = "repeats an evaluation row"
+
+
+def drop_duplicates(spool: Spool, fates: Fates, fractions: "Fractions") -> None:
+    """One of each set of copies stays; see `duplicates`."""
+    ids, prompts, labels = (spool.column(name) for name in ("id", "prompt", "label"))
+    by_reason: dict[str, list[int]] = {}
+    for position, reason in duplicates(ids, prompts, labels, fractions).items():
+        by_reason.setdefault(reason, []).append(position)
+    for reason, positions in sorted(by_reason.items()):
+        fates.drop(positions, reason)
+
+
+def drop_near_duplicates(
+    spool: Spool,
+    settings: NearDuplicateSettings,
+    fates: Fates,
+    fractions: "Fractions",
+    *,
+    tested_below: float,
+) -> None:
+    """One of each set of near copies stays, by the rule of exact ones: the evaluated row.
+
+    A row whose group's fraction is below `tested_below` is a test row and always stays: a copy that
+    arrives later must not push an old test row out.
+
+    Raises: DataError when the rows' sketches do not fit into memory.
+    """
+    import numpy as np
+
+    kept = fates.kept
+    near = NearDuplicates(settings, len(kept))
+    for _, row in spool.rows(fates.codes == TRAIN):
+        near.add(row)
+    stands = near.clusters(priority=fractions[kept])
+    copies = np.flatnonzero((stands != np.arange(len(kept))) & (fractions[kept] >= tested_below))
+    names = {int(kept[i]): spool.name(int(kept[stands[i]])) for i in copies}
+    fates.drop(kept[copies], NEAR_DUPLICATE, names)
+
+
+def drop_unwanted(spool: Spool, settings: CleaningSettings, fates: Fates) -> None:
+    """Apply the length filter, then the language filter.
+
+    Raises: DataError for a language that cannot be told.
+    """
+    filters: list[LengthFilter | LanguageFilter] = []
+    if settings.length is not None:
+        filters.append(LengthFilter(settings.length))
+    if settings.language is not None:
+        filters.append(LanguageFilter(settings.language))
+    if not filters:
+        return
+    by_reason: dict[str, list[int]] = {}
+    for position, row in spool.rows(fates.codes == TRAIN):
+        reason = next((why for each in filters if (why := each.reason(row))), None)
+        if reason is not None:
+            by_reason.setdefault(reason, []).append(position)
+    for reason, positions in sorted(by_reason.items()):
+        fates.drop(positions, reason)
+
+
+def drop_contaminated(spool: Spool, settings: ContaminationSettings, fates: Fates) -> int:
+    """Leave out training rows that repeat an evaluation row; evaluation rows are already `TEST`.
+
+    Returns how many evaluation rows hold too little of their own to be recognised.
+    """
+    import numpy as np
+
+    tested = np.flatnonzero(fates.codes == TEST)
+    found = Contamination(settings, (row for _, row in spool.rows(fates.codes == TEST)))
+    trained = np.flatnonzero(fates.codes == TRAIN)
+    matches = found.matches(row for _, row in spool.rows(fates.codes == TRAIN))
+    details = {
+        int(
+            position
+        ): f"{spool.name(int(tested[match.evaluation]))}: {match.how}, {match.share:.0%}"
+        for position, match in zip(trained, matches, strict=True)
+        if match is not None
+    }
+    fates.drop(details, CONTAMINATED, details)
+    return found.unchecked

@@ -1,0 +1,107 @@
+"""Check a registered version anew: its files, the rows it was trained on, and what it computes."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tasks.home import Home
+from tasks.registration.prediction import check_registered
+from tasks.registration.verification import verify_version
+from tasks.registry import DATASET_CARD, TRAIN_ROWS, model_files, model_id_of
+from tasks.store import Store, file_sha256
+from tasks.tracking import Tracker
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at."""
+
+    name: str
+    passed: bool | None
+    """None: there was nothing to compare with."""
+    told: str
+
+
+def check_version(tracker: Tracker, uri: str, *, base: Path | None, home: Home) -> list[Check]:
+    """Recompute what the version says of itself; the last check loads it in a fresh process.
+
+    `uri` is `models:/NAME@ALIAS` or `models:/NAME/VERSION`; `base` the base's folder where it is
+    not found by itself.
+
+    Raises: UserError when there is no such version; StageFailed when it does not load, or its logits
+    differ from the trained adapter's.
+    """
+    check_registered(tracker, uri)
+    with model_files(tracker, _model_id(tracker, uri), home) as folder:
+        artifacts = folder / "artifacts"
+        checks = [_files(artifacts), *_rows(artifacts / "about", home)]
+        found = verify_version(tracker, uri, base=base, fixture=artifacts / "fixture", home=home)
+    told = (
+        f"loaded in a fresh process; logits differ by at most {found.largest_difference:.2g} from the "
+        f"trained adapter's, {found.tolerance:.2g} is rounding"
+    )
+    return [*checks, Check("logits", True, told)]
+
+
+def _model_id(tracker: Tracker, uri: str) -> str:
+    name, _, alias = uri.removeprefix("models:/").partition("@")
+    name, _, number = name.partition("/")
+    with tracker.explained(f"read {uri}"):
+        if alias:
+            return model_id_of(tracker.client.get_model_version_by_alias(name, alias))
+        if number:
+            return model_id_of(tracker.client.get_model_version(name, number))
+    return name
+
+
+def _files(artifacts: Path) -> Check:
+    manifest = json.loads((artifacts / "manifest.json").read_text(encoding="utf-8"))
+    wrong = [
+        name
+        for name, sha in sorted(manifest["files"].items())
+        if not (artifacts / "adapter" / name).is_file()
+        or file_sha256(artifacts / "adapter" / name) != sha
+    ]
+    if wrong:
+        return Check("files", False, f"damaged or missing: {', '.join(wrong)}")
+    return Check("files", True, f"all {len(manifest['files'])} have their recorded sha256")
+
+
+def _rows(about: Path, home: Home) -> list[Check]:
+    """The recorded digests against the version's own list of rows, and against the store's files."""
+    import numpy as np
+
+    if not (about / DATASET_CARD).is_file() or not (about / TRAIN_ROWS).is_file():
+        return [Check("rows", None, "this version keeps no record of its rows")]
+    card: dict[str, Any] = json.loads((about / DATASET_CARD).read_text(encoding="utf-8"))
+    ids = np.load(about / TRAIN_ROWS, allow_pickle=False)
+    wanted = card["digests"]["train"]["any_order"]
+    same = hashlib.sha256(np.sort(ids).astype(">u8").tobytes()).hexdigest() == wanted
+    checks = [
+        Check(
+            "training rows",
+            same,
+            f"{len(ids):,} row hashes {'have' if same else 'do not have'} the recorded digest "
+            f"{wanted[:12]}",
+        )
+    ]
+    folder = _prepared(card["digest"], home)
+    if folder is None:
+        told = "the prepared dataset is not in this store; run the recipe to compare its files"
+        return [*checks, Check("dataset files", None, told)]
+    for side, digests in card["digests"].items():
+        same = file_sha256(folder / f"{side}.jsonl") == digests["ordered"]
+        told = f"{'has' if same else 'does not have'} the recorded sha256 {digests['ordered'][:12]}"
+        checks.append(Check(f"{side}.jsonl", same, told))
+    return checks
+
+
+def _prepared(digest: str, home: Home) -> Path | None:
+    """The store's folder of the dataset with this digest."""
+    root = Store(home.store).root / "dataset"
+    for card in sorted(root.glob("[!.]*/card.json")):
+        if json.loads(card.read_text(encoding="utf-8"))["digest"] == digest:
+            return card.parent
+    return None

@@ -1,0 +1,86 @@
+"""From lines of a dataset's file to a table of token rows and their counts: the unit of parallel work."""
+
+import json
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from tasks.tokenization.chat import Chat
+from tasks.tokenization.drops import Drops
+from tasks.tokenization.encoder import Encoder, EncoderName
+from tasks.tokenization.fidelity import Fidelity
+from tasks.tokenization.rows import RowTokenizer, TokenRow
+from tasks.tokenization.settings import TokenizationSettings
+from tasks.tokenization.spans import UNTRAINED
+from tasks.tokenization.tally import Tally
+
+SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("input_ids", pa.list_(pa.int32()), nullable=False),
+        pa.field("labels", pa.list_(pa.int32()), nullable=False),
+        pa.field("prompt_length", pa.int32(), nullable=False),
+        pa.field("reference", pa.string(), nullable=False),
+        pa.field("prompt", pa.string(), nullable=False),
+        pa.field("label", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What another process needs to tokenize as this one does."""
+
+    base: Path
+    encoder: EncoderName
+    settings: TokenizationSettings
+
+
+class ChunkTokenizer:
+    """Tokenizes lines; every process has one."""
+
+    def __init__(self, chat: Chat, encoder: Encoder, settings: TokenizationSettings) -> None:
+        self._rows = RowTokenizer(chat, encoder, settings)
+        self._fidelity = Fidelity(chat)
+
+    @classmethod
+    def of(cls, setup: Setup) -> "ChunkTokenizer":
+        """The same in another process."""
+        chat = Chat(setup.base)
+        return cls(chat, Encoder(chat, setup.encoder), setup.settings)
+
+    def tokenize(self, side: str, lines: list[bytes]) -> tuple[pa.RecordBatch, Tally]:
+        """Rows of `SCHEMA` in the order of `lines` (JSON objects), and their counts.
+
+        Raises: EncodersDisagree.
+        """
+        tally = Tally(Drops(side))
+        rows = self._rows.tokenize([json.loads(line) for line in lines], tally.drops)
+        tally.add(self._fidelity, rows)
+        return _table(rows), tally
+
+
+def _table(rows: list[TokenRow]) -> pa.RecordBatch:
+    encoded = [row.encoded for row in rows]
+    offsets: Any = np.fromiter(
+        accumulate((len(e.input_ids) for e in encoded), initial=0), np.int32, len(rows) + 1
+    )
+    ids: Any = np.concatenate([e.input_ids for e in encoded]) if rows else np.empty(0, np.int32)
+    labels: Any = np.full(len(ids), UNTRAINED, np.int32)
+    for start, one in zip(offsets.tolist(), encoded, strict=False):
+        for first, stop in one.trained_spans:
+            labels[start + first : start + stop] = one.input_ids[first:stop]
+    columns: list[Any] = [
+        pa.array([row.id for row in rows], pa.string()),
+        pa.ListArray.from_arrays(offsets, ids),
+        pa.ListArray.from_arrays(offsets, labels),
+        pa.array([e.prompt_length for e in encoded], pa.int32()),
+        pa.array([row.reference for row in rows], pa.string()),
+        pa.array([row.prompt for row in rows], pa.string()),
+        pa.array([row.label for row in rows], pa.string()),
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)

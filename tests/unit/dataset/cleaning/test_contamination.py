@@ -1,0 +1,191 @@
+import random
+
+import pytest
+
+from tasks.dataset.cleaning.contamination import Contamination, Match
+from tasks.dataset.cleaning_settings import ContaminationSettings
+from tasks.dataset.rows import Row
+
+SETTINGS = ContaminationSettings()
+_rng = random.Random(0)
+WORDS = [
+    "".join(_rng.choices("abcdefghijklmnopqrstuvwxyz", k=_rng.randint(2, 9))) for _ in range(5000)
+]
+LETTER = (
+    "Write to a customer whose order is late. Say that the parcel left our warehouse on Monday, "
+    "that the carrier lost it in the depot near Lyon, and that a new one goes out today; offer to "
+    "pay back the delivery, and ask whether the old address is still right."
+)
+ANSWER = (
+    "Dear customer, I am sorry that your order has not arrived. It left our warehouse on Monday and "
+    "was lost on its way, so we send a new one today. We pay back the delivery. Is your address right?"
+)
+
+
+def row(prompt: str, answer: str, system: str | None = None) -> Row:
+    before = ({"role": "system", "content": system},) if system else ()
+    turns = ({"role": "user", "content": prompt}, {"role": "assistant", "content": answer})
+    return Row((*before, *turns), "g", "rows.jsonl:1")
+
+
+def words(rng: random.Random, count: int) -> str:
+    return " ".join(rng.choices(WORDS, k=count))
+
+
+def near_copy(text: str, rng: random.Random) -> str:
+    """One word in eight changed, clauses in another order."""
+    parts = text.split(" ")
+    for i in range(3, len(parts), 8):
+        parts[i] = rng.choice(WORDS)
+    clauses = [" ".join(parts[i : i + 10]) for i in range(0, len(parts), 10)]
+    rng.shuffle(clauses)
+    return ", ".join(clauses)
+
+
+def matches(
+    train: list[Row], evaluation: list[Row], settings: ContaminationSettings = SETTINGS
+) -> list[Match | None]:
+    return list(Contamination(settings, evaluation).matches(train))
+
+
+def test_a_planted_near_copy_is_found_among_other_rows() -> None:
+    rng = random.Random(1)
+    evaluation = [
+        row(words(rng, rng.randint(20, 60)), words(rng, rng.randint(20, 60))) for _ in range(300)
+    ]
+    evaluation[123] = row(LETTER, ANSWER)
+    train = [row(words(rng, 40), words(rng, 30)) for _ in range(500)]
+    train[77] = row(near_copy(LETTER, rng), near_copy(ANSWER, rng))
+
+    found = matches(train, evaluation)
+
+    assert [i for i, match in enumerate(found) if match] == [77]
+    planted = found[77]
+    assert planted is not None
+    assert (planted.evaluation, planted.how) == (123, "similar text")
+    assert planted.share >= 0.5
+
+
+@pytest.mark.parametrize("length", [20, 60, 300])
+def test_near_copies_of_any_length_are_found(length: int) -> None:
+    rng = random.Random(2)
+    evaluation = [row(words(rng, length), words(rng, length // 2)) for _ in range(200)]
+    train = [
+        row(near_copy(e.messages[0]["content"], rng), near_copy(e.answer, rng)) for e in evaluation
+    ]
+
+    found = matches(train, evaluation)
+
+    right = sum(match is not None and match.evaluation == i for i, match in enumerate(found))
+    assert right >= (190 if length > 20 else 150)
+
+
+def test_an_evaluation_row_quoted_inside_a_long_text_is_found() -> None:
+    rng = random.Random(3)
+    evaluation = [row(words(rng, 30), words(rng, 30)) for _ in range(50)]
+    quoted = f"{evaluation[7].messages[0]['content']} {evaluation[7].answer}"
+    train = [row("Summarise.", f"{words(rng, 2000)} {quoted} {words(rng, 2000)}")]
+
+    (match,) = matches(train, evaluation)
+
+    assert match == Match(7, "runs of words", 1.0)
+
+
+def test_an_evaluation_prompt_with_another_answer_is_found() -> None:
+    rng = random.Random(4)
+    evaluation = [row(words(rng, 30), words(rng, 200)) for _ in range(50)]
+    train = [row(evaluation[9].messages[0]["content"].upper(), words(rng, 200))]
+
+    (match,) = matches(train, evaluation)
+
+    assert match is not None
+    assert match.evaluation == 9
+
+
+@pytest.mark.parametrize("rows", [10, 100, 1000])
+def test_a_shared_instruction_is_no_contamination(rows: int) -> None:
+    rng = random.Random(5)
+    instruction = words(rng, 80)
+    system = words(rng, 300)
+
+    def one() -> Row:
+        return row(f"{instruction}\n\n{words(rng, 12)}", words(rng, 5), system)
+
+    assert matches([one() for _ in range(500)], [one() for _ in range(rows)]) == [None] * 500
+
+
+def test_a_quotation_and_a_common_phrase_are_no_contamination() -> None:
+    rng = random.Random(6)
+    evaluation = [row(words(rng, 60), words(rng, 60)) for _ in range(50)]
+    quotation = " ".join(evaluation[3].messages[0]["content"].split()[:25])
+
+    assert matches([row(f"{words(rng, 40)} {quotation}", words(rng, 40))], evaluation) == [None]
+
+
+def test_text_without_spaces_is_compared_too() -> None:
+    text = "请写一封信给订单延误的客户，说明包裹已于星期一离开我们的仓库，承运人在里昂附近的仓库丢失了包裹，今天将寄出新的包裹。"
+    evaluation = [row(text, "尊敬的客户，很抱歉您的订单尚未送达，我们今天会寄出新的包裹。")]
+
+    quoted, changed, other = matches(
+        [
+            row(f"参考：{text}谢谢", "好的"),
+            row(
+                text.replace("星期一", "星期五"),
+                "尊敬的客户，很抱歉您的订单还没有送达，我们今天会寄出新的包裹。",
+            ),
+            row(
+                "法国的首都是什么？请用一句话回答，并说明它位于哪条河边。",
+                "法国的首都是巴黎，位于塞纳河边。",
+            ),
+        ],
+        evaluation,
+    )
+
+    assert quoted is not None
+    assert quoted.how == "runs of words"
+    assert changed is not None
+    assert other is None
+
+
+def test_the_outcome_does_not_depend_on_the_order_of_training_rows() -> None:
+    rng = random.Random(7)
+    evaluation = [row(words(rng, 30), words(rng, 30)) for _ in range(100)]
+    train = [
+        row(near_copy(e.messages[0]["content"], rng), e.answer)
+        if i % 3
+        else row(words(rng, 9), "x")
+        for i, e in enumerate(evaluation * 15)
+    ]
+    shuffled = rng.sample(range(len(train)), len(train))
+
+    straight = matches(train, evaluation)
+
+    assert len(train) > 1024
+    assert matches([train[i] for i in shuffled], evaluation) == [straight[i] for i in shuffled]
+
+
+def test_rows_too_short_to_be_recognised_are_counted_and_flag_nothing() -> None:
+    check = Contamination(SETTINGS, [row("2+2?", "4"), row("Hi", "Hello"), row(LETTER, ANSWER)])
+
+    assert check.unchecked == 2
+    assert list(check.matches([row("2+2?", "5"), row("Hi", "Hey"), row("", "")])) == [None] * 3
+
+
+def test_empty_sides_give_nothing() -> None:
+    assert matches([], [row(LETTER, ANSWER)]) == []
+    assert matches([row(LETTER, ANSWER)], []) == [None]
+    assert Contamination(SETTINGS, []).unchecked == 0
+
+
+def test_higher_thresholds_find_less() -> None:
+    rng = random.Random(8)
+    evaluation = [row(LETTER, ANSWER)]
+    train = [row(near_copy(LETTER, rng), near_copy(ANSWER, rng))]
+
+    assert matches(train, evaluation, ContaminationSettings(similarity=0.9)) == [None]
+
+
+def test_short_rows_of_one_form_do_not_repeat_each_other() -> None:
+    rows = [row(f"What is {i} + 1?", f"It is {i + 1}.") for i in range(200)]
+
+    assert not any(matches(rows[40:], rows[:40]))

@@ -1,0 +1,219 @@
+"""Rows behind URLs: a real S3-compatible server and a real web server, both on loopback."""
+
+import functools
+import gzip
+import json
+import logging
+import threading
+from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.errors import DataError
+
+
+def lines(*prompts: str) -> bytes:
+    rows = ({"prompt": p, "completion": "b"} for p in prompts)
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def prompts(found: Any) -> list[str]:
+    return [row.messages[0]["content"] for row in found.rows]
+
+
+@pytest.fixture(scope="module")
+def s3_server() -> Iterator[str]:
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+    """A bucket to put files into; the credentials are in the environment, as in real life."""
+    import boto3
+    import s3fs
+
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "loraline-test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "loraline-secret")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    s3fs.S3FileSystem.clear_instance_cache()
+    client = boto3.client("s3", endpoint_url=s3_server)
+    client.create_bucket(Bucket="team")
+
+    def put(key: str, content: bytes) -> None:
+        client.put_object(Bucket="team", Key=key, Body=content)
+
+    yield put
+    listed = client.list_objects_v2(Bucket="team").get("Contents", [])
+    for item in listed:
+        client.delete_object(Bucket="team", Key=item["Key"])
+    client.delete_bucket(Bucket="team")
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture
+def s3(reader, s3_server: str):
+    return functools.partial(reader, storage_options={"endpoint_url": s3_server})
+
+
+@pytest.mark.parametrize(
+    ("path", "expected", "sources"),
+    [
+        ("s3://team/chats/b.jsonl", ["3"], ["b.jsonl:1"]),
+        ("s3://team/chats", ["0", "1", "3"], ["2026/c.jsonl.gz:1", "a.csv:2", "b.jsonl:1"]),
+        ("s3://team/chats/", ["0", "1", "3"], ["2026/c.jsonl.gz:1", "a.csv:2", "b.jsonl:1"]),
+        ("s3://team/chats/*.jsonl", ["3"], ["b.jsonl:1"]),
+        ("s3://team/chats/**/*.gz", ["0"], ["2026/c.jsonl.gz:1"]),
+    ],
+)
+def test_a_file_a_folder_and_a_pattern_of_a_bucket_are_read(
+    path, expected, sources, s3, bucket
+) -> None:
+    bucket("chats/b.jsonl", lines("3"))
+    bucket("chats/a.csv", b"prompt,completion\n1,b\n")
+    bucket("chats/2026/c.jsonl.gz", gzip.compress(lines("0")))
+    bucket("chats/_SUCCESS", b"")
+
+    found = s3(path=path)
+
+    assert prompts(found) == expected
+    assert [row.source for row in found.rows] == sources
+
+
+def test_a_bad_row_of_a_bucket_is_named_by_its_url_and_line(s3, bucket) -> None:
+    bucket("rows.jsonl", lines("a") + b"{\n")
+
+    with pytest.raises(DataError, match=r"s3://team/rows\.jsonl:2: broken JSON"):
+        s3(path="s3://team/rows.jsonl")
+
+
+def test_an_object_is_fetched_again_only_when_it_changed(s3, bucket, caplog) -> None:
+    bucket("rows.jsonl", lines("a"))
+
+    with caplog.at_level(logging.INFO):
+        first = s3(path="s3://team/rows.jsonl")
+        again = s3(path="s3://team/rows.jsonl")
+        assert caplog.text.count("Fetching s3://team/rows.jsonl") == 1
+        # As many bytes, and within the same second.
+        bucket("rows.jsonl", lines("z"))
+        changed = s3(path="s3://team/rows.jsonl")
+
+    assert caplog.text.count("Fetching s3://team/rows.jsonl") == 2
+    assert prompts(changed) == ["z"]
+    assert first.source.digest == again.source.digest != changed.source.digest
+
+
+def test_the_identity_is_that_of_the_same_file_on_disk(s3, reader, bucket, write) -> None:
+    bucket("deep/rows.jsonl", lines("a"))
+    write("rows.jsonl", lines("a"))
+
+    remote, local = s3(path="s3://team/deep/rows.jsonl").source, reader(path="rows.jsonl").source
+
+    assert (remote.identity, remote.digest) == (local.identity, local.digest)
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("s3://team/absent.jsonl", "absent"),
+        ("s3://nobody/rows.jsonl", "nobody"),
+        ("s3://team/*.csv", r"\*\.csv"),
+    ],
+)
+def test_what_a_bucket_does_not_hold_is_refused(path, words, s3, bucket) -> None:
+    bucket("rows.jsonl", lines("a"))
+
+    with pytest.raises(DataError, match=words):
+        s3(path=path)
+
+
+def test_without_credentials_the_ways_to_give_them_are_named(
+    s3, bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import s3fs
+
+    bucket("rows.jsonl", lines("a"))
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    s3fs.S3FileSystem.clear_instance_cache()
+
+    with pytest.raises(
+        DataError, match=r"Credentials come from the environment.*AWS_ACCESS_KEY_ID"
+    ):
+        s3(path="s3://team/rows.jsonl")
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[tuple[str, Path, list[str]]]:
+    """(address, folder that is served, requests) of a web server that gives no ETag."""
+    folder = tmp_path / "web"
+    folder.mkdir()
+    requests: list[str] = []
+
+    class Handler(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            requests.append(f"{self.command} {self.path}")
+
+    handler = functools.partial(Handler, directory=str(folder))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", folder, requests
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_file_of_a_web_server_is_read(web, reader) -> None:
+    address, folder, _ = web
+    (folder / "rows.jsonl").write_bytes(lines("a", "b"))
+
+    found = reader(path=f"{address}/rows.jsonl?download=1")
+
+    assert prompts(found) == ["a", "b"]
+    assert found.source.name == "rows.jsonl"
+    assert found.rows[1].source == "rows.jsonl:2"
+
+
+def test_a_web_server_that_marks_no_change_is_asked_for_the_file_each_time(web, reader) -> None:
+    """A date is too coarse: yesterday's rows must not pass for today's."""
+    address, folder, requests = web
+    (folder / "rows.jsonl").write_bytes(lines("a"))
+    reader(path=f"{address}/rows.jsonl")
+    (folder / "rows.jsonl").write_bytes(lines("b"))
+
+    assert prompts(reader(path=f"{address}/rows.jsonl")) == ["b"]
+    assert requests.count("GET /rows.jsonl") == 2
+
+
+def test_a_web_server_without_the_file_is_named(web, reader) -> None:
+    address, _, _ = web
+
+    with pytest.raises(DataError, match=r"http://127\.0\.0\.1:\d+/absent\.jsonl: there is no such"):
+        reader(path=f"{address}/absent.jsonl?download=1")
+
+
+def test_a_scheme_that_nothing_here_reads_is_refused(reader) -> None:
+    with pytest.raises(DataError, match=r"quux://a/rows\.jsonl: .*quux"):
+        reader(path="quux://a/rows.jsonl")
+
+
+def test_a_file_system_that_is_not_installed_names_its_package(
+    reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+
+    with pytest.raises(DataError, match="Install gcsfs, or copy the files here"):
+        reader(path="gs://team/rows.jsonl")

@@ -1,0 +1,339 @@
+"""Rows of a query, on SQLite and on a real PostgreSQL server."""
+
+import json
+import logging
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy
+
+from tasks.dataset.reading.bad_rows import BadRows
+from tasks.dataset.source_settings import SqlSource
+from tasks.errors import DataError
+
+POSTGRES = Path("/usr/lib/postgresql/15/bin")
+VARIABLE = "LORALINE_TEST_DATABASE"
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[str]:
+    """The URL of a server of its own on a free loopback port."""
+    if not (POSTGRES / "initdb").is_file():
+        pytest.skip(f"no PostgreSQL 15 server binaries in {POSTGRES}")
+    # Not below pytest's own folder: that one is closed to other users, and too long for a socket.
+    folder = Path(tempfile.mkdtemp(prefix="loraline-postgres-"))
+    # The server refuses to run as root, and its folder must be its user's.
+    as_user: list[str] = []
+    if os.geteuid() == 0:
+        as_user = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"]
+        shutil.chown(folder, "nobody", "nogroup")
+    data = folder / "data"
+
+    def run(*command: str) -> None:
+        done = subprocess.run(
+            [*as_user, *command], capture_output=True, text=True, cwd=folder, timeout=60
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    run(str(POSTGRES / "initdb"), "-D", str(data), "-U", "tester", "-A", "trust", "--no-sync")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = f"-c listen_addresses=127.0.0.1 -p {port} -k {folder} -c fsync=off"
+    control = [str(POSTGRES / "pg_ctl"), "-D", str(data), "-w", "-t", "60"]
+    # Without a log file the server would keep our pipes open.
+    run(*control, "-l", str(folder / "log"), "-o", options, "start")
+    try:
+        yield f"postgresql+psycopg://tester:geheim@127.0.0.1:{port}/postgres"
+    finally:
+        run(*control, "-m", "immediate", "stop")
+        shutil.rmtree(folder)
+
+
+@dataclass
+class Database:
+    """A database with a table of answered tickets."""
+
+    engine: sqlalchemy.Engine
+
+    def add(self, *ids: int, at: str = "2026-01-01 00:00:00") -> None:
+        with self.engine.begin() as connection:
+            for i in ids:
+                connection.execute(
+                    sqlalchemy.text(
+                        "INSERT INTO tickets VALUES (:id, :question, :answer, :customer, :at)"
+                    ),
+                    {
+                        "id": i,
+                        "question": f"Question {i}: 'what'?",
+                        "answer": f"Answer {i}\nwith ümlaut",
+                        "customer": i % 3 if i % 4 else None,
+                        "at": at,
+                    },
+                )
+
+    def run(self, text: str) -> None:
+        with self.engine.begin() as connection:
+            connection.execute(sqlalchemy.text(text))
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Database]:
+    if request.param == "sqlite":
+        url = f"sqlite:///{tmp_path / 'tickets.db'}"
+    else:
+        url = request.getfixturevalue("postgres")
+    monkeypatch.setenv(VARIABLE, url)
+    engine = sqlalchemy.create_engine(url)
+    found = Database(engine)
+    found.run("DROP TABLE IF EXISTS tickets")
+    found.run(
+        "CREATE TABLE tickets (id INTEGER PRIMARY KEY, question TEXT, answer TEXT, "
+        "customer INTEGER, at TIMESTAMP)"
+    )
+    yield found
+    engine.dispose()
+
+
+SOURCE = {
+    "type": "sql",
+    "url_variable": VARIABLE,
+    "query": "SELECT id, question AS prompt, answer AS completion, customer, at FROM tickets "
+    "WHERE question IS NOT NULL AND at >= '2000-01-01 00:00:00' ORDER BY id;",
+    "name": "tickets",
+}
+
+
+@pytest.fixture
+def query(reader):
+    """Read the source to its end: (rows, source)."""
+
+    def read(**more: Any) -> tuple[list[Any], Any]:
+        (source,) = reader.opened({**SOURCE, **more})
+        bad = BadRows()
+        rows = list(source.rows(bad))
+        bad.raise_if_any()
+        return rows, source
+
+    return read
+
+
+def numbers(rows: list[Any]) -> list[int]:
+    return [int(row.messages[0]["content"].split()[1].rstrip(":")) for row in rows]
+
+
+def test_the_rows_of_a_query_become_conversations(query, database) -> None:
+    database.add(*range(1, 26))
+
+    rows, source = query(chunk_rows=10)
+
+    assert numbers(rows) == list(range(1, 26))
+    assert rows[0].messages[1]["content"] == "Answer 1\nwith ümlaut"
+    assert rows[0].source == "tickets:1"
+    assert source.counts["mapping"] == {"user": "prompt", "assistant": "completion"}
+    assert (source.counts["new_rows"], source.counts["kept_rows"]) == (25, 0)
+    assert (source.name, source.max_rows) == ("tickets", None)
+
+
+def test_whole_numbers_beside_nulls_stay_whole(query, database) -> None:
+    """A group 1 in one chunk must not be a group 1.0 in another."""
+    database.add(*range(1, 25))
+
+    rows, _ = query(
+        columns={"user": "{{ prompt }} ({{ customer or 0 }})", "assistant": "{{ completion }}"},
+        chunk_rows=5,
+    )
+
+    assert rows[0].messages[0]["content"].endswith("(1)")
+    assert {row.messages[0]["content"][-3:] for row in rows} == {"(0)", "(1)", "(2)"}
+
+
+def test_times_of_the_database_are_times(query, database) -> None:
+    database.add(1, at="2026-03-01 10:00:00")
+
+    rows, _ = query(time="at", slice="customer")
+
+    assert rows[0].time == "2026-03-01T10:00:00.000000+00:00"
+    assert rows[0].slice == "1"
+
+
+def test_a_bad_row_of_a_query_is_named_by_its_number(query, database) -> None:
+    database.add(1, 2, 3)
+    database.run("UPDATE tickets SET answer = NULL WHERE id = 2")
+
+    with pytest.raises(DataError, match="tickets:2: completion is null"):
+        query()
+
+
+@pytest.mark.parametrize("watermark", ["id", "at"])
+def test_only_rows_since_the_last_run_are_asked_for(
+    watermark, query, database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database.add(1, 2, 3, at="2026-01-01 00:00:00")
+    database.add(4, at="2026-01-02 00:00:00")
+    first, before = query(watermark=watermark)
+    database.add(5, 6, at="2026-01-03 00:00:00")
+    # Had the old rows been asked for again, this would show.
+    database.run("UPDATE tickets SET answer = 'changed' WHERE id <= 2")
+
+    again, after = query(watermark=watermark)
+
+    assert (numbers(first), numbers(again)) == ([1, 2, 3, 4], [1, 2, 3, 4, 5, 6])
+    assert "changed" not in {row.messages[1]["content"] for row in again}
+    assert (after.counts["new_rows"], after.counts["kept_rows"]) == (2, 4)
+    assert after.counts["watermark"]["column"] == watermark
+    assert before.digest != after.digest
+    assert before.identity == after.identity
+
+
+def test_rows_that_share_the_highest_value_are_all_found(query, database) -> None:
+    """Two rows of one moment, and the second was written after the first was fetched."""
+    database.add(1, at="2026-01-01 00:00:00")
+    database.add(2, at="2026-01-02 00:00:00")
+    query(watermark="at")
+    database.add(3, at="2026-01-02 00:00:00")
+
+    rows, source = query(watermark="at")
+
+    assert sorted(numbers(rows)) == [1, 2, 3]
+    assert (source.counts["new_rows"], source.counts["kept_rows"]) == (1, 2)
+
+
+def test_an_unchanged_table_gives_the_same_digest(query, database) -> None:
+    database.add(*range(1, 8))
+
+    digests = {query(watermark="id")[1].digest for _ in range(3)}
+
+    assert len(digests) == 1
+    assert {query()[1].digest for _ in range(2)} == digests
+
+
+def test_a_fetch_that_was_killed_leaves_no_row_twice(query, database, reader) -> None:
+    database.add(1, 2, 3)
+    query(watermark="id")
+    (rows,) = (reader.folder / "cache" / "sql").glob("*/rows.jsonl")
+    # What a process that died between the rows and their state leaves behind.
+    with rows.open("a") as stream:
+        stream.write('{"id": 4, "prompt": "half a')
+    database.add(4)
+
+    again, _ = query(watermark="id")
+
+    assert numbers(again) == [1, 2, 3, 4]
+
+
+def test_newer_rows_of_another_run_are_not_passed_off_as_ours(query, database, reader) -> None:
+    database.add(1, 2)
+    (ours,) = reader.opened({**SOURCE, "watermark": "id"})
+    database.add(3)
+    query(watermark="id")
+
+    with pytest.raises(DataError, match="another run fetched newer rows meanwhile"):
+        list(ours.rows(BadRows()))
+
+
+def test_a_null_watermark_is_refused_for_it_would_be_lost(query, database) -> None:
+    database.add(1, 2)
+    database.run("UPDATE tickets SET customer = NULL")
+
+    with pytest.raises(DataError, match="watermark 'customer' is null in a row"):
+        query(watermark="customer")
+
+
+def test_a_later_null_watermark_is_refused_too(query, database) -> None:
+    database.add(1, 2)
+    query(watermark="customer")
+    database.add(8)
+
+    with pytest.raises(DataError, match="watermark 'customer' is null in a row"):
+        query(watermark="customer")
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"query": "SELECT nothing FROM tickets"}, "source tickets: the database .* answers: "),
+        ({"query": "SELEKT 1"}, "answers: "),
+        ({"watermark": "absent"}, "absent"),
+        ({"query": "SELECT id, id FROM tickets"}, "names a column twice"),
+    ],
+)
+def test_a_wrong_query_is_answered_in_the_database_words(more, words, query, database) -> None:
+    database.add(1)
+
+    with pytest.raises(DataError, match=f"(?i){words}") as caught:
+        query(**more)
+
+    assert "geheim" not in str(caught.value)
+
+
+def test_a_query_without_an_order_is_warned_about(query, database, caplog) -> None:
+    database.add(1)
+    with caplog.at_level(logging.WARNING):
+        query()
+        assert "ORDER BY" not in caplog.text
+        query(query=SOURCE["query"].replace("ORDER BY id", ""))
+    assert "has no ORDER BY" in caplog.text
+
+
+def test_columns_that_hold_json_become_messages(query, database) -> None:
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    database.add(1)
+    with database.engine.begin() as connection:
+        connection.execute(
+            sqlalchemy.text("UPDATE tickets SET question = :m"), {"m": json.dumps(messages)}
+        )
+    cast = "::jsonb" if database.engine.dialect.name == "postgresql" else ""
+
+    rows, _ = query(query=f"SELECT question{cast} AS messages FROM tickets ORDER BY id")
+
+    assert list(rows[0].messages) == messages
+
+
+def test_an_sqlite_file_is_named_relative_to_the_recipe(reader, tmp_path: Path) -> None:
+    database = Database(sqlalchemy.create_engine(f"sqlite:///{tmp_path / 'a.db'}"))
+    database.run("CREATE TABLE t (prompt TEXT, completion TEXT)")
+    database.run("INSERT INTO t VALUES ('a', 'b')")
+    database.engine.dispose()
+    source = {"type": "sql", "query": "SELECT * FROM t ORDER BY 1"}
+
+    (opened,) = reader.opened({**source, "database": "a.db"})
+
+    assert len(list(opened.rows(BadRows()))) == 1
+    assert str(tmp_path) not in json.dumps([opened.identity, opened.counts])
+    with pytest.raises(DataError, match=r"database b\.db \(.*/b\.db\) does not exist"):
+        reader.opened({**source, "database": "b.db"})
+    assert not (tmp_path / "b.db").exists()
+
+
+def test_a_missing_or_wrong_url_is_named_without_its_password(
+    reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    with pytest.raises(DataError, match=f"environment variable {VARIABLE} is not set"):
+        reader.opened(SOURCE)
+    for url, words in (
+        ("geheim", "holds no SQLAlchemy URL"),
+        ("nodriver://u:geheim@h/d", "no driver for nodriver|answers"),
+        ("postgresql+psycopg://u:geheim@127.0.0.1:9/d?connect_timeout=2", "answers: "),
+    ):
+        monkeypatch.setenv(VARIABLE, url)
+        with pytest.raises(DataError, match=words) as caught:
+            reader.opened(SOURCE)
+        assert "geheim" not in str(caught.value)
+
+
+@pytest.mark.parametrize("place", [{}, {"url_variable": "A", "database": "b.db"}])
+def test_a_query_has_one_database(place) -> None:
+    with pytest.raises(ValueError, match="either `url_variable` or `database`"):
+        SqlSource.model_validate({"type": "sql", "query": "SELECT 1", **place})

@@ -1,0 +1,103 @@
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.artifacts import Dataset
+from tasks.dataset.drift import drift, drift_summary, js_distance
+from tasks.dataset.settings import DatasetSettings
+from tasks.dataset.work import prepare_dataset
+from tasks.store import Store
+
+SETTINGS = {
+    "sources": [{"type": "jsonl", "path": "rows.jsonl"}],
+    "split": {"test": 0.1},
+    # Rows of a few words each, drawn by chance, resemble each other.
+    "cleaning": {"near_duplicates": None, "contamination": None},
+}
+WORDS = ["red", "green", "blue", "square", "round", "open", "closed", "list", "file", "queue"]
+
+
+def prepared(folder: Path, count: int, *, seed: int, words: list[str], length: int) -> Dataset:
+    draw = random.Random(seed)
+    folder.mkdir()
+    rows = [
+        {"prompt": f"Row {seed} {i}", "completion": " ".join(draw.choices(words, k=length))}
+        for i in range(count)
+    ]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = DatasetSettings.model_validate(SETTINGS)
+    return prepare_dataset(Store(folder / "store"), settings, salt="s", recipe_folder=folder)
+
+
+def compared(today: Dataset, champion: Dataset, warn_above: float = 0.2) -> dict[str, Any]:
+    cards = [json.loads((d.path / "card.json").read_text()) for d in (today, champion)]
+    return drift(
+        *cards,
+        today_rows=today.path / "train_rows.npy",
+        champion_rows=champion.path / "train_rows.npy",
+        warn_above=warn_above,
+    )
+
+
+def test_equal_mixes_are_0_apart_and_disjoint_ones_1() -> None:
+    assert js_distance([3, 5], [30, 50]) == pytest.approx(0, abs=1e-9)
+    assert js_distance([90_000, 0], [0, 90_000]) == pytest.approx(1, abs=1e-4)
+    assert js_distance([9], [9, 9]) == js_distance([9, 0], [9, 9]) > 0
+
+
+def test_two_small_samples_of_one_mix_are_near_each_other() -> None:
+    draw = random.Random(0)
+    samples = [[0] * 100 for _ in range(2)]
+    for sample in samples:
+        for _ in range(600):
+            sample[draw.randrange(100)] += 1
+
+    assert js_distance(*samples) < 0.1
+
+
+def test_rows_drawn_alike_do_not_drift(tmp_path: Path) -> None:
+    first = prepared(tmp_path / "a", 400, seed=1, words=WORDS, length=12)
+    second = prepared(tmp_path / "b", 500, seed=2, words=WORDS, length=12)
+
+    found = compared(second, first)
+
+    assert found["warnings"] == []
+    assert found["new_rows_share"] == 1.0
+
+
+def test_other_lengths_and_other_words_are_named(tmp_path: Path) -> None:
+    first = prepared(tmp_path / "a", 400, seed=1, words=WORDS, length=12)
+    longer = prepared(tmp_path / "b", 400, seed=2, words=WORDS, length=80)
+    german = prepared(
+        tmp_path / "c", 400, seed=3, words=["rot", "Datei", "offen", "rund", "Feld"], length=12
+    )
+
+    assert "answer_lengths" in compared(longer, first)["warnings"]
+    found = compared(german, first)
+    assert "words" in found["warnings"]
+    text = drift_summary(found, champion="version 3")
+    assert "**Above 0.2: " in text
+    assert "words (a sample)" in text.split("**")[1]
+    assert "version 3" in text
+
+
+def test_the_share_of_new_rows_is_counted_by_the_rows_themselves(tmp_path: Path) -> None:
+    first = prepared(tmp_path / "a", 200, seed=1, words=WORDS, length=5)
+    (tmp_path / "a" / "rows.jsonl").write_text(
+        (tmp_path / "a" / "rows.jsonl").read_text()
+        + "".join(
+            json.dumps({"prompt": f"New {i}", "completion": "new"}) + "\n" for i in range(200)
+        )
+    )
+    settings = DatasetSettings.model_validate(SETTINGS)
+    second = prepare_dataset(
+        Store(tmp_path / "a" / "store"), settings, salt="s", recipe_folder=tmp_path / "a"
+    )
+
+    found = compared(second, first)
+
+    assert 0.4 < found["new_rows_share"] < 0.6
+    assert found["lost_rows_share"] == 0.0
