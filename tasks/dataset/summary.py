@@ -128,8 +128,13 @@ def _about_contamination(facts: dict[str, Any]) -> str:
 
 def _notes(source: dict[str, Any]) -> str:
     notes = []
+    if mapping := source.get("mapping"):
+        told = ", ".join(f"{role} from {column}" for role, column in mapping.items())
+        notes.append(f"{source['chat_format']}: {told}")
     if isinstance(files := source.get("files"), int) and files:
-        notes.append(f"{files:,} files")
+        notes.append("1 file" if files == 1 else f"{files:,} files")
+    if bad := source.get("bad_rows"):
+        notes.append(f"{bad:,} bad rows in quarantine.jsonl")
     if unreadable := source.get("unreadable_files"):
         notes.append(f"{len(unreadable):,} of them not Python of this version")
     notes += [f"{count:,} × {reason}" for reason, count in source.get("skipped", {}).items()]

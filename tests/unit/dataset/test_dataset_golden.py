@@ -13,7 +13,7 @@ EXPECTED_SHA256 = {
     "train.jsonl": "39f2eb8b7df687ef9c4240557f5ba7545a83658604b67cce7252694a440c7014",
     "test.jsonl": "bb3a524c8b4673d4afe22e391ab4bcc7acc483a10f55b8c4f6fd8e43fdb090d4",
     "card.json": "aaae4a3ced8aa68f15d1b647b25e099e0164d57f6f3e57eb891f1b6f6e544cf8",
-    "summary.md": "a10f59c98096a9c96339c308d8a4cc9e911077a26e8c7af2928665526b75d0ed",
+    "summary.md": "fcf43e40cec9dad9fdfd170d0f114441fe520b830c35c3359a59420575aab77b",
 }
 
 MODULE = '''

@@ -56,6 +56,7 @@ def test_the_output_holds_both_sides_a_card_and_a_summary(tmp_path: Path) -> Non
     summary = (dataset.path / "summary.md").read_text(encoding="utf-8")
     assert f"{len(train)} rows to train on and {len(test)} rows to test with" in summary
     assert "It is " in summary
+    assert "prompt/completion: user from prompt, assistant from completion; 1 file" in summary
 
 
 def test_no_folder_of_this_machine_stands_in_the_output(tmp_path: Path) -> None:
