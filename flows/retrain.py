@@ -5,10 +5,11 @@ from typing import Any
 
 from prefect import State, flow
 from prefect.runtime import flow_run
-from prefect.states import Completed
+from prefect.states import Cancelled, Completed
 
 from flows.run_record import PrefectRun, RunRecord
 from tasks.dataset.task import compare_with_champion, prepare_dataset
+from tasks.errors import Interrupted
 from tasks.evaluation.task import evaluate_adapter
 from tasks.promotion.task import promote_version
 from tasks.registration.task import find_champion, register_adapter
@@ -32,10 +33,22 @@ def retrain(
         force: Run every stage again, also those whose outputs are complete.
 
     Returns an `artifacts.Outcome` as a dictionary. A run that finds nothing to do ends as
-    `Completed(name="Skipped")`, one that the gate stops as `Completed(name="Refused")`.
+    `Completed(name="Skipped")`, one that the gate stops as `Completed(name="Refused")`, an
+    interrupted one as `Cancelled`.
     """
-    here = PrefectRun(flow_run.id, flow_run.ui_url)
-    with RunRecord(Path(recipe), tuple(overrides or ()), force, here) as run:
+    try:
+        return _retrained(
+            Path(recipe), tuple(overrides or ()), force, PrefectRun(flow_run.id, flow_run.ui_url)
+        )
+    except Interrupted as stop:
+        # Somebody wanted it to end: in Prefect that is no failure, and sets off no alarm.
+        return Cancelled(message=str(stop), data=stop)
+
+
+def _retrained(
+    recipe: Path, overrides: tuple[str, ...], force: bool, here: PrefectRun
+) -> State[dict[str, Any]]:
+    with RunRecord(recipe, overrides, force, here) as run:
         dataset = run.keep(prepare_dataset(run.store, **run.for_dataset()))
         tokens = run.keep(tokenize_dataset(run.store, **run.for_tokenization(dataset)))
         champion = find_champion(run.tracker, run.recipe.model_name)

@@ -10,18 +10,23 @@ from tasks.errors import Interrupted
 
 
 @contextmanager
-def stop_signals(told: Callable[[], None] = lambda: None) -> Iterator[None]:
+def stop_signals(
+    told: Callable[[], None] = lambda: None, ended: Callable[[], None] = lambda: None
+) -> Iterator[None]:
     """Ctrl-C, SIGTERM and SIGHUP (a closed terminal) raise KeyboardInterrupt in the block.
 
-    `told` is called at the first one. A second one ends the process at once: workers and servers
-    notice that we are gone by their pipe, and go too.
+    `told` is called at the first one. A second one calls `ended` and ends the process at once:
+    workers and servers notice that we are gone by their pipe, and go too.
     """
     stopping = False
 
     def handle(number: int, frame: FrameType | None) -> None:
         nonlocal stopping
         if stopping:
-            os._exit(Interrupted.exit_code)
+            try:
+                ended()
+            finally:
+                os._exit(Interrupted.exit_code)
         stopping = True
         told()
         raise KeyboardInterrupt

@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     with own_standard_output() as answer:
         attempt = Attempt(args)
         try:
-            with stop_signals(_stopping):
+            with stop_signals(_stopping, lambda: _answer_at_once(args, attempt, answer)):
                 outcome = attempt.run()
             code = EXIT_CODES[outcome.outcome]
         except BaseException as error:
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
             failure = explain(error)
             outcome, code = attempt.failed(failure), failure.exit_code
         if args.json:
-            answer.write(json.dumps(outcome.model_dump(mode="json")) + "\n")
+            _write(outcome, answer)
         elif outcome.outcome != "failed":
             _print_summary(outcome, answer)
         if outcome.outcome == "failed":
@@ -128,6 +128,17 @@ def again(args: argparse.Namespace) -> str:
     if args.home:
         words += ["--home", args.home]
     return shlex.join(words)
+
+
+def _write(outcome: Outcome, answer: TextIO) -> None:
+    answer.write(json.dumps(outcome.model_dump(mode="json")) + "\n")
+    answer.flush()
+
+
+def _answer_at_once(args: argparse.Namespace, attempt: Attempt, answer: TextIO) -> None:
+    # A second Ctrl-C: programs that read standard output get their object all the same.
+    if args.json:
+        _write(attempt.failed(explain(KeyboardInterrupt())), answer)
 
 
 def _stopping() -> None:

@@ -281,8 +281,9 @@ def test_a_second_ctrl_c_ends_at_once_and_takes_the_worker_along(
     tmp_path: Path, recipe: Path, answering_api: str
 ) -> None:
     began = time.monotonic()
-    code, _, _ = interrupted_run(tmp_path, recipe, answering_api, 2, stubborn=True)
+    code, out, _ = interrupted_run(tmp_path, recipe, answering_api, 2, stubborn=True)
     assert code == 130
+    assert json.loads(out)["outcome"] == "failed"
     assert not (tmp_path / "checkpoint").exists()
     size = (tmp_path / "worker.log").stat().st_size
     time.sleep(1.0)

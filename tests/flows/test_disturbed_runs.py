@@ -3,9 +3,11 @@
 import json
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,49 @@ def test_a_killed_training_goes_on_from_its_checkpoint(small: Any, tmp_path: Pat
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id])
     assert sorted(run.info.status for run in runs) == ["FINISHED", "KILLED"]
+
+
+def test_an_interrupted_training_is_cancelled_in_prefect_and_killed_in_mlflow(small: Any) -> None:
+    arguments = ["run", "recipes/small.yaml", "--json", "--set", "name=stopped"]
+    for override in ("max_steps=400", "save_steps=5"):
+        arguments += ["--set", f"training.training_config.{override}"]
+    process = subprocess.Popen(
+        [str(small.python), "-P", "-m", "flows.cli", *arguments],
+        cwd=small.folder,
+        env=small.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+    work = small.folder / ".loraline" / "work"
+    before = set(work.glob("training-*"))
+    try:
+        end = time.monotonic() + 240
+        while not any(
+            list(new.glob("**/checkpoint-*/adapter_model.safetensors"))
+            for new in set(work.glob("training-*")) - before
+        ):
+            assert process.poll() is None, "ended before it could be interrupted"
+            assert time.monotonic() < end
+            time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=120)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 130
+    answer = json.loads(out)
+    assert answer["outcome"] == "failed"
+    assert "checkpoint" in answer["reason"]
+    database = small.folder / ".loraline" / "prefect" / "prefect.db"
+    with closing(sqlite3.connect(database)) as connection:
+        (state,) = connection.execute(
+            "select state_type from flow_run where id = ?", (answer["prefect_flow_run_id"],)
+        ).fetchone()
+    assert state == "CANCELLED"
+    client = Tracker(Home(small.folder / ".loraline")).client
+    assert client.get_run(answer["mlflow_run_id"]).info.status == "KILLED"
 
 
 @pytest.mark.skipif(
