@@ -53,20 +53,8 @@ class RunState:
             case "step":
                 stage.detail = step_text(event)
                 stage.fraction = _share(event.get("step"), event.get("total_steps"))
-            case "generated":
-                stage.detail = (
-                    f"{event.get('model', 'model')}: {_count(event.get('done'))} of "
-                    f"{_count(event.get('total'))} answers"
-                )
-                stage.fraction = _share(event.get("done"), event.get("total"))
-            case "prepared":
-                stage.detail = rows_text(event)
-                stage.fraction = _share(event.get("done"), event.get("total"))
-            case "measured":
-                stage.detail = (
-                    f"{event.get('model', 'model')}: loss of {_count(event.get('done'))} of "
-                    f"{_count(event.get('total'))} rows"
-                )
+            case "prepared" | "measured" | "generated" as kind:
+                stage.detail = _DONE_TEXTS[kind](event)
                 stage.fraction = _share(event.get("done"), event.get("total"))
             case "waiting":
                 stage.detail = f"waiting: {event.get('message', '')}"
@@ -119,6 +107,25 @@ def step_text(event: Event) -> str:
     if isinstance(left := event.get("eta_seconds"), int | float):
         parts.append(f"{duration(left)} left")
     return ", ".join(parts)
+
+
+def _measured_text(event: Event) -> str:
+    return f"{event.get('model', 'model')}: loss of {_done_of_total(event)} rows"
+
+
+def _generated_text(event: Event) -> str:
+    return f"{event.get('model', 'model')}: {_done_of_total(event)} answers"
+
+
+_DONE_TEXTS = {
+    "prepared": rows_text,
+    "measured": _measured_text,
+    "generated": _generated_text,
+}
+
+
+def _done_of_total(event: Event) -> str:
+    return f"{_count(event.get('done'))} of {_count(event.get('total'))}"
 
 
 def _count(value: object) -> str:

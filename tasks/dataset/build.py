@@ -72,9 +72,10 @@ def build(
     sources: Sequence[Opened],
     holdout: Opened | None,
 ) -> Built:
-    """Write `train.jsonl`, `test.jsonl`, `train_rows.npy` and `test_rows.npy` (uint64: the
-    rows' ids, sorted), and `removed.jsonl` and
-    `quarantine.jsonl` where rows were left out. The holdout's rows end `test.jsonl`.
+    """Write both sides: `SIDE.jsonl`, and `SIDE_rows.npy` (uint64: the rows' ids, sorted).
+
+    The holdout's rows end `test.jsonl`. Rows that were left out are in `removed.jsonl` and
+    `quarantine.jsonl`.
 
     Raises: DataError with every bad row, or when a side of the split is empty.
     """
