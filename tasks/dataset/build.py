@@ -161,7 +161,7 @@ def _decide(
         fractions=fractions,
         ids=ids,
         groups=groups,
-        times=spool.times,
+        times=spool.column("time"),
     )
     for reason, left_out in sides.dropped.items():
         fates.drop(left_out, reason)

@@ -1,15 +1,14 @@
 """Which rows are trained on and which are only ever evaluated, in ways that later rows cannot change."""
 
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from tasks.dataset.settings import SplitSettings
+from tasks.dataset.spool import moment
 from tasks.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import numpy as np
     import numpy.typing as npt
 
@@ -34,7 +33,7 @@ def divide(
     fractions: "npt.NDArray[Any]",
     ids: "npt.NDArray[Any]",
     groups: "npt.NDArray[Any]",
-    times: "Sequence[str | None]",
+    times: "npt.NDArray[Any]",
 ) -> Sides:
     """Divide the rows at the positions `kept`; the arrays have an entry for every row read.
 
@@ -49,7 +48,8 @@ def divide(
 
     dropped = {}
     if settings.by_time:
-        moments = _moments(kept, times)
+        moments = times[kept]
+        _require_times(moments)
         on_test = moments >= _cutoff(settings, moments)
         reaching = np.isin(groups[kept], groups[kept[on_test]]) & ~on_test
         dropped[REACHES_INTO_TEST] = kept[reaching]
@@ -75,35 +75,17 @@ def smallest(ids: "npt.NDArray[Any]", limit: int) -> "npt.NDArray[np.bool_]":
     return chosen
 
 
-def _moments(
-    kept: "npt.NDArray[np.int64]", times: "Sequence[str | None]"
-) -> "npt.NDArray[np.float64]":
+def _require_times(moments: "npt.NDArray[np.float64]") -> None:
     import numpy as np
 
-    moments = np.empty(len(kept))
-    missing = 0
-    for i, position in enumerate(kept.tolist()):
-        text = times[position] if position < len(times) else None
-        try:
-            moments[i] = moment(text)
-        except ValueError:
-            missing += 1
+    missing = int(np.isnan(moments).sum())
     if missing:
         raise DataError(
-            f"The split is by time, and {missing:,} of {len(kept):,} rows have no time that can be "
-            "read. Name the column that holds it (ISO 8601, such as 2026-03-01T09:30:00Z) in "
-            "`columns: {time: ...}` of each of dataset.sources, or take dataset.split.after and "
+            f"The split is by time, and {missing:,} of {len(moments):,} rows have no time that can be "
+            "read. Name the column that holds it (ISO 8601, such as 2026-03-01T09:30:00Z) as "
+            "`time:` of each of dataset.sources, or take dataset.split.after and "
             "newest_days out to split by hash."
         )
-    return moments
-
-
-def moment(text: str | None) -> float:
-    """Seconds since 1970 of an ISO 8601 date or time; UTC where it names no zone. Raises: ValueError."""
-    if not text:
-        raise ValueError("no time")
-    found = datetime.fromisoformat(text)
-    return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
 
 
 def _cutoff(settings: SplitSettings, moments: "npt.NDArray[np.float64]") -> float:

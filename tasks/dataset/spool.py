@@ -6,8 +6,10 @@ on) are hashes and lengths: `BYTES_PER_ROW` bytes of them are kept, and the text
 
 import hashlib
 import json
+import math
 from array import array
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -25,6 +27,7 @@ _COLUMNS = {
     "label": "Q",
     "group": "Q",
     "fraction": "d",
+    "time": "d",
     "source": "H",
     "turns": "H",
     "prompt_characters": "I",
@@ -44,8 +47,6 @@ class Spool:
         self._columns: dict[str, array[Any]] = {
             name: array(code) for name, code in _COLUMNS.items()
         }
-        self.times: list[str | None] = []
-        """ISO 8601 of each row; stays empty while no row has one."""
 
     def __len__(self) -> int:
         return len(self._columns["id"])
@@ -54,9 +55,6 @@ class Spool:
         """Keep a row of the source with this number."""
         assert self._stream is not None, "add() after the first reading"
         self._stream.write(as_line(row) + b"\n")
-        if row.time is not None or self.times:
-            self.times += [None] * (len(self) - len(self.times))
-            self.times.append(row.time)
         label = (row.label, row.answer) if row.label is not None else None
         values = {
             "id": int(row.id, 16),
@@ -65,6 +63,7 @@ class Spool:
             "label": number(json.dumps(label)) if label else 0,
             "group": number(row.group),
             "fraction": fraction(self._salt, row.group),
+            "time": moment(row.time),
             "source": source,
             "turns": min(len(row.messages), 65535),
             "prompt_characters": sum(len(str(m["content"])) for m in row.messages[:-1]),
@@ -75,7 +74,7 @@ class Spool:
 
     def column(self, name: str) -> "npt.NDArray[Any]":
         """One number of each row: `id`, `prompt`, `label`, `group` (hashes), `fraction` (where the
-        split puts the group, 0-1), `source`, `turns`, `prompt_characters`, `answer_characters`.
+        split puts the group, 0-1), `time` (see `moment`), `source`, `turns`, `prompt_characters`, `answer_characters`.
         """
         import numpy as np
 
@@ -108,6 +107,15 @@ def fraction(salt: str, key: str) -> float:
     first_bytes = hashlib.sha256(f"{salt}\0{key}".encode()).digest()[:8]
     # 53 bits: all that a float holds, so that the largest value stays below 1.
     return (int.from_bytes(first_bytes) >> 11) / 2**53
+
+
+def moment(text: str | None) -> float:
+    """Seconds since 1970 of an ISO 8601 date or time, UTC where it names no zone; NaN for anything else."""
+    try:
+        found = datetime.fromisoformat(text or "")
+    except ValueError:
+        return math.nan
+    return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
 
 
 def number(text: str) -> int:

@@ -49,9 +49,9 @@ def spooled(rows: list[Row], salt: str, folder: Path) -> Spool:
 def split_rows(folder: Path):
     def split(rows: list[Row], settings: SplitSettings, salt: str) -> Split:
         spool = spooled(rows, salt, folder)
-        columns = {"fractions": "fraction", "ids": "id", "groups": "group"}
+        columns = {"fractions": "fraction", "ids": "id", "groups": "group", "times": "time"}
         arrays = {name: spool.column(column) for name, column in columns.items()}
-        found = divide(np.arange(len(rows)), settings, **arrays, times=spool.times)
+        found = divide(np.arange(len(rows)), settings, **arrays)
         return Split(rows, found)
 
     return split
@@ -239,7 +239,9 @@ def test_a_group_that_reaches_into_the_test_period_is_not_trained_on(split_rows)
 def test_rows_without_a_time_are_refused_with_their_number(split_rows) -> None:
     rows = [dated(1, "2026-01-01"), row("no time"), dated(2, "yesterday")]
 
-    with pytest.raises(DataError, match=r"2 of 3 rows have no time .* `columns: \{time: ...\}"):
+    with pytest.raises(
+        DataError, match=r"2 of 3 rows have no time .* as `time:` of each of dataset.sources"
+    ):
         split_rows(rows, SplitSettings(after="2026-01-01"), "salt")
 
 
