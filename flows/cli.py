@@ -3,8 +3,10 @@
 import argparse
 import importlib
 import os
+import re
 import sys
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NoReturn
 
 COMMANDS: dict[str, str] = {
     "init": "write a working folder with a recipe for your own data",
@@ -15,6 +17,7 @@ COMMANDS: dict[str, str] = {
     "versions": "list the registered versions of an adapter",
     "predict": "answer prompts with a registered version",
     "verify": "recompute what a registered version says of itself",
+    "convert": "turn a loralib checkpoint into a PEFT adapter, or back",
     "doctor": "say what this machine has, and what to do about what is missing",
     "ui": "serve this folder's Prefect and MLflow on loopback",
 }
@@ -33,6 +36,16 @@ exit codes:
 
 
 INTERRUPTED = 130
+ANSWER_THEMSELVES = ("run", "check")
+"""Commands whose --json object tells a failure too, with what was found before it."""
+
+
+class WrongArguments(SystemExit):
+    """The command line cannot be understood; `message` says why, as standard error does."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(2)
+        self.message = message
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -43,7 +56,12 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         # So early that nothing is to be told or kept.
         return INTERRUPTED
-    args = parser.parse_args(arguments)
+    try:
+        args = parser.parse_args(arguments)
+    except WrongArguments as wrong:
+        if "--json" in arguments:
+            _answer_failure(_command_in(arguments), wrong.message)
+        raise
     if args.command is None:
         parser.print_help()
         return 0
@@ -63,12 +81,14 @@ def main(argv: list[str] | None = None) -> int:
 
         failure = explain(error)
         failure.print()
+        if getattr(args, "json", False) and args.command not in ANSWER_THEMSELVES:
+            _answer_failure(args.command, failure.message)
         return failure.exit_code
 
 
 def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     """The parser of all commands; only `command` gets its arguments, since that imports its module."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="loraline",
         description="Retrain LoRA adapters on a schedule, from raw chats to a promoted version.",
         epilog=EXIT_CODES,
@@ -103,6 +123,48 @@ def _command_in(arguments: list[str]) -> str | None:
 
 def _module(name: str) -> Any:
     return importlib.import_module(f"flows.commands.{name}")
+
+
+def _answer_failure(command: str | None, message: str) -> None:
+    """The one object on standard output that a program which asked for JSON reads."""
+    import json
+
+    answer: dict[str, Any] = {"ok": False, "error": message}
+    if command in (None, "run"):
+        from tasks.artifacts import Outcome
+
+        answer = Outcome(outcome="failed", reason=message).model_dump(mode="json")
+    print(json.dumps(answer))
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what was meant by a misspelt command or option; its subparsers are of this class too."""
+
+    def error(self, message: str) -> NoReturn:
+        message = f"{message}{self._meant(message)}"
+        self.print_usage(sys.stderr)
+        sys.stderr.write(f"{self.prog}: error: {message}\n")
+        raise WrongArguments(message)
+
+    def _meant(self, message: str) -> str:
+        from tasks.suggest import did_you_mean
+
+        wrong, allowed = None, list(COMMANDS)
+        if found := re.search(r"invalid choice: '(.*?)'", message):
+            wrong = found[1]
+        elif found := re.search(r"unrecognized arguments:.*?(--[\w-]+)", message):
+            wrong, allowed = found[1], sorted(_options(self))
+        hint = did_you_mean(wrong, allowed) if wrong else ""
+        return f". {hint}" if hint.startswith("Did") else ""
+
+
+def _options(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """The options of a parser and of its subparsers, of which only the command in use has its own."""
+    for action in parser._actions:
+        yield from (option for option in action.option_strings if option.startswith("--"))
+        if isinstance(action, argparse._SubParsersAction):
+            for inner in action.choices.values():
+                yield from _options(inner)
 
 
 class _Version(argparse.Action):

@@ -16,7 +16,7 @@ from typing import Literal
 
 from flows.server_lock import ServerLock
 from flows.servers import embedded_prefect
-from tasks.addresses import answers, without_passwords
+from tasks.addresses import unreachable, without_passwords
 from tasks.errors import StageFailed
 from tasks.home import Home
 from tasks.stack import Server, read_stack, running
@@ -82,13 +82,13 @@ def prefect_connection(
 
 def _refuse_unreachable(connection: Connection) -> None:
     """Raises: StageFailed when nothing answers there; any answer, a refusal too, is left to Prefect."""
-    try:
-        answers(f"{connection.url.rstrip('/')}/health")
-    except (OSError, ValueError) as error:
+    why = unreachable(f"{connection.url.rstrip('/')}/health")
+    if why is not None:
         raise StageFailed(
-            f"The Prefect server {without_passwords(connection.url)}, named by {connection.reason}, does not answer "
-            f"({error}). Start it, or take the setting away: loraline then starts a server of its own."
-        ) from error
+            f"The Prefect server {without_passwords(connection.url)}, named by {connection.reason}, "
+            f"does not answer ({without_passwords(why)}). Start it, or take the setting away: loraline "
+            "then starts a server of its own."
+        )
 
 
 def _stack_or_lock(home: Home, lock: ServerLock, purpose: str, say: Say) -> Server | None:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from tasks.artifacts import Dataset, Tokens
 from tasks.base import Base, resolve_base
 from tasks.home import Home
-from tasks.recipe import Loaded, Recipe, read_recipe
+from tasks.preflight import check_recipe
+from tasks.recipe import Loaded, Recipe
 from tasks.store import Store
 
 if TYPE_CHECKING:
@@ -31,8 +32,8 @@ class RecipeCheck:
 
     @cached_property
     def loaded(self) -> Loaded:
-        """The recipe with its warnings. Raises: RecipeError with every mistake."""
-        return read_recipe(self.path, self._overrides)
+        """The recipe with its warnings. Raises: RecipeError with every mistake, of its data and base too."""
+        return check_recipe(self.path, self._overrides)
 
     @property
     def recipe(self) -> Recipe:

@@ -116,12 +116,6 @@ def recipe_text(recipe: Path, *, name: str, base: str | None, data: Data | None)
     )
 
 
-def slug(text: str) -> str:
-    """A recipe name made of `text`: lower case, digits, dots, dashes; `adapter` when nothing is left."""
-    plain = re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("._-")
-    return plain[:63].rstrip("._-") or "adapter"
-
-
 def _quickstart(recipe: Path, name: str) -> str:
     text = (shared("recipes") / "quickstart.yaml").read_text(encoding="utf-8")
     lines = {

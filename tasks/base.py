@@ -1,6 +1,5 @@
 """Find the base model: a local folder, or a Hub id pinned to a commit; and its sha256."""
 
-import json
 import logging
 import os
 import re
@@ -8,18 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tasks.base_folder import (
+    TOKENIZER_FILES,
+    WEIGHT_FILES,
+    files_problem,
+    folder_problem,
+    weight_files,
+)
 from tasks.errors import BaseModelError
 from tasks.home import Home
 from tasks.settings import Settings
-
-WEIGHT_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json")
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "generation_config.json",
-)
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _log = logging.getLogger(__name__)
@@ -78,18 +75,16 @@ def resolve_base(settings: BaseSettings, recipe: Path, home: Home, *, update: bo
 
     commit = None
     if settings.is_local:
-        folder = _local_folder(settings, recipe)
+        folder = local_folder(settings, recipe)
+        if problem := folder_problem(folder):
+            raise BaseModelError(f"{recipe}: base {settings.model} {problem}")
     else:
         commit = locked_commit(settings, recipe, update=update, home=home)
         folder = snapshot(settings.model, commit, [*WEIGHT_FILES, *TOKENIZER_FILES])
-    weights = sorted(p for pattern in WEIGHT_FILES for p in folder.glob(pattern))
-    _check_weights(settings.model, folder, weights)
+        if problem := files_problem(folder):
+            raise BaseModelError(f"Base model {settings.model} ({folder}) {problem}")
+    weights = weight_files(folder)
     tokenizer = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
-    if not any(p.name == "tokenizer.json" for p in tokenizer):
-        raise BaseModelError(
-            f"Base model {settings.model} ({folder}) has no tokenizer.json. "
-            "Save it once with transformers' AutoTokenizer(...).save_pretrained, which writes one."
-        )
     memory = HashMemory(home.cache / "sha256.json")
     base = Base(
         path=folder,
@@ -128,6 +123,21 @@ def locked_commit(
     return commit
 
 
+def known_commit(settings: BaseSettings, recipe: Path) -> str | None:
+    """The commit that the recipe or its lock names, without asking anybody; None where neither does.
+
+    Raises: BaseModelError for a lock file that is none.
+    """
+    if _COMMIT.fullmatch(settings.revision):
+        return settings.revision
+    if not (path := lock_path(recipe)).is_file():
+        return None
+    entry = read_lock(path, recipe)
+    if entry.get("model") == settings.model and entry.get("revision") == settings.revision:
+        return str(entry["commit"])
+    return None
+
+
 def read_lock(path: Path, recipe: Path) -> dict[str, Any]:
     """The lock file's entry: `model`, `revision`, `commit`. Raises: BaseModelError when it is none."""
     import yaml
@@ -145,20 +155,25 @@ def read_lock(path: Path, recipe: Path) -> dict[str, Any]:
     return entry
 
 
-def _local_folder(settings: BaseSettings, recipe: Path) -> Path:
-    folder = (recipe.parent / Path(settings.model).expanduser()).resolve()
-    if (folder / "config.json").is_file():
-        return folder
-    if not folder.is_dir():
-        what = "does not exist"
-    elif (folder / "adapter_config.json").is_file():
-        what = "holds a LoRA adapter and not a whole model"
-    else:
-        what = "holds no config.json"
-    raise BaseModelError(
-        f"{recipe}: base {settings.model} is {folder}, which {what}. "
-        "Correct the path (relative paths start at the recipe's folder), or name a Hub id."
-    )
+def local_folder(settings: BaseSettings, recipe: Path) -> Path:
+    """The folder that a local base names, whether it exists or not."""
+    # And not Path's, which fails where the user after a `~` does not exist.
+    return (recipe.parent / os.path.expanduser(settings.model)).resolve()  # noqa: PTH111
+
+
+def bare_folder_problem(settings: BaseSettings, recipe: Path) -> str | None:
+    """`models/phi` reads as a Hub id; who has such a folder meant the folder. In the words after its name."""
+    for start in (recipe.parent, Path()):
+        folder = start / settings.model
+        if (folder / "config.json").is_file():
+            near = os.path.relpath(folder.resolve(), recipe.parent.resolve())
+            way_out = near if near.startswith(".") else f"./{near}"
+            return (
+                "reads as a Hub id, and there is a model folder of "
+                f"that name. For the folder write `base: {way_out}` (relative to the recipe); for the "
+                "Hub's model rename the folder."
+            )
+    return None
 
 
 def _commit_beside_lock(
@@ -190,45 +205,8 @@ def _commit_beside_lock(
 
 
 def _refuse_bare_folder(settings: BaseSettings, recipe: Path) -> None:
-    """`models/phi` reads as a Hub id; who has such a folder meant the folder."""
-    for start in (recipe.parent, Path()):
-        folder = start / settings.model
-        if (folder / "config.json").is_file():
-            near = os.path.relpath(folder.resolve(), recipe.parent.resolve())
-            way_out = near if near.startswith(".") else f"./{near}"
-            raise BaseModelError(
-                f"{recipe}: base {settings.model} reads as a Hub id, and there is a model folder of "
-                f"that name. For the folder write `base: {way_out}` (relative to the recipe); for the "
-                "Hub's model rename the folder."
-            )
-
-
-def _check_weights(model: str, folder: Path, weights: list[Path]) -> None:
-    if not any(p.suffix == ".safetensors" for p in weights):
-        others = sorted(p.name for p in folder.glob("*.bin"))
-        found = f" It has {', '.join(others[:3])}, which loading would execute." if others else ""
-        raise BaseModelError(
-            f"Base model {model} ({folder}) has no .safetensors file, the only weight format "
-            f"that loraline loads.{found} Convert it with transformers' save_pretrained, or choose "
-            "another base."
-        )
-    for index in weights:
-        if not index.name.endswith(".index.json"):
-            continue
-        try:
-            named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise BaseModelError(
-                f"Base model {model}: {index} is not an index of weight files ({error!r}). "
-                "Delete the folder and fetch the model again."
-            ) from error
-        missing = sorted(name for name in named if not (folder / name).is_file())
-        if missing:
-            raise BaseModelError(
-                f"Base model {model} ({folder}) is incomplete: {index.name} names "
-                f"{', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not there. "
-                f"Fetch the rest with the network on (`hf download {model}`), or copy it there."
-            )
+    if problem := bare_folder_problem(settings, recipe):
+        raise BaseModelError(f"{recipe}: base {settings.model} {problem}")
 
 
 def _write_lock(path: Path, recipe: Path, settings: BaseSettings, commit: str) -> None:

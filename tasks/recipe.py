@@ -1,9 +1,10 @@
 """A recipe: one YAML file per adapter, one section per stage."""
 
 import logging
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BeforeValidator, Field, ValidationError
 
@@ -11,12 +12,16 @@ from tasks.base import BaseSettings
 from tasks.dataset.settings import DatasetSettings
 from tasks.errors import RecipeError
 from tasks.evaluation.settings import EvaluationSettings
+from tasks.names import NAME_PATTERN
 from tasks.promotion.settings import PromotionSettings
 from tasks.registration.settings import RegistrationSettings
 from tasks.schedule import ScheduleSettings
 from tasks.settings import Settings
 from tasks.tokenization.settings import TokenizationSettings
 from tasks.training.settings import TrainingSettings
+
+if TYPE_CHECKING:
+    from tasks.recipe_file import Document
 
 _log = logging.getLogger(__name__)
 
@@ -28,7 +33,7 @@ def _shorthand(value: object) -> object:
 class Recipe(Settings):
     """Everything that decides an adapter."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")
+    name: str = Field(pattern=NAME_PATTERN)
     """Name of the adapter: registered model, MLflow experiment, schedule."""
     seed: int = Field(default=42, ge=0, lt=2**32)
     """Seed of adapter initialisation, data order and dropout. Never decides which rows are test rows."""
@@ -63,10 +68,16 @@ class Loaded:
     path: Path
 
 
-def read_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Loaded:
+def read_recipe(
+    path: Path,
+    overrides: tuple[str, ...] = (),
+    *,
+    more: "Callable[[Document], Iterable[str]]" = lambda document: (),
+) -> Loaded:
     """Read, override, translate and validate a recipe.
 
-    An override is `section.field=value` with a YAML value. Raises RecipeError with every mistake,
+    An override is `section.field=value` with a YAML value. `more` looks at the document, valid or
+    not, for mistakes that no schema knows (`tasks.preflight`). Raises RecipeError with every mistake,
     one a line: `file:line: field: what is wrong. Did you mean ...?`.
     """
     from tasks.recipe_file import apply_override, read_document
@@ -82,6 +93,7 @@ def read_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Loaded:
         recipe = Recipe.model_validate(document.data, strict=True)
     except ValidationError as error:
         document.mistakes.extend(mistakes_of(error, document, Recipe))
+    document.mistakes.extend(more(document))
     if recipe is None or document.mistakes:
         raise RecipeError("\n".join(_in_order(document.mistakes)))
     return Loaded(recipe, tuple(_in_order(warnings)), path)

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from tasks.names import NAME_IN_WORDS, NAME_PATTERN, slug
 from tasks.recipe_file import Document, Loc, dotted_name
 from tasks.suggest import did_you_mean
 from tasks.training import fields
@@ -31,6 +32,15 @@ _BOUNDS = {
     "less_than": ("lt", "below"),
     "less_than_equal": ("le", "at most"),
 }
+
+_PATTERNS = {
+    NAME_PATTERN: NAME_IN_WORDS,
+    r"^[^/:]+$": "has no slash and no colon, which MLflow's addresses are made of",
+    r"^[\w.-]+$": "has letters, digits, dots, dashes and underscores only",
+    r"^[\w.-]+(/[\w.-]+)?$": "is `owner/name` or `name`, as the Hub's page shows it",
+    r"^[A-Za-z_][A-Za-z0-9_]*$": "has letters, digits and underscores only, and no digit first",
+}
+"""What a settings' pattern allows, as the rest of the sentence `a name ...`."""
 
 
 def mistakes_of(error: ValidationError, document: Document, model: type[BaseModel]) -> list[str]:
@@ -92,9 +102,17 @@ def _what(detail: dict[str, Any], loc: Loc, document: Document, model: type[Base
         name, words = _BOUNDS[kind]
         return f"must be {words} {context[name]}, not {fields.shown(value)}"
     if kind == "string_pattern_mismatch":
-        return f"must match {context['pattern']}, not {fields.shown(value)}"
+        return _pattern(str(context["pattern"]), value)
     message = str(detail["msg"])
     return f"{message[0].lower()}{message[1:]} (given: {fields.shown(value)})"
+
+
+def _pattern(pattern: str, value: Any) -> str:
+    words = _PATTERNS.get(pattern)
+    if words is None:
+        return f"must match {pattern}, not {fields.shown(value)}"
+    hint = f". How about `{slug(value)}`?" if pattern == NAME_PATTERN and value else ""
+    return f"a name {words}; this is {fields.shown(value)}{hint}"
 
 
 def _unknown(loc: Loc, document: Document, model: type[BaseModel]) -> str:

@@ -16,7 +16,7 @@ from urllib.parse import quote, urlsplit
 from filelock import FileLock
 
 from tasks import run_lease
-from tasks.addresses import without_passwords
+from tasks.addresses import unreachable, without_passwords
 from tasks.errors import LoralineError, StageFailed, UserError
 from tasks.home import Home
 from tasks.metric_writer import MetricWriter, Point
@@ -50,6 +50,23 @@ def tracking_uri(home: Home) -> str:
             )
         return uri
     return _stack_url(home) or _sqlite_uri(home)
+
+
+def refuse_unreachable(home: Home) -> None:
+    """Ask once whether the tracking server is there; MLflow's own clients ask for minutes.
+
+    To be called before a stage runs. In the middle of a run the clients' patience bridges an outage.
+
+    Raises: StageFailed when nobody answers, UserError as `tracking_uri` does.
+    """
+    uri = tracking_uri(home)
+    if uri.startswith("sqlite:") or (why := unreachable(uri)) is None:
+        return
+    raise StageFailed(
+        f"The MLflow server {without_passwords(uri)}, named by MLFLOW_TRACKING_URI, does not answer "
+        f"({without_passwords(why)}). Start it, correct the address, or take the setting away: "
+        f"loraline then keeps its own database ({home.mlflow / 'mlflow.db'})."
+    )
 
 
 class Tracker:

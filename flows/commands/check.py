@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from flows.program import program
 from tasks.durations import duration
+from tasks.errors import RecipeError
 from tasks.home import home
 
 if TYPE_CHECKING:
@@ -43,7 +44,8 @@ def run(args: argparse.Namespace) -> int:
     """Recipe, data and tokens without torch; then the model in a worker process.
 
     Registers nothing. The data and the tokens it prepares stay in the store, where `run` finds them.
-    With --json a check that fails prints `{"ok": false, "error": ...}` with what was found before.
+    With --json a check that fails prints `{"ok": false, "error": ...}` with what was found before, and
+    for a wrong recipe `"mistakes"`, a list of its lines.
     """
     from flows.streams import own_standard_output
 
@@ -61,6 +63,8 @@ def run(args: argparse.Namespace) -> int:
             from flows.failures import explain
 
             facts["error"] = explain(error).message
+            if isinstance(error, RecipeError):
+                facts["mistakes"] = facts["error"].splitlines()
             raise
         finally:
             if args.json:
@@ -195,7 +199,6 @@ def _line(console: "Console", text: str) -> None:
 
 
 def _count(text: str) -> int:
-    count = int(text)
-    if count < 0:
-        raise argparse.ArgumentTypeError("must not be negative")
-    return count
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0, not {text!r}")
+    return int(text)

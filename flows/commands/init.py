@@ -6,8 +6,10 @@ import shlex
 from pathlib import Path
 
 from flows.program import program
-from flows.working_folder import Data, Written, slug, write_working_folder
+from flows.working_folder import Data, Written, looks_local, write_working_folder
+from tasks.base_folder import folder_problem
 from tasks.errors import UserError
+from tasks.names import NAME_IN_WORDS, slug
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,9 +41,14 @@ def run(args: argparse.Namespace) -> int:
     name = slug(args.name or (_bare_name(data.path) if data else "docstrings"))
     if args.name and name != args.name:
         raise UserError(
-            f"The name {args.name!r} cannot be used: lower case letters, digits, dots, dashes and "
-            f"underscores only. How about --name {name}?"
+            f"The name {args.name!r} cannot be used: a name {NAME_IN_WORDS}. "
+            f"How about --name {name}?"
         )
+    if args.base and looks_local(args.base):
+        # And not Path's, which fails where the user after a `~` does not exist.
+        given = Path(os.path.expanduser(args.base))  # noqa: PTH111
+        if problem := folder_problem(given.absolute()):
+            raise UserError(f"--base {args.base} {problem}")
     written = write_working_folder(folder, name=name, base=args.base, data=data)
     load_recipe(written.recipe)
     _tell(folder, written, data, starter=args.base is None)

@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     from flows.streams import own_standard_output
     from tasks.errors import UserError
     from tasks.registration.prediction import Row, answer_rows, model_uri, read_rows, write_rows
-    from tasks.tracking import Tracker
+    from tasks.tracking import Tracker, refuse_unreachable
 
     if (args.input is None) != (args.output is None):
         raise UserError(
@@ -59,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
     with own_standard_output() as out:
         state = home()
         state.prepare()
+        refuse_unreachable(state)
         answers = answer_rows(
             rows,
             tracker=Tracker(state),
@@ -88,7 +89,6 @@ def _show_progress(event: dict[str, Any]) -> None:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1, not {text!r}")
+    return int(text)

@@ -16,8 +16,9 @@ from flows.signals import stop_signals
 from tasks.artifacts import Outcome
 from tasks.errors import Interrupted
 from tasks.home import Home, home
+from tasks.preflight import check_recipe
 from tasks.progress import Event, listening
-from tasks.recipe import read_recipe
+from tasks.tracking import refuse_unreachable
 
 EXIT_CODES = {"registered": 0, "skipped": 0, "awaiting_approval": 0, "failed": 1, "refused": 3}
 
@@ -77,10 +78,11 @@ class Attempt:
     def run(self) -> Outcome:
         """Run the flow. Raises whatever it raises."""
         path = Path(self.args.recipe)
-        # Before anything is started or written: a wrong recipe is told at once.
-        recipe = read_recipe(path, tuple(self.args.overrides)).recipe
+        # Before anything is started or written: whatever is wrong is told at once.
+        recipe = check_recipe(path, tuple(self.args.overrides)).recipe
         state = home()
         state.prepare()
+        refuse_unreachable(state)
         return self._flow(state, path, recipe.name)
 
     def failed(self, failure: Failure) -> Outcome:

@@ -29,12 +29,13 @@ def run(args: argparse.Namespace) -> int:
     from flows.streams import own_standard_output
     from tasks.registration.checking import check_version
     from tasks.registration.prediction import model_uri
-    from tasks.tracking import Tracker
+    from tasks.tracking import Tracker, refuse_unreachable
 
     uri = model_uri(args.model)
     with own_standard_output() as out:
         state = home()
         state.prepare()
+        refuse_unreachable(state)
         base = args.base.absolute() if args.base else None
         checks = check_version(Tracker(state), uri, base=base, home=state)
         if args.json:

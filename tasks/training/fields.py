@@ -5,8 +5,11 @@ import json
 import math
 import operator
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from tasks.suggest import did_you_mean
 
 TABLE = Path(__file__).with_name("fields.json")
 
@@ -22,6 +25,11 @@ def peft_types() -> list[str]:
 def unsupported_peft_types() -> dict[str, str]:
     """PEFT types that exist but cannot be trained on conversations, with the reason."""
     return dict(_table()["unsupported_peft_types"])
+
+
+def renamed_at_loading() -> frozenset[str]:
+    """Model types whose modules bear other names than the weights in their files."""
+    return frozenset(_table()["renamed_at_loading"])
 
 
 def peft_fields(peft_type: str) -> dict[str, Fragment]:
@@ -41,7 +49,7 @@ def problem(value: Any, fragment: Fragment) -> str | None:
     if kinds is not None and not any(_is_kind(value, kind) for kind in kinds):
         return f"must be {_expected(fragment)}, not {shown(value)}"
     if "enum" in fragment and not any(_same(value, choice) for choice in fragment["enum"]):
-        return f"must be {_expected(fragment)}, not {shown(value)}"
+        return _not_this(value, fragment)
     if "anyOf" in fragment:
         problems = [problem(value, option) for option in fragment["anyOf"]]
         if all(problems):
@@ -51,7 +59,7 @@ def problem(value: Any, fragment: Fragment) -> str | None:
                 for text, option in zip(problems, fragment["anyOf"], strict=True)
                 if text and "type" in option and _is_kind(value, option["type"])
             ]
-            return inner[0] if inner else f"must be {_expected(fragment)}, not {shown(value)}"
+            return inner[0] if inner else _not_this(value, fragment)
     if "pattern" in fragment and not re.search(fragment["pattern"], str(value)):
         return f"must match {fragment['pattern']}, not {shown(value)}"
     return _bounds_problem(value, fragment) or _inner_problem(value, fragment)
@@ -65,6 +73,19 @@ def shown(value: Any) -> str:
         return str(value).lower()
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _not_this(value: Any, fragment: Fragment) -> str:
+    """`must be ..., not 'cosin'. Did you mean `cosine`?`."""
+    text = f"must be {_expected(fragment)}, not {shown(value)}"
+    hint = did_you_mean(value, _choices(fragment)) if isinstance(value, str) else ""
+    return f"{text}. {hint}" if hint.startswith("Did") else text
+
+
+def _choices(fragment: Fragment) -> Iterator[str]:
+    yield from (choice for choice in fragment.get("enum", ()) if isinstance(choice, str))
+    for option in fragment.get("anyOf", ()):
+        yield from _choices(option)
 
 
 def _bounds_problem(value: Any, fragment: Fragment) -> str | None:

@@ -71,6 +71,7 @@ def build_table() -> dict[str, Any]:
     return {
         "versions": {name: _minor(name) for name in ("peft", "trl", "transformers")},
         "unsupported_peft_types": UNSUPPORTED_PEFT_TYPES,
+        "renamed_at_loading": _renamed_at_loading(),
         "peft": _share(peft),
         "training": _share(training),
     }
@@ -81,6 +82,7 @@ def render(table: dict[str, Any]) -> str:
     lines = ["{"]
     lines.append(f' "versions": {json.dumps(table["versions"])},')
     lines.append(f' "unsupported_peft_types": {json.dumps(table["unsupported_peft_types"])},')
+    lines.append(f' "renamed_at_loading": {json.dumps(table["renamed_at_loading"])},')
     for part in ("peft", "training"):
         lines.append(f' "{part}": {{')
         groups = []
@@ -108,6 +110,19 @@ def _load(path: str) -> type:
         cls = getattr(importlib.import_module(module), name)
     assert isinstance(cls, type)
     return cls
+
+
+def _renamed_at_loading() -> list[str]:
+    """Model types of causal language models whose weights transformers renames, splits or fuses."""
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    return sorted(
+        model_type
+        for model_type, classes in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items()
+        for name in (model_type, *([classes] if isinstance(classes, str) else classes))
+        if get_checkpoint_conversion_mapping(name)
+    )
 
 
 def _minor(package: str) -> str:

@@ -43,27 +43,42 @@ def check_targets(
 
     Raises: UserError that names the wrong targets, the model's own names and the likely translation.
     """
+    if problem := target_problem(targets, linear, model, head):
+        raise UserError(f"training.peft_config.target_modules: {problem}")
+
+
+def target_problem(
+    targets: str | Iterable[str] | None, linear: Sequence[str], model: str, head: str | None = None
+) -> str | None:
+    """What `check_targets` refuses, in the words that follow the field's name; None if nothing."""
     if targets is None:
-        return
+        return None
     if not isinstance(targets, str):
         # PEFT keeps them as a set, whose order changes from process to process.
         targets = sorted(targets) if isinstance(targets, set) else list(targets)
     if not targets:
-        raise UserError(
-            "training.peft_config.target_modules is empty: nothing would be trained. "
+        return (
+            "is empty: nothing would be trained. "
             f"Write `{ALL_LINEAR}`, or some of {_listed(own_names(linear, head))}."
         )
-    missing = unmatched(targets, linear)
+    try:
+        missing = unmatched(targets, linear)
+    except re.error as error:
+        return (
+            f"is a string that is no regular expression ({error}). Correct it, write a list of "
+            f"names, or `{ALL_LINEAR}`."
+        )
     if missing:
-        raise UserError(_explain(targets, missing, own_names(linear, head), model))
+        return _explain(targets, missing, own_names(linear, head), model)
     if head is None or isinstance(targets, str):
-        return
+        return None
     if len(unmatched(targets, [head])) < len(targets):
-        raise UserError(
-            f"training.peft_config.target_modules names {head}, the output head of {model}. "
+        return (
+            f"names {head}, the output head of {model}. "
             "The loss is computed from its weight directly, so an adapter there would never be "
             f"trained. Remove it, or write `{ALL_LINEAR}`, which leaves the head out."
         )
+    return None
 
 
 def own_names(linear: Iterable[str], head: str | None = None) -> list[str]:
@@ -97,8 +112,7 @@ def translation(name: str, own: Sequence[str]) -> list[str]:
 def _explain(targets: str | list[str], missing: list[str], own: list[str], model: str) -> str:
     asked = [targets] if isinstance(targets, str) else targets
     lines = [
-        f"training.peft_config.target_modules: {len(missing)} of {len(asked)} names match no module "
-        f"of {model}: {', '.join(missing)}.",
+        f"{len(missing)} of {len(asked)} names match no module of {model}: {', '.join(missing)}.",
         f"Its linear modules are: {_listed(own)}.",
     ]
     renamed: dict[str, list[str]] = {}

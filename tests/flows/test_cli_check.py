@@ -54,17 +54,41 @@ def test_check_tells_what_a_run_would_do_and_starts_none(
     assert not home().mlflow.exists()
 
 
-def test_modules_that_the_base_does_not_have_are_exit_code_2(
+def test_mistakes_that_need_no_model_are_one_answer_with_a_line_each(
     recipe: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    modules = "training.peft_config.target_modules=[q_proj, v_proj]"
+    settings = [
+        "training.peft_config.target_modules=[q_proj, v_proj]",
+        "tokenization.max_length=4096",
+        "dataset.sources.0.path=gone.jsonl",
+    ]
+    options = [word for text in settings for word in ("--set", text)]
+    assert main(["check", str(recipe), "--rows", "0", "--json", *options]) == 2
+    out, err = capfd.readouterr()
+    found = json.loads(out)
+    assert set(found) == {"ok", "error", "mistakes"}
+    assert found["ok"] is False
+    assert found["error"] == "\n".join(found["mistakes"])
+    for text, word in zip(settings, ("qkv_proj", "1,024", "Beside it lie rows.jsonl"), strict=True):
+        (line,) = [line for line in found["mistakes"] if line.startswith(f"--set {text}: ")]
+        assert word in line
+    assert found["error"] in err
+    assert "Traceback" not in err
+    # Nothing was prepared for it.
+    assert not home().root.exists()
+
+
+def test_what_only_the_loaded_model_tells_is_exit_code_2_after_what_stood_before_it(
+    recipe: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    # Files of an inner model lack the outer name `model`, so that the files alone cannot rule it out.
+    modules = r"training.peft_config.target_modules='model\.model\.layers\..*proj'"
     assert main(["check", str(recipe), "--rows", "0", "--json", "--set", modules]) == 2
     out, err = capfd.readouterr()
     found = json.loads(out)
     assert found["ok"] is False
-    assert "q_proj" in found["error"]
+    assert "match no module" in found["error"]
     assert "qkv_proj" in found["error"]
-    # What stood before the mistake was found is told all the same.
     assert found["dataset"]["rows"]["train"] > 0
     assert "Traceback" not in err
 

@@ -19,10 +19,10 @@ from tasks.progress import announce
 
 RECIPE = """\
 name: small
-base: ../starter
+base: {base}
 dataset:
   sources:
-    - {type: jsonl, path: rows.jsonl}
+    - {{type: jsonl, path: rows.jsonl}}
 """
 
 KEYS = {
@@ -32,10 +32,11 @@ KEYS = {
 
 
 @pytest.fixture
-def recipe(tmp_path: Path) -> Path:
+def recipe(tmp_path: Path, starter: Path) -> Path:
     path = tmp_path / "recipes" / "small.yaml"
     path.parent.mkdir()
-    path.write_text(RECIPE)
+    path.write_text(RECIPE.format(base=starter))
+    (path.parent / "rows.jsonl").write_text('{"prompt": "Question?", "completion": "Answer."}\n')
     return path
 
 
@@ -187,6 +188,33 @@ def test_a_mistake_in_an_override_is_exit_code_2(recipe: Path) -> None:
     done = loraline("run", str(recipe), "--set", "training.peft_confg.r=8", "--json")
     assert done.returncode == 2
     assert "peft_confg" in json.loads(done.stdout)["reason"]
+
+
+def test_data_and_base_that_are_not_here_are_told_with_their_lines_before_anything_starts(
+    recipe: Path,
+) -> None:
+    recipe.write_text(RECIPE.format(base="../gone").replace("rows.jsonl", "gone.jsonl"))
+    done = loraline("run", str(recipe), "--json")
+    assert done.returncode == 2
+    reason = json.loads(done.stdout)["reason"]
+    assert f"{recipe}:2: base: ../gone is " in reason
+    assert f"{recipe}:5: dataset.sources.0.path: " in reason
+    assert not Path(os.environ["LORALINE_HOME"]).exists()
+
+
+def test_an_mlflow_server_that_is_not_there_is_told_within_seconds(recipe: Path) -> None:
+    began = time.monotonic()
+    done = loraline("run", str(recipe), "--json", MLFLOW_TRACKING_URI="http://127.0.0.1:9")
+    assert done.returncode == 1
+    assert time.monotonic() - began < 10
+    reason = json.loads(done.stdout)["reason"]
+    assert (
+        "MLflow server http://127.0.0.1:9, named by MLFLOW_TRACKING_URI, does not answer" in reason
+    )
+    # No stage ran and no server was started for it.
+    root = Path(os.environ["LORALINE_HOME"])
+    assert not (root / "store").exists()
+    assert not (root / "prefect").exists()
 
 
 # A whole `loraline run` whose flow trains nothing: its worker waits, and keeps a checkpoint when it

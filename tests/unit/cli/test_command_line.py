@@ -1,5 +1,6 @@
 """`loraline` itself: quick help, exit codes, no tracebacks."""
 
+import json
 import subprocess
 import sys
 import time
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from flows.cli import COMMANDS, main
+from tasks.artifacts import Outcome
 
 HEAVY = {"torch", "transformers", "prefect", "mlflow", "pydantic", "rich", "yaml", "datasets"}
 
@@ -69,6 +71,55 @@ def test_a_wrong_command_line_is_exit_code_2(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main(arguments)
     assert end.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["run", "--json"], "the following arguments are required: RECIPE"),
+        (
+            ["run", "a.yaml", "--json", "--forse"],
+            "unrecognized arguments: --forse. Did you mean `--force`?",
+        ),
+        (["--json", "run", "a.yaml"], "unrecognized arguments: --json"),
+        (["runn", "--json"], "Did you mean `run`?"),
+    ],
+)
+def test_a_wrong_command_line_of_a_program_is_one_object_like_a_failed_run(
+    arguments: list[str], reason: str
+) -> None:
+    done = loraline(*arguments)
+    assert done.returncode == 2
+    answer = json.loads(done.stdout)
+    assert done.stdout.count("\n") == 1
+    assert (answer["outcome"], answer["model_version"]) == ("failed", None)
+    assert set(answer) == set(Outcome.model_fields)
+    assert reason in answer["reason"]
+    assert answer["reason"] in done.stderr
+    assert done.stderr.startswith("usage: ")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["check", "--json"],
+        ["check", "a.yaml", "--json", "--rows", "many"],
+        ["doctor", "--json", "more"],
+        ["versions", "no-such-model", "--json"],
+        ["verify", "models:/no-such-model/1", "--json"],
+    ],
+)
+def test_every_command_that_prints_an_object_prints_one_for_a_failure(arguments: list[str]) -> None:
+    done = loraline(*arguments)
+    assert done.returncode == 2
+    answer = json.loads(done.stdout)
+    assert answer["ok"] is False
+    assert answer["error"] in done.stderr
+
+
+def test_without_json_a_wrong_command_line_prints_nothing_on_standard_output() -> None:
+    done = loraline("run", "--nonsense")
+    assert (done.returncode, done.stdout) == (2, "")
 
 
 def test_a_users_mistake_shows_a_message_and_no_traceback(tmp_path: Path) -> None:

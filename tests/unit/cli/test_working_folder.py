@@ -149,3 +149,22 @@ def test_a_name_that_cannot_be_is_refused_with_one_that_can(
 ) -> None:
     assert main(["init", str(tmp_path / "w"), "--name", "My Adapter!"]) == 2
     assert "--name my-adapter" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("base", "words"),
+    [("./gone", "which does not exist"), ("./empty", "which holds no config.json")],
+)
+def test_a_base_that_is_no_model_is_refused_before_anything_is_written(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    base: str,
+    words: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    assert main(["init", str(tmp_path / "w"), "--base", base, "--name", "x"]) == 2
+    err = capsys.readouterr().err
+    assert f"--base {base} is {tmp_path / base}, {words}" in err
+    assert not (tmp_path / "w").exists()

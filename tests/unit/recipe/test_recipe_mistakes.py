@@ -76,6 +76,24 @@ def test_a_recipe_with_three_mistakes_reports_three_lines(write_recipe):
             "7: training.peft_config.target_modules: item 2 must be a text, not 3.",
         ),
         (
+            "training:\n  training_config: {lr_scheduler_type: cosin}\n",
+            "7: training.training_config.lr_scheduler_type: must be one of linear, cosine, "
+            "cosine_with_restarts, polynomial, constant, constant_with_warmup, inverse_sqrt, "
+            "reduce_lr_on_plateau, cosine_with_min_lr, cosine_warmup_with_min_lr, "
+            "warmup_stable_decay, greedy, not 'cosin'. Did you mean `cosine`?",
+        ),
+        (
+            "training:\n  peft_config: {bias: lora-only}\n",
+            "7: training.peft_config.bias: must be one of none, all, lora_only, not 'lora-only'. "
+            "Did you mean `lora_only`?",
+        ),
+        (
+            "training:\n  peft_config: {init_lora_weights: gausian}\n",
+            "7: training.peft_config.init_lora_weights: must be one of gaussian, eva, olora, pissa, "
+            "corda, loftq, orthogonal, mica or a text that matches ^pissa_niter_[0-9]+$ or true or "
+            "false, not 'gausian'. Did you mean `gaussian`?",
+        ),
+        (
             "training:\n  peft_config: {peft_type: LORRA}\n",
             "7: training.peft_config.peft_type: PEFT has no type 'LORRA'. Did you mean `LORA`?",
         ),
@@ -363,3 +381,36 @@ def test_loading_takes_under_a_second_and_imports_nothing_heavy(write_recipe):
     assert len(lines) == 3, done.stderr
     assert lines[-1] == "loaded: []"
     assert seconds < 1.0
+
+
+@pytest.mark.parametrize(
+    ("name", "proposal"),
+    [("My Adapter", "my-adapter"), ("-x", "x"), ("ÄÖ", "adapter"), ("n" * 70, "n" * 63)],
+)
+def test_a_name_that_cannot_be_is_refused_in_words_with_one_that_can(write_recipe, name, proposal):
+    (line,) = mistakes(write_recipe(head=f"name: {name}\n{HEAD}"))
+    assert line.startswith(
+        "recipe.yaml:1: name: a name has lower case letters, digits, dots, dashes and underscores "
+        "only, begins with a letter or a digit, and has at most 63 characters; this is "
+    )
+    assert line.endswith(f"How about `{proposal}`?")
+    assert load_recipe(write_recipe(head=f"name: {proposal}\n{HEAD}")).name == proposal
+
+
+def test_every_pattern_of_the_settings_is_told_in_words():
+    from tasks.recipe_mistakes import _PATTERNS
+    from tasks.recipe_schema import recipe_schema
+
+    def patterns(node):
+        if isinstance(node, dict):
+            if isinstance(node.get("pattern"), str):
+                yield node["pattern"]
+            for inner in node.values():
+                yield from patterns(inner)
+        elif isinstance(node, list):
+            for inner in node:
+                yield from patterns(inner)
+
+    settings = {name: part for name, part in recipe_schema()["$defs"].items() if "Source" in name}
+    top = recipe_schema()["properties"]["name"]
+    assert set(patterns([settings, top])) <= set(_PATTERNS)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
@@ -13,7 +14,7 @@ import pytest
 
 from tasks.errors import StageFailed, UserError
 from tasks.home import Home
-from tasks.tracking import Tracker, tracking_uri
+from tasks.tracking import Tracker, refuse_unreachable, tracking_uri
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -217,3 +218,27 @@ def test_importing_the_module_does_not_import_mlflow() -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(
+    "uri", ["http://me:geheim@127.0.0.1:9/mlflow", "postgresql://me:geheim@127.0.0.1:9/mlflow"]
+)
+def test_a_server_that_is_not_there_is_told_at_once_with_the_ways_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    began = time.monotonic()
+    with pytest.raises(StageFailed) as failure:
+        refuse_unreachable(Home(tmp_path))
+    assert time.monotonic() - began < 5
+    text = str(failure.value)
+    assert f"{uri.split(':')[0]}://127.0.0.1:9/mlflow, named by MLFLOW_TRACKING_URI," in text
+    assert "Connection refused" in text
+    assert "take the setting away" in text
+    assert "geheim" not in text
+
+
+def test_an_own_database_needs_no_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    refuse_unreachable(Home(tmp_path))
+    assert not any(tmp_path.glob("mlflow*"))
