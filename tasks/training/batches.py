@@ -6,6 +6,9 @@ from collections.abc import Iterator, Sequence
 MEGABATCH = 50
 """Batches whose rows are sorted together: more waste less padding and mix lengths less."""
 
+LINE_TOKENS = 2048
+"""Tokens that a CPU computes at once, about."""
+
 
 class RowOrder:
     """A sampler that reshuffles every epoch from `(seed, epoch)` alone.
@@ -57,6 +60,16 @@ def row_order(
         widest = max(range(len(batches)), key=lambda b: lengths[batches[b][0]])
         batches.insert(0, batches.pop(widest))
     return [row for group in batches + ragged for row in group]
+
+
+def micro_batches_together(batch: int, accumulation: int, mean_tokens: float) -> int:
+    """How many micro-batches of an optimizer step are computed as one, where that needs no padding.
+
+    The largest divisor of `accumulation` that keeps a line at `LINE_TOKENS`: products of few rows leave
+    a processor idle, long lines only take memory.
+    """
+    fitting = max(1, int(LINE_TOKENS / max(1.0, batch * mean_tokens)))
+    return max(n for n in range(1, min(fitting, accumulation) + 1) if accumulation % n == 0)
 
 
 def total_steps(rows: int, batch: int, accumulation: int, epochs: float, max_steps: int) -> int:

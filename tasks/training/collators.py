@@ -1,11 +1,12 @@
 """Rows of token ids to a batch: each row alone, or several one behind the other."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
+from tasks.training.kernels.attention import LENGTHS
 from tasks.training.packs import EXAMPLE_LENGTHS
 
 NO_LOSS = -100
@@ -44,6 +45,40 @@ class Collator:
             batch["input_ids"][at, :length] = torch.tensor(row["input_ids"])
             batch["labels"][at, :length] = torch.tensor(row["labels"])
         return batch
+
+
+class LineCollator:
+    """Rows, packed or not, to one line without padding, as the kernels for a CPU read it."""
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> Batch:
+        """`input_ids`, `labels`, `position_ids`, each int64 of shape (1, tokens); `example_lengths`
+        (a tuple) and `num_tokens`.
+
+        Examples come sorted by length: neighbours of one length are multiplied together. Inside a
+        batch their order is of no consequence.
+        """
+        examples = sorted((e for row in rows for e in _examples(row)), key=lambda e: len(e[0]))
+        lengths = tuple(len(ids) for ids, _ in examples)
+        labels = torch.tensor([label for _, own in examples for label in own])
+        positions = torch.cat([torch.arange(length) for length in lengths])
+        # It would be predicted from the last token of the example before.
+        labels[positions == 0] = NO_LOSS
+        return {
+            "input_ids": torch.tensor([[token for ids, _ in examples for token in ids]]),
+            "labels": labels[None],
+            "position_ids": positions[None],
+            LENGTHS: lengths,
+            NUM_TOKENS: torch.tensor(len(positions)),
+        }
+
+
+def _examples(row: dict[str, Any]) -> Iterator[tuple[list[int], list[int]]]:
+    """Token ids and labels of each example of a row."""
+    begin = 0
+    for length in row.get(EXAMPLE_LENGTHS) or [len(row["input_ids"])]:
+        part = slice(begin, begin + length)
+        yield row["input_ids"][part], row["labels"][part]
+        begin += length
 
 
 class PackCollator:

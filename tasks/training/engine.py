@@ -17,7 +17,7 @@ from trl import SFTConfig
 
 from tasks.errors import UserError
 from tasks.training import loading
-from tasks.training.batches import total_steps
+from tasks.training.batches import micro_batches_together, total_steps
 from tasks.training.collators import Collator, PackCollator
 from tasks.training.isolation import require_isolation
 from tasks.training.job import TrainingJob
@@ -56,15 +56,21 @@ def build_trainer(
     packed rows on a base that cannot keep them apart.
     """
     packed = EXAMPLE_LENGTHS in rows.column_names
+    lengths = [len(row) for row in rows["input_ids"]]
+    together = 1
+    if not torch.cuda.is_available():
+        together = micro_batches_together(
+            *batch_of(job.training_config), sum(lengths) / len(lengths)
+        )
     arguments, strategy, limit = build_arguments(
         job.training_config,
         job.checkpoints,
         job.seed,
         precision,
         steps_of(job.training_config, len(rows)),
+        together,
     )
     peft_config = build_peft_config(job.peft_config)
-    lengths = [len(row) for row in rows["input_ids"]]
     model = loading.load_base(
         job.base, precision, job.quantization, checkpointing=arguments.gradient_checkpointing
     )
@@ -87,6 +93,7 @@ def build_trainer(
             strategy="random" if packed and strategy == "group_by_length" else strategy,
             checkpoint_limit=limit,
             lengths=lengths,
+            rows_together=arguments.per_device_train_batch_size // together,
             inference_attention=attention,
             model=model,
             args=arguments,
@@ -104,6 +111,7 @@ def build_trainer(
     if isinstance(collator, PackCollator):
         autocast = trainer.accelerator.autocast()
         require_isolation(trainer.model, collator, peft_config, autocast)
+    trainer.use_kernels()
     return trainer
 
 
@@ -159,11 +167,16 @@ def steps_of(training_config: dict[str, Any], rows: int) -> int:
     """Optimizer steps on one device; the fallbacks are transformers' own defaults."""
     return total_steps(
         rows,
-        int(training_config.get("per_device_train_batch_size", 8)),
-        int(training_config.get("gradient_accumulation_steps", 1)),
+        *batch_of(training_config),
         float(training_config.get("num_train_epochs", 3.0)),
         int(training_config.get("max_steps", -1)),
     )
+
+
+def batch_of(training_config: dict[str, Any]) -> tuple[int, int]:
+    """Rows of a micro-batch, and micro-batches of an optimizer step."""
+    rows = int(training_config.get("per_device_train_batch_size", 8))
+    return rows, int(training_config.get("gradient_accumulation_steps", 1))
 
 
 def build_arguments(
@@ -172,9 +185,14 @@ def build_arguments(
     seed: int,
     precision: loading.Precision,
     steps: int,
+    together: int = 1,
 ) -> tuple[SFTConfig, str, int | None]:
-    """TRL's configuration with what the pipeline owns; the row order; how many checkpoints to keep."""
+    """TRL's configuration with what the pipeline owns; the row order; how many checkpoints to keep.
+
+    `together` micro-batches are computed as one: the same rows in an optimizer step, the same loss.
+    """
     values = dict(training_config)
+    rows, accumulation = batch_of(values)
     strategy = values.pop("train_sampling_strategy", None) or "group_by_length"
     limit = values.pop("save_total_limit", 2)
     every = max(1, min(_LARGEST_SAVE_INTERVAL, -(-steps // _DEFAULT_SAVES)))
@@ -189,6 +207,8 @@ def build_arguments(
     cuda = torch.cuda.is_available()
     owned = {
         "output_dir": str(folder),
+        "per_device_train_batch_size": rows * together,
+        "gradient_accumulation_steps": accumulation // together,
         "seed": seed,
         "max_length": None,
         "packing": False,

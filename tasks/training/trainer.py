@@ -8,14 +8,15 @@ from typing import Any
 
 import torch
 from peft import PromptLearningConfig
-from torch.nn import functional
 from transformers import TrainerCallback
 from trl import SFTTrainer
 
 from tasks.errors import StageFailed
-from tasks.training import checkpoints
+from tasks.training import checkpoints, losses
 from tasks.training.batches import RowOrder
-from tasks.training.collators import NO_LOSS, NUM_TOKENS
+from tasks.training.collators import NO_LOSS, NUM_TOKENS, LineCollator
+from tasks.training.kernels.install import Kernels
+from tasks.training.kernels.proof import proved_kernels
 from tasks.worker import emit
 
 ABSURD_FIRST_LOSS = 2.0
@@ -63,10 +64,13 @@ class AdapterTrainer(SFTTrainer):
         strategy: str,
         checkpoint_limit: int | None,
         lengths: list[int],
+        rows_together: int,
         inference_attention: str,
         **options: Any,
     ) -> None:
         self._inference_attention = inference_attention
+        self._rows_together = rows_together
+        self._kernels: Kernels | None = None
         self._strategy = strategy
         self._checkpoint_limit = checkpoint_limit
         self._lengths = lengths
@@ -106,25 +110,29 @@ class AdapterTrainer(SFTTrainer):
                 self._total_train_tokens = before + int(packed_tokens)
                 self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
             return loss
-        labels = inputs.pop("labels")[:, 1:]
-        wanted = labels != NO_LOSS
-        head = self.accelerator.unwrap_model(model).get_output_embeddings()
-        hook = head.register_forward_pre_hook(lambda _, hidden: (hidden[0][:, :-1][wanted],))
-        try:
-            logits = model(**inputs, use_cache=False).logits.float()
-        finally:
-            hook.remove()
-        targets = labels[wanted]
-        # In float32 the sum would depend on how rows are laid out, packed or not.
-        total = functional.cross_entropy(logits, targets, reduction="none").sum(dtype=torch.float64)
-        mode = "train" if self.model.training else "eval"
-        hits = (logits.detach().argmax(-1) == targets).float().mean()
-        self._metrics[mode]["mean_token_accuracy"].append(hits.item())
-        if mode == "train":
+        if self._kernels is not None:
+            total = losses.sum_over_line(self._kernels, inputs)
+        else:
+            head = self.accelerator.unwrap_model(model).get_output_embeddings()
+            total = losses.sum_over_answers(model, head, inputs)
+        if self.model.training:
             counted = inputs["attention_mask"].sum() if packed_tokens is None else packed_tokens
             self._total_train_tokens += int(counted)
-        count = wanted.sum() if num_items_in_batch is None else num_items_in_batch
-        return (total / count).float()
+        labelled = (inputs["labels"][:, 1:] != NO_LOSS).sum()
+        return (total / (labelled if num_items_in_batch is None else num_items_in_batch)).float()
+
+    def use_kernels(self) -> bool:
+        """Compute with our own kernels where that is worth it and proved equal; whether they are used.
+
+        They are made for a CPU: on a GPU attention and head have kernels of the libraries'.
+        """
+        head = self.model.get_output_embeddings()
+        if not self._answers_only or type(head) is not torch.nn.Linear or head.weight.requires_grad:
+            return False
+        self._kernels = proved_kernels(self.model, self.train_dataset, self.accelerator.autocast)
+        if self._kernels is not None:
+            self.data_collator = LineCollator()
+        return self._kernels is not None
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Keep the trainer's own record, refuse numbers that are none, and tell the parent process."""
@@ -158,6 +166,9 @@ class AdapterTrainer(SFTTrainer):
         Without accelerate's wrapper, which computes in another format, and with the attention that
         inference takes.
         """
+        if self._kernels is not None:
+            self._kernels.remove()
+            self._kernels = None
         model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         model.get_base_model().set_attn_implementation(self._inference_attention)
         return model
@@ -191,7 +202,7 @@ class AdapterTrainer(SFTTrainer):
         if self._strategy in ("random", "group_by_length"):
             return RowOrder(
                 self._lengths,
-                self.args.train_batch_size,
+                self._rows_together,
                 self.args.seed,
                 grouped=self._strategy == "group_by_length",
             )

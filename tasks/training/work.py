@@ -18,7 +18,7 @@ from tasks.training.job import TrainingJob, TrainingResult
 from tasks.training.settings import TrainingSettings
 from tasks.training.summary import summary
 
-OUTPUT_VERSION = 1
+OUTPUT_VERSION = 2
 """To be raised when the same inputs give another adapter than before."""
 RESULT = "result.json"
 _CONFIGURATION = Path(__file__).parent / "accelerate" / "single.yaml"

@@ -96,8 +96,11 @@ def job(tmp_path: Path, make_job: MakeJob, packed: Path) -> MakeJob:
 
 
 @pytest.fixture
-def build(job: MakeJob, packed: Path, base_of: Callable[[str], Path]) -> Callable[..., Any]:
-    """A trainer on packed rows whose adapter already does something."""
+def build(
+    job: MakeJob, packed: Path, base_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Any]:
+    """A trainer on packed rows, as a GPU reads them, whose adapter already does something."""
+    monkeypatch.setattr(trainer.AdapterTrainer, "use_kernels", lambda _: False)
 
     def make(architecture: str = "Phi3", attention: str | None = None, **changes: Any) -> Any:
         task = job(base=base_of(architecture), **({"peft": {"lora_dropout": 0.0}} | changes))

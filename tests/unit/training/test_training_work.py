@@ -20,11 +20,12 @@ from tasks.training.job import TrainingJob, TrainingResult
 from tasks.training.settings import TrainingSettings
 
 Train = Callable[..., Adapter]
+STEPS = 300
 LONG = {
     "learning_rate": 1e-3,
     "per_device_train_batch_size": 4,
     "gradient_accumulation_steps": 1,
-    "max_steps": 120,
+    "max_steps": STEPS,
     "logging_steps": 1,
     "save_steps": 10,
 }
@@ -68,7 +69,7 @@ def test_interrupted_then_killed_then_finished_gives_the_uninterrupted_adapter(
         train(settings=long, on_event=at(12, lambda: os.kill(os.getpid(), signal.SIGINT)))
     [working] = home.work.iterdir()
     [kept] = [int(w) for w in str(interrupted.value).split("step ")[-1].rstrip(".").split()[:1]]
-    assert 12 <= kept < 120
+    assert 12 <= kept < STEPS
     assert (working / "checkpoints" / f"checkpoint-{kept}").is_dir()
     assert not home.store.joinpath("training").exists() or not list(
         home.store.glob("training/*/manifest.json")
@@ -92,12 +93,12 @@ def test_interrupted_then_killed_then_finished_gives_the_uninterrupted_adapter(
     result = TrainingResult.model_validate_json((adapter.path / "result.json").read_text())
     assert result.resumed_from_step is not None
     assert result.resumed_from_step > kept
-    assert result.steps == 120
+    assert result.steps == STEPS
     assert not working.exists()
     steps = [
         json.loads(x)["step"] for x in (adapter.path / "history.jsonl").read_text().split("\n")[:-1]
     ]
-    assert steps == list(range(1, 121))
+    assert steps == list(range(1, STEPS + 1))
 
     from tasks.training import worker
 

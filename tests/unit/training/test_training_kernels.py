@@ -1,0 +1,240 @@
+"""Lines of examples through our kernels give the loss and the gradients that the model gives."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from peft import LoraConfig, get_peft_model
+from torch.nn import functional
+
+from tasks.training import engine, loading, losses, worker
+from tasks.training.batches import micro_batches_together
+from tasks.training.collators import NO_LOSS, Collator, LineCollator
+from tasks.training.job import TrainingJob
+from tasks.training.kernels import attention, install, proof
+from tasks.training.kernels.install import Kernels
+from tasks.training.kernels.layout import groups_of
+from tasks.training.packs import EXAMPLE_LENGTHS
+
+MakeJob = Callable[..., TrainingJob]
+SMALL = {
+    "vocab_size": 256,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 2048,
+    "pad_token_id": 0,
+}
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "Phi3": SMALL | {"partial_rotary_factor": 0.5},
+    "Llama": SMALL,
+    "Qwen2": SMALL,
+    "Qwen3": SMALL | {"head_dim": 8},
+    "Mistral": SMALL | {"sliding_window": 8},
+    "Gemma": SMALL | {"head_dim": 8},
+    # What the kernels cannot know: caps on the scores, another rotation, no rotation at all.
+    "Gemma2": SMALL | {"head_dim": 8},
+    "Cohere": SMALL,
+    "GPT2": {"vocab_size": 256, "n_embd": 32, "n_layer": 2, "n_head": 4, "pad_token_id": 0},
+}
+LEFT_ALONE = {"Gemma2", "Cohere", "GPT2"}
+
+
+def adapted(name: str, dtype: torch.dtype = torch.float32, **lora: Any) -> Any:
+    torch.manual_seed(0)
+    values = ARCHITECTURES[name]
+    config = getattr(transformers, f"{name}Config")(**values)
+    kind = f"{name}LMHeadModel" if name == "GPT2" else f"{name}ForCausalLM"
+    base = getattr(transformers, kind)(config).to(dtype)
+    options = {"r": 4, "target_modules": "all-linear", "task_type": "CAUSAL_LM"} | lora
+    return get_peft_model(base, LoraConfig(**options))
+
+
+def rows(lengths: list[int]) -> list[dict[str, Any]]:
+    generator = torch.Generator().manual_seed(1)
+    made = []
+    for length in lengths:
+        ids = torch.randint(1, 256, (length,), generator=generator).tolist()
+        prompt = length // 3
+        made.append({"input_ids": ids, "labels": [NO_LOSS] * prompt + ids[prompt:]})
+    return made
+
+
+def no_autocast() -> Any:
+    return torch.autocast("cpu", enabled=False)
+
+
+def in_bfloat16() -> Any:
+    return torch.autocast("cpu", dtype=torch.bfloat16)
+
+
+def gradients(loss: torch.Tensor, model: Any) -> torch.Tensor:
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)])
+
+
+def move(model: Any) -> None:
+    generator = torch.Generator().manual_seed(2)
+    for p in model.parameters():
+        if p.requires_grad:
+            p.data = torch.randn(p.shape, generator=generator) * 0.1
+
+
+@pytest.mark.parametrize("lengths", [[9, 9, 9, 30], [5, 200, 17, 18, 19, 64], [700, 40]])
+@pytest.mark.parametrize("name", sorted(set(ARCHITECTURES) - LEFT_ALONE))
+def test_a_line_gives_the_loss_and_gradients_of_its_rows(name: str, lengths: list[int]) -> None:
+    model = adapted(name)
+    move(model)
+    sample = rows(lengths)
+    expected = losses.sum_over_answers(model, model.get_output_embeddings(), Collator(0, 1)(sample))
+    wanted = gradients(expected, model)
+    kernels = Kernels(model, no_autocast)
+    kernels.install(pointwise_too=True)
+    found = losses.sum_over_line(kernels, LineCollator()(sample))
+    gradient = gradients(found, model)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert functional.cosine_similarity(gradient, wanted, dim=0) >= 0.99999
+    assert (gradient - wanted).norm() <= 1e-4 * wanted.norm()
+
+
+def test_every_kernel_of_the_default_architecture_is_in_place() -> None:
+    model = adapted("Phi3")
+    before = {name: vars(m).get("forward") for name, m in model.named_modules()}
+    kernels = Kernels(model, no_autocast)
+    kernels.install(pointwise_too=True)
+    replaced = {
+        type(m).__name__ for n, m in model.named_modules() if vars(m).get("forward") != before[n]
+    }
+    assert replaced == {"Linear", "Phi3RMSNorm", "Phi3MLP", "Phi3DecoderLayer"}
+    assert model.config._attn_implementation == attention.NAME
+    kernels.remove()
+    after = {name: vars(m).get("forward") for name, m in model.named_modules()}
+    assert after == before
+    assert model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("name", sorted(ARCHITECTURES))
+def test_the_proof_lets_pass_what_is_equal_and_nothing_else(name: str) -> None:
+    model = adapted(name)
+    kernels = proof.proved_kernels(model, rows([30, 20, 40]), no_autocast)
+    assert (kernels is None) == (name in LEFT_ALONE)
+
+
+def test_the_proof_leaves_weights_and_random_state_as_they_were() -> None:
+    model = adapted("Phi3")
+    weights = [p.detach().clone() for p in model.parameters()]
+    state = torch.get_rng_state()
+    assert proof.proved_kernels(model, rows([30, 20, 40]), no_autocast)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(a, b) for a, b in zip(weights, model.parameters(), strict=True))
+
+
+def test_the_proof_refuses_a_kernel_that_computes_something_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = adapted("Phi3")
+    right = install.pointwise.FusedGatedSilu
+
+    class Wrong(right):  # type: ignore[misc, valid-type]
+        @staticmethod
+        def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+            return right.backward(ctx, *gradients) * 0.5
+
+    monkeypatch.setattr(install.pointwise, "FusedGatedSilu", Wrong)
+    kernels = proof.proved_kernels(model, rows([30, 20, 40]), no_autocast)
+    assert kernels is not None, "attention and LoRA are equal without the small operations"
+    assert "forward" not in vars(model.get_base_model().model.layers[0].mlp)
+
+
+@pytest.mark.parametrize(
+    "lora", [{}, {"use_dora": True}, {"lora_dropout": 0.0, "use_rslora": True}, {"bias": "all"}]
+)
+def test_bfloat16_lines_are_near_the_models_own(lora: dict[str, Any]) -> None:
+    model = adapted("Phi3", torch.bfloat16, **lora)
+    for p in model.parameters():
+        if p.requires_grad and p.dim() == 2:
+            p.data = p.data.float()
+    assert proof.proved_kernels(model, rows([30, 20, 40]), in_bfloat16) is not None
+
+
+def test_checkpointing_computes_the_last_layer_again_at_the_same_positions() -> None:
+    model = adapted("Phi3")
+    move(model)
+    sample = LineCollator()(rows([30, 20, 40]))
+    kernels = Kernels(model, no_autocast)
+    kernels.install(pointwise_too=True)
+    plain = gradients(losses.sum_over_line(kernels, sample), model)
+    model.train()
+    model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
+    again = gradients(losses.sum_over_line(kernels, sample), model)
+    assert torch.allclose(plain, again, rtol=1e-5, atol=1e-7)
+
+
+def test_examples_of_about_one_length_are_multiplied_together() -> None:
+    groups = groups_of((5, 5, 5, 40, 44, 200))
+    assert [(g.begin, g.end, g.count, g.length) for g in groups] == [
+        (0, 15, 3, 5),
+        (15, 99, 2, 44),
+        (99, 299, 1, 200),
+    ]
+    assert groups[0].padded is None
+    line = torch.arange(299.0)[None, :, None]
+    part = groups[1].take(line)
+    assert part.shape == (1, 2, 44, 1)
+    assert part[0, 0, :40, 0].tolist() == list(range(15, 55))
+    copy = torch.zeros_like(line)
+    for group in groups:
+        group.put(group.take(line), copy)
+    assert torch.equal(copy, line)
+
+
+def test_a_line_holds_each_example_once_and_restarts_positions() -> None:
+    packed = {
+        "input_ids": [5, 6, 7, 8, 9],
+        "labels": [5, 6, 7, 8, 9],
+        EXAMPLE_LENGTHS: [3, 2],
+    }
+    batch = LineCollator()([packed, {"input_ids": [4], "labels": [4]}])
+    assert batch["input_ids"].tolist() == [[4, 8, 9, 5, 6, 7]]
+    assert batch["position_ids"].tolist() == [[0, 0, 1, 0, 1, 2]]
+    assert batch["labels"].tolist() == [[-100, -100, 9, -100, 6, 7]]
+    assert batch[attention.LENGTHS] == (1, 2, 3)
+    assert batch["num_tokens"] == 6
+
+
+def test_micro_batches_are_computed_together_up_to_a_line_and_never_across_a_step() -> None:
+    assert micro_batches_together(4, 4, mean_tokens=100) == 4
+    assert micro_batches_together(4, 4, mean_tokens=300) == 1
+    assert micro_batches_together(4, 6, mean_tokens=100) == 3
+    assert micro_batches_together(1, 1, mean_tokens=5000) == 1
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_a_training_by_kernels_is_the_training_without_them(
+    make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dropout: float
+) -> None:
+    """With dropout the masks differ, and the losses by little."""
+    monkeypatch.setattr(worker, "_stop_on_sigterm", worker.threading.Event)
+    histories = {}
+    for used in (True, False):
+        job = make_job(
+            tmp_path / str(used),
+            peft={"lora_dropout": dropout},
+            training={"gradient_accumulation_steps": 2, "logging_steps": 1},
+        )
+        precision = loading.choose_precision("float32")
+        with monkeypatch.context() as patch:
+            if not used:
+                patch.setattr(engine.AdapterTrainer, "use_kernels", lambda self: False)
+            ours = engine.build_trainer(
+                job, engine.read_rows(job.tokens / "train.parquet"), precision
+            )
+        assert (ours.args.gradient_accumulation_steps == 1) is True
+        ours.train()
+        histories[used] = [h["loss"] for h in ours.state.log_history if "loss" in h]
+    assert histories[True] == pytest.approx(histories[False], abs=0.05 if dropout else 1e-4)
