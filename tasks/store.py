@@ -9,14 +9,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
 from tasks.artifacts import Stage
 from tasks.progress import announce
 
+if TYPE_CHECKING:
+    from tasks.hash_memory import HashMemory
+
 MANIFEST = "manifest.json"
+REMEMBERED_FROM_BYTES = 16_000_000
+"""Smaller files are hashed each time: it costs milliseconds. Larger ones when they have been written again."""
 
 
 def digest(value: Any) -> str:
@@ -59,14 +64,19 @@ class Store:
         return self.root / stage / key
 
     def find(self, stage: Stage, key: str) -> Path | None:
-        """The output's folder if it is complete and every byte is as published, else None."""
+        """The output's folder if it is complete and every byte is as published, else None.
+
+        Large files that nobody has written to since they were hashed are not read again.
+        """
         folder = self.path(stage, key)
+        memory = self._memory()
         try:
             manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
             files: dict[str, str] = manifest["files"]
             if _files_below(folder) != sorted(files):
                 return None
-            intact = all(file_sha256(folder / name) == sha for name, sha in files.items())
+            intact = all(_hash(folder / name, memory) == sha for name, sha in files.items())
+            memory.save()
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return folder if intact else None
@@ -115,6 +125,17 @@ class Store:
         # Written last: its existence means the output is complete.
         temporary.rename(folder / MANIFEST)
         _fsync(folder)
+        memory = self._memory()
+        for name, sha in files.items():
+            if _is_large(folder / name):
+                memory.remember(folder / name, sha)
+        memory.save()
+
+    def _memory(self) -> "HashMemory":
+        # It needs our hashing.
+        from tasks.hash_memory import HashMemory
+
+        return HashMemory(self.root.parent / "cache" / "sha256.json")
 
 
 @contextmanager
@@ -129,6 +150,14 @@ def _turn(lock: FileLock, stage: Stage) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _hash(path: Path, memory: "HashMemory") -> str:
+    return memory.sha256(path) if _is_large(path) else file_sha256(path)
+
+
+def _is_large(path: Path) -> bool:
+    return path.stat().st_size >= REMEMBERED_FROM_BYTES
 
 
 def _files_below(folder: Path) -> list[str]:

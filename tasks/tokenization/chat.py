@@ -57,9 +57,12 @@ class Chat:
             raise BaseModelError(
                 f"The chat template of {folder} is no valid Jinja: {error}. Correct its chat_template.jinja."
             ) from error
-        # Jinja copies a template's globals for each rendering, a chain of dictionaries many times
-        # slower than one.
-        self._template.globals = dict(self._template.globals)
+        # What every rendering sees. Jinja would put it together anew for each.
+        self._shared = {
+            **self._template.globals,
+            "documents": None,
+            **self.named_tokens,
+        }
 
     def render(
         self,
@@ -72,13 +75,16 @@ class Chat:
 
         Raises: jinja2.TemplateError when the template refuses the conversation.
         """
-        return self._template.render(
-            messages=messages,
-            tools=tools,
-            documents=None,
-            add_generation_prompt=generation_prompt,
-            **self.named_tokens,
+        context = self._template.new_context(
+            {
+                **self._shared,
+                "messages": messages,
+                "tools": tools,
+                "add_generation_prompt": generation_prompt,
+            },
+            shared=True,
         )
+        return "".join(self._template.root_render_func(context))
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Token ids of rendered texts. The template has written every special token already."""

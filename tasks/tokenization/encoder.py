@@ -7,7 +7,8 @@ dataset, and goes on being compared on a row of every hundred while it works.
 
 import logging
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from dataclasses import dataclass
+from itertools import accumulate, chain, pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -36,6 +37,19 @@ class EncodersDisagree(Exception):
     """fastokens gave other ids than tokenizers for a row; what it encoded so far is not to be trusted."""
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Token ids of several texts; iterating gives those of each text, shape (tokens,)."""
+
+    flat: Ids
+    """One text's behind the other's."""
+    bounds: list[int]
+    """Text `k` has `flat[bounds[k]:bounds[k + 1]]`."""
+
+    def __iter__(self) -> Iterator[Ids]:
+        return (self.flat[start:stop] for start, stop in pairwise(self.bounds))
+
+
 class Encoder:
     """Token ids of many texts at once."""
 
@@ -46,21 +60,24 @@ class Encoder:
         self._fast: Any = _fastokens(chat) if name == "fastokens" else None
         self._encoded = 0
 
-    def encode(self, texts: Sequence[str]) -> list[Ids]:
+    def encode(self, texts: Sequence[str]) -> Batch:
         """Ids of each text, int32; special tokens are those that the texts hold.
 
         Raises: EncodersDisagree when a compared text has other ids with tokenizers.
         """
         if self._fast is None:
-            return [np.array(ids, np.int32) for ids in self._chat.encode(list(texts))]
-        results = list(_flat(self._fast, list(texts)))
+            rows = self._chat.encode(list(texts))
+            bounds = list(accumulate(map(len, rows), initial=0))
+            return Batch(np.fromiter(chain.from_iterable(rows), np.int32, bounds[-1]), bounds)
+        batch = _encode_fast(self._fast, list(texts))
         first = -self._encoded % COMPARED_EVERY
         self._encoded += len(texts)
         compared = range(first, len(texts), COMPARED_EVERY)
         for k, ids in zip(compared, self._chat.encode([texts[k] for k in compared]), strict=True):
-            if ids != results[k].tolist():
-                raise EncodersDisagree(_difference(texts[k], ids, results[k].tolist()))
-        return results
+            theirs = batch.flat[batch.bounds[k] : batch.bounds[k + 1]].tolist()
+            if ids != theirs:
+                raise EncodersDisagree(_difference(texts[k], ids, theirs))
+        return batch
 
 
 def choose(chat: Chat, sample: Sequence[str]) -> Encoder:
@@ -72,7 +89,7 @@ def choose(chat: Chat, sample: Sequence[str]) -> Encoder:
         encoder = Encoder(chat, "fastokens")
         texts = [*PROBES, *_with_special_tokens(chat), *sample]
         for text, ids, theirs in zip(
-            texts, chat.encode(texts), _flat(encoder._fast, texts), strict=True
+            texts, chat.encode(texts), _encode_fast(encoder._fast, texts), strict=True
         ):
             if ids != theirs.tolist():
                 raise EncodersDisagree(_difference(text, ids, theirs.tolist()))
@@ -97,12 +114,10 @@ def _fastokens(chat: Chat) -> Any:
     return fast
 
 
-def _flat(fast: Any, texts: list[str]) -> Iterator[Ids]:
+def _encode_fast(fast: Any, texts: list[str]) -> Batch:
     ids, offsets = fast.encode_batch_flat(texts)
-    numbers = np.frombuffer(ids, np.uint32).astype(np.int32)
-    bounds = np.frombuffer(offsets, np.uint64).tolist()
-    for start, stop in pairwise(bounds):
-        yield numbers[start:stop]
+    flat = np.frombuffer(ids, np.uint32).astype(np.int32)
+    return Batch(flat, np.frombuffer(offsets, np.uint64).tolist())
 
 
 def _with_special_tokens(chat: Chat) -> list[str]:

@@ -11,7 +11,6 @@ of that prefix up to and with the special token that ends the turn (`<|end|>`, `
 import json
 import re
 from bisect import bisect_left
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -38,8 +37,7 @@ class Turn(NamedTuple):
     """As the data has it; for a turn that calls tools, as the template writes it."""
 
 
-@dataclass(frozen=True)
-class Rendered:
+class Rendered(NamedTuple):
     """A conversation as text."""
 
     text: str

@@ -1,7 +1,6 @@
 """Tokenize rows chunk by chunk, and deal with those that are too long or cannot be trained on."""
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from tasks.errors import DataError
 from tasks.tokenization.chat import Chat
@@ -26,8 +25,7 @@ LOST = "answers that fit in no row"
 UNSEEN_TOOLS = "tools that the chat template does not show"
 
 
-@dataclass(frozen=True)
-class TokenRow:
+class TokenRow(NamedTuple):
     """One conversation, ready for training and for generation."""
 
     id: str

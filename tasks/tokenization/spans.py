@@ -5,7 +5,8 @@ beginning of an answer can melt with the template's into one token that no promp
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from itertools import accumulate, chain
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,8 +21,7 @@ KEPT_TAILS = 10_000
 KEPT_TAIL_CHARACTERS = 200
 
 
-@dataclass(frozen=True)
-class Encoded:
+class Encoded(NamedTuple):
     """A conversation as token ids."""
 
     input_ids: Ids
@@ -61,12 +61,14 @@ class SpanEncoder:
         self._chat = chat
         self._encoder = encoder
         self._plain = Plain(chat)
-        self._special = np.zeros(max(chat.special_ids, default=0) + 1, np.bool_)
+        # One more than the largest: what lies beyond is looked up there.
+        self._special = np.zeros(max(chat.special_ids, default=0) + 2, np.bool_)
         self._special[list(chat.special_ids)] = True
         # It stands for characters that the tokenizer does not know, and not for its own text.
         if (unknown := chat.special_tokens.get(chat.named_tokens.get("unk_token", ""))) is not None:
             self._special[unknown] = False
-        self._tails: dict[str, list[int]] = {}
+        self._twice_bos = None if chat.bos_id is None else 2 * _raw([chat.bos_id])
+        self._tails: dict[str, bytes] = {"": b""}
 
     def encode(self, rows: Sequence[Rendered]) -> list[Encoded | Unfit]:
         """Token ids and trained spans; a row that cannot be trained on gives an Unfit in its place.
@@ -74,19 +76,17 @@ class SpanEncoder:
         Raises: EncodersDisagree.
         """
         ordinary = [row for row in rows if not row.marked]
-        tails = {tail for row in ordinary for turn in row.turns if (tail := self._tail(row, turn))}
-        new = [tail for tail in tails if tail not in self._tails]
-        encoded = self._encoder.encode([row.text for row in ordinary] + new)
+        wanted = {self._tail(row, turn) for row in ordinary for turn in row.turns}
+        new = [tail for tail in wanted if tail not in self._tails]
+        batch = self._encoder.encode([row.text for row in ordinary] + new)
+        encoded = list(batch)
         fresh = {
-            tail: ids.tolist() for tail, ids in zip(new, encoded[len(ordinary) :], strict=True)
+            tail: ids.tobytes() for tail, ids in zip(new, encoded[len(ordinary) :], strict=True)
         }
         known = {**self._tails, **fresh} if fresh else self._tails
-        places = iter(self._special_places(encoded[: len(ordinary)]))
-        ids = iter(encoded)
-        results = [
-            self._marked(row) if row.marked else self._row(row, next(ids), next(places), known)
-            for row in rows
-        ]
+        stop = batch.bounds[len(ordinary)]
+        found = iter(self._found(ordinary, encoded[: len(ordinary)], batch.flat[:stop], known))
+        results = [self._marked(row) if row.marked else next(found) for row in rows]
         short = [tail for tail in new if len(tail) <= KEPT_TAIL_CHARACTERS]
         self._tails.update((tail, known[tail]) for tail in short[: KEPT_TAILS - len(self._tails)])
         return results
@@ -106,66 +106,77 @@ class SpanEncoder:
         try:
             ids = self._plain.encode(row.text)
             tails = {
-                tail: self._plain.ids(tail).tolist()
+                tail: self._plain.ids(tail).tobytes() if tail else b""
                 for tail in {self._tail(row, turn) for turn in row.turns}
             }
         except Unfit as problem:
             return problem
-        return self._row(row, ids, self._special_places([ids])[0], tails)
+        return self._found([row], [ids], ids, tails)[0]
 
-    def _row(
-        self, row: Rendered, ids: Ids, places: list[int], tails: dict[str, list[int]]
-    ) -> Encoded | Unfit:
-        try:
-            self._require_specials(row, ids, places)
-            spans = tuple(self._span(row, turn, ids, places, tails) for turn in row.turns)
-        except Unfit as problem:
-            return problem
-        return Encoded(ids, spans, row.everything)
-
-    def _special_places(self, rows: Sequence[Ids]) -> list[list[int]]:
-        """Positions of the special tokens in each row."""
-        if not rows:
-            return []
-        flat = np.concatenate(rows)
-        known = flat < len(self._special)
-        places = np.flatnonzero(self._special[np.where(known, flat, 0)] & known)
-        ends = np.cumsum([len(ids) for ids in rows])
-        cuts = np.searchsorted(places, ends).tolist()
-        starts = [0, *ends.tolist()]
-        found = places.tolist()
-        return [
-            [place - start for place in found[first:last]]
-            for first, last, start in zip([0, *cuts], cuts, starts, strict=False)
-        ]
-
-    def _require_specials(self, row: Rendered, ids: Ids, places: list[int]) -> None:
-        wanted = [self._chat.special_tokens[found[0]] for found in row.specials]
-        if ids[places].tolist() != wanted:
-            raise Unfit(
-                "the tokenizer does not read the special tokens of the rendered text as one token "
-                f"each: it gives {len(places)} of them instead of {len(wanted)}, or others"
-            )
-        if len(ids) > 1 and ids[0] == ids[1] == self._chat.bos_id:
-            raise Unfit("the template writes the token for the beginning twice")
+    def _found(
+        self, rows: Sequence[Rendered], encoded: Sequence[Ids], flat: Ids, tails: dict[str, bytes]
+    ) -> list[Encoded | Unfit]:
+        """Trained spans of rows whose ids, one row's behind the other's, are `flat`."""
+        tokens = self._chat.special_tokens
+        wanted = [[tokens[found[0]] for found in row.specials] for row in rows]
+        places = np.flatnonzero(self._special.take(flat, mode="clip"))
+        ends = list(accumulate(map(len, encoded)))
+        firsts = [0, *np.searchsorted(places, ends).tolist()]
+        # One look at all rows together says in nearly all cases what a look at each would say.
+        as_written = firsts == list(accumulate(map(len, wanted), initial=0)) and np.array_equal(
+            flat[places], list(chain.from_iterable(wanted))
+        )
+        raw = flat.tobytes()
+        positions = places.tolist()
+        results: list[Encoded | Unfit] = []
+        start = 0
+        for k, row in enumerate(rows):
+            own = positions[firsts[k] : firsts[k + 1]]
+            try:
+                if not as_written:
+                    _require_specials(flat[own].tolist(), wanted[k])
+                if self._twice_bos and raw.startswith(self._twice_bos, 4 * start, 4 * ends[k]):
+                    raise Unfit("the template writes the token for the beginning twice")
+                spans = tuple(
+                    self._span(row, turn, raw, start, ends[k], own, tails) for turn in row.turns
+                )
+                results.append(Encoded(encoded[k], spans, row.everything))
+            except Unfit as problem:
+                results.append(problem)
+            start = ends[k]
+        return results
 
     def _span(
         self,
         row: Rendered,
         turn: Turn,
-        ids: Ids,
+        raw: bytes,
+        first: int,
+        end: int,
         places: list[int],
-        tails: dict[str, list[int]],
+        tails: dict[str, bytes],
     ) -> tuple[int, int]:
+        """The trained tokens of a turn, counted from the row's first; the row is `raw[4 * first : 4 * end]`."""
         split = turn.specials and self._chat.specials_split
-        begin = places[turn.specials - 1] if split else 0
-        text = self._tail(row, turn)
-        tail = tails[text] if text else []
-        start = begin + len(tail)
-        if ids[begin:start].tolist() != tail:
+        begin = places[turn.specials - 1] if split else first
+        tail = tails[self._tail(row, turn)]
+        if not raw.startswith(tail, 4 * begin, 4 * end):
             raise Unfit(
                 "the tokens of the prompt are not the first tokens of the row: the answer "
                 f"begins with {turn.answer[:12]!r}, which melts into the template's text. "
                 "Remove the white space at the beginning of the answer"
             )
-        return start, places[turn.last] + 1
+        return begin + len(tail) // 4 - first, places[turn.last] + 1 - first
+
+
+def _require_specials(found: list[int], wanted: list[int]) -> None:
+    if found != wanted:
+        raise Unfit(
+            "the tokenizer does not read the special tokens of the rendered text as one token "
+            f"each: it gives {len(found)} of them instead of {len(wanted)}, or others"
+        )
+
+
+def _raw(ids: list[int]) -> bytes:
+    """As a row's ids lie in memory: looking for bytes is many times faster than making lists."""
+    return np.array(ids, np.int32).tobytes()

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.artifacts import Dataset, Tokens
@@ -14,11 +15,11 @@ from tasks.base import Base
 from tasks.errors import DataError
 from tasks.store import Store, fingerprint
 from tasks.tokenization.chat import Chat
-from tasks.tokenization.chunks import SCHEMA, ChunkTokenizer, Setup
+from tasks.tokenization.chunks import SCHEMA, Answer, Chunk, ChunkTokenizer, Setup
 from tasks.tokenization.drops import Drops
 from tasks.tokenization.encoder import Encoder, EncodersDisagree, choose
 from tasks.tokenization.packing import write_packs
-from tasks.tokenization.pool import Answer, Chunk, Pool, workers_for
+from tasks.tokenization.pool import Pool, workers_for
 from tasks.tokenization.rows import refuse
 from tasks.tokenization.sample import sample_texts
 from tasks.tokenization.settings import TokenizationSettings
@@ -30,9 +31,13 @@ OUTPUT_VERSION = 2
 """Raise it when the same dataset and tokenizer give other rows; a golden test watches."""
 
 SIDES = ("train", "test")
-CHUNK = 2048
-"""Rows tokenized together: enough to keep every core busy, few enough to keep memory flat."""
-CHUNK_BYTES = 8_000_000
+CHUNK = 512
+"""Rows tokenized together: enough to be worth a message, few enough that what is made of them stays in
+the processor's cache, and that no core waits long for the last ones."""
+CHUNK_BYTES = 4_000_000
+GROUP = 4 * CHUNK
+"""Rows that Parquet writes together: readers pay for every group."""
+GROUP_BYTES = 32_000_000
 # Token ids and texts hardly repeat: dictionaries would cost time, and a fifth more room.
 PARQUET: dict[str, Any] = {"compression": "zstd", "use_dictionary": ["label"]}
 
@@ -85,16 +90,20 @@ def tokenize_dataset(
 
 
 def _build(folder: Path, settings: TokenizationSettings, dataset: Dataset, base: Base) -> None:
-    chat = Chat(base.path)
-    _require_context(chat, settings, base)
-    encoder = choose(chat, sample_texts(chat, dataset.path / "train.jsonl"))
-    try:
-        tallies = _tokenize(chat, encoder, folder, settings, dataset)
-    except EncodersDisagree as problem:
-        # The check at the start saw some rows only. What was written is written again.
-        _log.warning("Starting again with tokenizers: %s", problem)
-        encoder = Encoder(chat, "tokenizers")
-        tallies = _tokenize(chat, encoder, folder, settings, dataset)
+    files = {side: dataset.path / f"{side}.jsonl" for side in SIDES}
+    size = sum(file.stat().st_size for file in files.values())
+    rows = sum(dataset.rows.values())
+    with Pool(workers_for(size), folder) as pool:
+        chat = Chat(base.path)
+        _require_context(chat, settings, base)
+        encoder = choose(chat, sample_texts(chat, files["train"]))
+        try:
+            tallies = _tokenize(chat, encoder, pool, folder, settings, files, rows)
+        except EncodersDisagree as problem:
+            # The check at the start saw some rows only. What was written is written again.
+            _log.warning("Starting again with tokenizers: %s", problem)
+            encoder = Encoder(chat, "tokenizers")
+            tallies = _tokenize(chat, encoder, pool, folder, settings, files, rows)
     if settings.packing:
         write_packs(folder, tallies["train"].lengths, settings.max_length)
     facts = card(tallies, encoder.name)
@@ -104,24 +113,20 @@ def _build(folder: Path, settings: TokenizationSettings, dataset: Dataset, base:
 
 
 def _tokenize(
-    chat: Chat, encoder: Encoder, folder: Path, settings: TokenizationSettings, dataset: Dataset
+    chat: Chat,
+    encoder: Encoder,
+    pool: Pool,
+    folder: Path,
+    settings: TokenizationSettings,
+    files: dict[str, Path],
+    rows: int,
 ) -> dict[str, Tally]:
     """Write both sides. Raises: DataError, EncodersDisagree, WorkerFailed."""
-    files = {side: dataset.path / f"{side}.jsonl" for side in SIDES}
-    size = sum(file.stat().st_size for file in files.values())
-    speed = Speed(total=sum(dataset.rows.values()))
-    if count := workers_for(size):
-        _log.info("Tokenizing %.0f MB in %d processes", size / 1e6, count)
-        with Pool(Setup(chat.folder, encoder.name, settings), count) as pool:
-            return {
-                side: _side(folder, side, settings, pool.map(_chunks(side, file)), speed)
-                for side, file in files.items()
-            }
+    speed = Speed(total=rows)
+    setup = Setup(chat.folder, encoder.name, settings)
     here = ChunkTokenizer(chat, encoder, settings)
     return {
-        side: _side(
-            folder, side, settings, (here.tokenize(*chunk) for chunk in _chunks(side, file)), speed
-        )
+        side: _side(folder, side, settings, pool.map(_chunks(side, file), setup, here), speed)
         for side, file in files.items()
     }
 
@@ -135,12 +140,21 @@ def _side(
 ) -> Tally:
     """All rows are looked at before any is refused, so that one error names them all."""
     tally = Tally(Drops(side))
+    group: list[pa.RecordBatch] = []
     with pq.ParquetWriter(folder / f"{side}.parquet", SCHEMA, **PARQUET) as writer:
         for rows, counts in answers:
             tally.merge(counts)
             if rows.num_rows:
-                writer.write_batch(rows)
+                group.append(rows)
+            if (
+                sum(r.num_rows for r in group) >= GROUP
+                or sum(r.nbytes for r in group) >= GROUP_BYTES
+            ):
+                writer.write_table(pa.Table.from_batches(group))
+                group = []
             speed.advance(counts.drops.read)
+        if group:
+            writer.write_table(pa.Table.from_batches(group))
     refuse(tally.drops, settings)
     if not tally.lengths:
         raise DataError(
@@ -151,18 +165,17 @@ def _side(
 
 
 def _chunks(side: str, file: Path) -> Iterator[Chunk]:
-    """Lines of a file, up to `CHUNK` rows or about `CHUNK_BYTES` together."""
+    """A file's lines, up to `CHUNK` rows or about `CHUNK_BYTES` together."""
     with file.open("rb") as stream:
-        lines: list[bytes] = []
-        size = 0
+        start = size = rows = 0
         for line in stream:
-            lines.append(line)
             size += len(line)
-            if len(lines) >= CHUNK or size >= CHUNK_BYTES:
-                yield side, lines
-                lines, size = [], 0
-        if lines:
-            yield side, lines
+            rows += 1
+            if rows >= CHUNK or size >= CHUNK_BYTES:
+                yield Chunk(side, file, start, size)
+                start, size, rows = start + size, 0, 0
+        if rows:
+            yield Chunk(side, file, start, size)
 
 
 def _say(facts: dict[str, Any]) -> None:

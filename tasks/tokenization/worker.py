@@ -1,14 +1,16 @@
 """A process that tokenizes chunks: pickled questions on standard input, pickled answers on standard output.
 
-It ends when its standard input does, which its parent's death brings about too.
+Rows go through files, which their reader maps into its memory. It ends when its standard input does,
+which its parent's death brings about too.
 """
 
-import gc
 import os
 import pickle
 import struct
 import sys
 import traceback
+from itertools import count
+from pathlib import Path
 from typing import Any, BinaryIO
 
 FRAME = struct.Struct("<Q")
@@ -35,30 +37,39 @@ def receive(stream: BinaryIO) -> Any:
     return pickle.loads(data)
 
 
-def main() -> None:
-    """Receive a Setup, then answer `(side, lines)` with `("rows", batch, tally)` until the input ends.
+def main(scratch: str) -> None:
+    """Answer each Chunk by the Setup that came last, with `("rows", path, tally)`, until the input ends.
 
-    The other answers are `("disagree", words)` and `("error", traceback)`.
+    The path begins with `scratch`; whoever reads the file deletes it. The other answers are
+    `("disagree", words)` and `("error", traceback)`.
     """
     # One process a core: threads within would only wait for each other.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    os.environ["RAYON_NUM_THREADS"] = "1"
+    for name in ("RAYON", "OMP", "OPENBLAS"):
+        os.environ[f"{name}_NUM_THREADS"] = "1"
+    os.environ["FASTOKENS_BPE_THREADS"] = "1"
     answers = os.fdopen(os.dup(1), "wb")
     # Whatever a library prints must not mix with the answers.
     os.dup2(2, 1)
-    from tasks.tokenization.chunks import ChunkTokenizer
+    import pyarrow as pa
+
+    from tasks.tokenization.chunks import ChunkTokenizer, Setup
     from tasks.tokenization.encoder import EncodersDisagree
 
-    # Thousands of rows live at once and none is part of a cycle: looking for some takes a tenth of
-    # the time.
-    gc.set_threshold(100_000)
     questions = sys.stdin.buffer
+    numbers = count()
     try:
-        chunks = ChunkTokenizer.of(receive(questions))
         while True:
-            side, lines = receive(questions)
+            question = receive(questions)
+            if isinstance(question, Setup):
+                chunks = ChunkTokenizer.of(question)
+                continue
             try:
-                answer: tuple[Any, ...] = ("rows", *chunks.tokenize(side, lines))
+                rows, tally = chunks.tokenize(question)
+                path = Path(f"{scratch}.{next(numbers)}.arrow")
+                with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, rows.schema) as to:
+                    to.write_batch(rows)
+                answer: tuple[Any, ...] = ("rows", path, tally)
             except EncodersDisagree as problem:
                 answer = ("disagree", str(problem))
             except Exception:
@@ -70,4 +81,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1])

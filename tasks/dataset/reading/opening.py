@@ -25,6 +25,7 @@ from tasks.dataset.source_settings import (
     TableSource,
 )
 from tasks.errors import DataError
+from tasks.hash_memory import HashMemory
 
 
 @dataclass
@@ -52,7 +53,7 @@ class Opened:
 def open_sources(settings: DatasetSettings, recipe_folder: Path, *, cache: Path) -> list[Opened]:
     """Open every source in the recipe's order.
 
-    Local files are hashed; remote files and the new rows of a query are fetched into `cache`; of a
+    Local files are hashed, unless they are as they were when they were hashed before; remote files and the new rows of a query are fetched into `cache`; of a
     Hub dataset only the commit is asked for, its rows are fetched when they are read.
 
     Raises: DataError when a source does not exist or does not answer.
@@ -78,7 +79,11 @@ def open_source(source: Source, recipe_folder: Path, *, cache: Path) -> Opened:
         remote_files(source, cache) if is_url(source.path) else local_files(source, recipe_folder)
     )
     facts = {"passed_over": list(placed.passed_over)} if placed.passed_over else {}
-    return _table(source, name_of(source.path), digest_of(placed.files), lambda: placed, facts)
+    # The memory that the base's weights are in: beside what sources fetched.
+    memory = HashMemory(cache.parent / "sha256.json")
+    digest = digest_of(placed.files, memory)
+    memory.save()
+    return _table(source, name_of(source.path), digest, lambda: placed, facts)
 
 
 def identity_of(source: Source, name: str) -> dict[str, Any]:

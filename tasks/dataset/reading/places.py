@@ -8,7 +8,7 @@ from pathlib import Path
 from tasks.dataset.reading.data_file import DataFile, data_file, recognised
 from tasks.dataset.source_settings import FileKind, FilesSource, JsonlSource
 from tasks.errors import DataError
-from tasks.store import file_sha256
+from tasks.hash_memory import HashMemory
 
 PATTERN = frozenset("*?[")
 
@@ -61,17 +61,19 @@ def local_files(source: FilesSource | JsonlSource, recipe_folder: Path) -> Place
     return Placed((data_file(path, str(path), path.name, source.format),))
 
 
-def digest_of(files: tuple[DataFile, ...]) -> str:
+def digest_of(files: tuple[DataFile, ...], memory: HashMemory) -> str:
     """sha256 (hex): of the file where it is one, else of all names and contents.
+
+    Files that are as they were when `memory` hashed them are not read again.
 
     Raises: DataError when one cannot be read.
     """
     try:
         if len(files) == 1:
-            return file_sha256(files[0].path)
+            return memory.sha256(files[0].path)
         total = hashlib.sha256()
         for file in files:
-            total.update(f"{file_sha256(file.path)} {file.name}\n".encode())
+            total.update(f"{memory.sha256(file.path)} {file.name}\n".encode())
         return total.hexdigest()
     except OSError as error:
         raise DataError(

@@ -33,6 +33,31 @@ def test_a_complete_output_is_built_once(tmp_path: Path) -> None:
     assert (second.path / "deep" / "data.txt").read_text() == "one"
 
 
+def test_a_large_file_is_hashed_once_and_again_when_it_was_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.store.REMEMBERED_FROM_BYTES", 3)
+    store = Store(tmp_path / "store")
+    published = store.publish("dataset", KEY, _build("one"))
+    data = published.path / "deep" / "data.txt"
+    written = data.stat()
+    hashed = []
+
+    def count(path: Path) -> str:
+        hashed.append(path.name)
+        return digest([])
+
+    monkeypatch.setattr("tasks.hash_memory.file_sha256", count)
+    assert store.find("dataset", KEY) is not None
+    assert hashed == []
+
+    time.sleep(0.02)  # the clock of a file system ticks every few milliseconds
+    data.write_text("two")
+    os.utime(data, ns=(written.st_atime_ns, written.st_mtime_ns))
+    assert store.find("dataset", KEY) is None
+    assert "data.txt" in hashed
+
+
 @pytest.mark.parametrize(
     "harm",
     [

@@ -10,9 +10,10 @@ from tokenizers import Tokenizer, decoders, normalizers
 from tasks.tokenization.chat import Chat
 from tasks.tokenization.conversation import Conversation
 from tasks.tokenization.encoder import Encoder
-from tasks.tokenization.fidelity import Fidelity, Verdict, _Bytes
+from tasks.tokenization.fidelity import Fidelity, Verdict
 from tasks.tokenization.rendering import render
 from tasks.tokenization.spans import Encoded, SpanEncoder
+from tasks.tokenization.spelling import Spelling
 
 CODE = "    def f(x):\n        return x\n"
 EXACT = Verdict()
@@ -85,7 +86,7 @@ def test_a_decoder_of_another_kind_is_asked_itself(make_base: Any) -> None:
     core.save(str(path))
     chat = Chat(base.path)
 
-    assert _Bytes(chat).join([np.array([1], np.int32)]) == [None]
+    assert Spelling(chat).same([np.array(chat.encode(["a"])[0], np.int32)], ["a"]) == [False]
     assert verdict(chat, "a hue") == EXACT
     assert verdict(chat, "a colour") == Verdict(altered=True)
 
@@ -93,13 +94,35 @@ def test_a_decoder_of_another_kind_is_asked_itself(make_base: Any) -> None:
 @pytest.mark.parametrize("kind", ["phi", "byte", "gemma", "mistral"])
 def test_the_bytes_of_tokens_are_what_the_decoder_gives(make_base: Any, kind: str) -> None:
     chat = Chat(make_base(kind).path)
-    text = "Ω 漢字 🙂\n\n  the  <b>\t\x01\x7f é"
-    (ids,) = chat.encode([text])
+    texts = ["Ω 漢字 🙂\n\n  the  <b>\t\x01\x7f é", "", "the", "a" * 30]
+    rows = [np.array(ids, np.int32) for ids in chat.encode(texts)]
 
-    (joined,) = _Bytes(chat).join([np.array(ids, np.int32)])
+    assert Spelling(chat).same(rows, [chat.decode(ids.tolist()) for ids in rows]) == [True] * 4
 
-    assert joined is not None
-    assert joined.decode().removeprefix(" ") == chat.decode(ids)
+
+@pytest.mark.parametrize("kind", ["phi", "byte", "gemma"])
+def test_one_other_byte_anywhere_is_found_in_its_own_row(make_base: Any, kind: str) -> None:
+    """Tokens of one byte, of a word and of several words; the first and the last row, too."""
+    base = make_base(kind)
+    if kind != "phi":  # there, text behind an added token begins with one more space
+        path = base.path / "tokenizer.json"
+        core = Tokenizer.from_file(str(path))
+        core.add_tokens(["eightlet", "seventeen_letters"])
+        core.save(str(path))
+    chat = Chat(base.path)
+    texts = ["x eightlet", "the seventeen_letters é", "漢字", "plain"]
+    rows = [np.array(ids, np.int32) for ids in chat.encode(texts)]
+    spelling = Spelling(chat)
+    assert spelling.same(rows, texts) == [True] * 4
+
+    for k, text in enumerate(texts):
+        for place, sign in enumerate(text):
+            changed = [*texts]
+            other = {1: "#", 2: "ß", 3: "書"}[len(sign.encode())]
+            changed[k] = text[:place] + other + text[place + 1 :]
+            assert spelling.same(rows, changed) == [row != k for row in range(4)]
+            changed[k] = text[:place] + text[place + 1 :]
+            assert not spelling.same(rows, changed)[k] or changed[k] == text.removeprefix(" ")
 
 
 def test_crooked_code_is_counted_and_warned_about(

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from tasks.errors import DataError, WorkerFailed
 from tasks.progress import listening
 from tasks.tokenization import pool as pool_module
 from tasks.tokenization import work
-from tasks.tokenization.chunks import Setup
+from tasks.tokenization.chunks import Chunk, ChunkTokenizer, Setup
 from tasks.tokenization.pool import Pool, workers_for
 from tasks.tokenization.settings import TokenizationSettings
 
@@ -41,8 +42,15 @@ def rows(number: int) -> list[dict[str, Any]]:
     ]
 
 
-def lines(number: int) -> list[bytes]:
-    return [json.dumps(row).encode() + b"\n" for row in rows(number)]
+@pytest.fixture
+def chunk(tmp_path: Path) -> Chunk:
+    return chunk_of(tmp_path, "".join(json.dumps(row) + "\n" for row in rows(5)))
+
+
+def chunk_of(folder: Path, text: str) -> Chunk:
+    file = folder / "train.jsonl"
+    file.write_text(text, encoding="utf-8")
+    return Chunk("train", file, 0, file.stat().st_size)
 
 
 def children() -> list[psutil.Process]:
@@ -107,36 +115,82 @@ def test_progress_is_announced_with_rate_and_time_left(make_base: Any, tokenize:
     assert told[-1]["eta_seconds"] == 0
 
 
-def test_a_process_that_is_killed_is_explained(setup: Setup) -> None:
-    with Pool(setup, 1) as pool:
+def test_a_process_that_is_killed_is_explained(setup: Setup, chunk: Chunk, tmp_path: Path) -> None:
+    with Pool(1, tmp_path) as pool:
         (child,) = children()
         child.send_signal(signal.SIGKILL)
-        with pytest.raises(WorkerFailed, match=r"ended with code -9 \(killed"):
-            list(pool.map([("train", lines(5))]))
+        for _ in range(2):
+            with pytest.raises(WorkerFailed, match=r"ended with code -9 \(killed"):
+                list(pool.map([chunk], setup))
     assert children() == []
 
 
-def test_a_process_that_fails_passes_on_its_traceback(setup: Setup) -> None:
-    with Pool(setup, 1) as pool, pytest.raises(WorkerFailed, match="JSONDecodeError"):
-        list(pool.map([("train", [b"no json\n"])]))
+def test_a_process_that_fails_passes_on_its_traceback(setup: Setup, tmp_path: Path) -> None:
+    bad = chunk_of(tmp_path, "no json\n")
+    with Pool(1, tmp_path) as pool, pytest.raises(WorkerFailed, match="JSONDecodeError"):
+        list(pool.map([bad], setup))
     assert children() == []
 
 
-def test_processes_are_gone_when_nobody_reads_on(setup: Setup) -> None:
-    with Pool(setup, 2) as pool:
-        answers = pool.map(("train", lines(5)) for _ in range(100))
+def test_processes_and_their_files_are_gone_when_nobody_reads_on(
+    setup: Setup, chunk: Chunk, tmp_path: Path
+) -> None:
+    with Pool(2, tmp_path) as pool:
+        answers = pool.map((chunk for _ in range(100)), setup)
         next(answers)
     assert children() == []
+    assert [file.name for file in tmp_path.iterdir() if file.name.startswith(".rows")] == []
 
 
-def test_processes_die_with_their_parent(setup: Setup, tmp_path: Path) -> None:
+def test_answers_come_in_order_whoever_gave_them_and_few_are_held(
+    setup: Setup, tmp_path: Path
+) -> None:
+    """This process tokenizes too while the other one starts, and what it does waits for its turn."""
+    text = "".join(json.dumps(row) + "\n" for row in rows(300))
+    whole = chunk_of(tmp_path, text)
+    chunks, start = [], 0
+    for line in text.splitlines(keepends=True):
+        chunks.append(Chunk("train", whole.file, start, len(line)))
+        start += len(line)
+    taken = 0
+
+    def asked() -> Iterator[Chunk]:
+        nonlocal taken
+        for one in chunks:
+            taken += 1
+            yield one
+
+    here = ChunkTokenizer.of(setup)
+    by_here = []
+    tokenize = here.tokenize
+    here.tokenize = lambda one: by_here.append(one) or tokenize(one)  # type: ignore[func-returns-value,method-assign]
+    ids = []
+    with Pool(1, tmp_path) as pool:
+        for table, tally in pool.map(asked(), setup, here):
+            ids += table["id"].to_pylist()
+            assert tally.drops.read == 1
+            assert taken - len(ids) <= 12
+    assert ids == [row["id"] for row in rows(300)]
+    assert 0 < len(by_here) < 300
+
+
+def test_a_pool_goes_on_with_another_setup_after_the_encoders_disagreed(
+    setup: Setup, chunk: Chunk, tmp_path: Path
+) -> None:
+    with Pool(1, tmp_path) as pool:
+        next(pool.map([chunk] * 3, setup))
+        shorter = replace(setup, settings=TokenizationSettings(max_length=8, long_rows="drop"))
+        ((table, tally),) = pool.map([chunk], shorter)
+    assert table.num_rows == 0
+    assert tally.drops.reasons["longer than tokenization.max_length"] == 5
+
+
+def test_processes_die_with_their_parent(tmp_path: Path) -> None:
     code = f"""
 import json, pathlib, time
-from tasks.tokenization.chunks import Setup
 from tasks.tokenization.pool import Pool
-from tasks.tokenization.settings import TokenizationSettings
-pool = Pool(Setup(pathlib.Path({str(setup.base)!r}), "tokenizers", TokenizationSettings()), 2)
-print(json.dumps([worker._process.pid for worker in pool._workers]), flush=True)
+pool = Pool(2, pathlib.Path({str(tmp_path)!r}))
+print(json.dumps([process._process.pid for process in pool._processes]), flush=True)
 time.sleep(600)
 """
     parent = subprocess.Popen(
@@ -160,7 +214,7 @@ def test_processes_are_started_only_where_they_pay(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("OMP_NUM_THREADS", "8")
     monkeypatch.setattr(pool_module, "_room_for", lambda: 100)
     assert workers_for(1_000_000) == 0
-    assert workers_for(10**9) == 8
+    assert workers_for(10**9) == 7
     monkeypatch.setattr(pool_module, "_room_for", lambda: 3)
     assert workers_for(10**9) == 3
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

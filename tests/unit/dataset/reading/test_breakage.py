@@ -96,7 +96,7 @@ from tasks.dataset.reading.opening import open_source
 from tasks.dataset.source_settings import FilesSource
 from tasks.errors import DataError
 bad = BadRows(1, Path({str(tmp_path)!r}) / "quarantine.jsonl")
-source = open_source(FilesSource(type="files", path={str(path)!r}), Path(), cache=Path())
+source = open_source(FilesSource(type="files", path={str(path)!r}), Path(), cache=Path({str(tmp_path)!r}) / "cache" / "sources")
 start()
 print([row.source for row in source.rows(bad)])
 bad.close()

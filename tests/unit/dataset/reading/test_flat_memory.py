@@ -69,7 +69,7 @@ READ = """
 from tasks.dataset.reading.bad_rows import BadRows
 from tasks.dataset.reading.opening import open_source
 from tasks.dataset.source_settings import FilesSource
-source = open_source(FilesSource(type="files", path={path!r}), Path(), cache=Path())
+source = open_source(FilesSource(type="files", path={path!r}), Path(), cache=Path({path!r}).parent / "cache" / "sources")
 bad = BadRows()
 rows = source.rows(bad)
 for _ in range(30_000):

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from tasks.dataset.reading.bad_rows import BadRows
 from tasks.dataset.source_settings import FilesSource
 from tasks.errors import DataError
+from tasks.store import file_sha256
 
 
 def lines(*prompts: str) -> str:
@@ -196,3 +197,27 @@ def test_options_that_are_no_secret_are_taken() -> None:
     value = {"type": "files", "path": "s3://bucket/rows.jsonl", "storage_options": options}
 
     assert FilesSource.model_validate(value).storage_options == options
+
+
+def test_a_file_is_hashed_again_only_when_it_was_written_again(
+    reader, write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An unchanged gigabyte costs nothing. The same size and a mtime that was set back hide no change."""
+    file = tmp_path / "rows.jsonl"
+    write("rows.jsonl", lines("1"))
+    os.utime(file, (1_000_000_000, 1_000_000_000))
+    first = reader(path="rows.jsonl").source.digest
+    hashed = []
+
+    def count(path: Path) -> str:
+        hashed.append(path.name)
+        return file_sha256(path)
+
+    monkeypatch.setattr("tasks.hash_memory.file_sha256", count)
+    assert reader(path="rows.jsonl").source.digest == first
+    assert hashed == []
+
+    write("rows.jsonl", lines("2"))
+    os.utime(file, (1_000_000_000, 1_000_000_000))
+    assert reader(path="rows.jsonl").source.digest != first
+    assert hashed == ["rows.jsonl"]
