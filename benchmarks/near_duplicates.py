@@ -2,6 +2,11 @@
 
 Seconds are processor seconds, all threads together, so `near_dedup_rows_per_second` is a figure per
 core. Rows are chats of about 400 characters; every fifth is a copy with one character changed.
+
+`decontamination_rows_per_second` is the check of training rows against a twentieth as many evaluation
+rows; `..._of_one_form` and `..._of_few_words` the same on rows that resemble each other, where
+candidates must not grow with the square of the rows: `seconds_for_four_times_the_rows` says by how
+much the slower of the two does.
 """
 
 import random
@@ -12,9 +17,10 @@ import numpy as np
 from datasketch import MinHash, MinHashLSH
 from harness import Result, main, ratio
 
+from tasks.dataset.cleaning.contamination import Contamination
 from tasks.dataset.cleaning.near import BYTES_PER_ROW, NearDuplicates
 from tasks.dataset.cleaning.shingles import LENGTH, compared
-from tasks.dataset.cleaning_settings import NearDuplicateSettings
+from tasks.dataset.cleaning_settings import ContaminationSettings, NearDuplicateSettings
 from tasks.dataset.rows import Row
 
 SETTINGS = NearDuplicateSettings()
@@ -36,14 +42,7 @@ def _rows(count: int) -> tuple[list[Row], set[int]]:
         else:
             prompt = " ".join(rng.choices(words, k=rng.randint(20, 50)))
             texts.append((prompt, " ".join(rng.choices(words, k=rng.randint(10, 40)))))
-    return [
-        Row(
-            ({"role": "user", "content": prompt}, {"role": "assistant", "content": answer}),
-            group="",
-            source="",
-        )
-        for prompt, answer in texts
-    ], copies
+    return [_row(prompt, answer) for prompt, answer in texts], copies
 
 
 def _product(rows: list[Row]) -> set[int]:
@@ -68,6 +67,43 @@ def _reference(rows: list[Row]) -> set[int]:
     return removed
 
 
+def _of_one_form(count: int) -> list[Row]:
+    """Commands to a smart home: one sentence with blanks."""
+    rng = random.Random(1)
+    rooms, things = ("kitchen", "bedroom", "garage", "office"), ("light", "fan", "door", "heater")
+    return [
+        _row(
+            f"Please set the {rng.choice(things)} in the {rng.choice(rooms)} to {rng.randrange(100)} "
+            f"percent at {rng.randrange(24)}:{rng.randrange(10, 60)} and tell me the result",
+            f"The {rng.choice(things)} is set, user {rng.randrange(10_000)}.",
+        )
+        for _ in range(count)
+    ]
+
+
+def _of_few_words(count: int) -> list[Row]:
+    rng = random.Random(2)
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    words = ["".join(rng.choices(letters, k=rng.randint(3, 8))) for _ in range(50)]
+    return [
+        _row(" ".join(rng.choices(words, k=25)), " ".join(rng.choices(words, k=30)))
+        for _ in range(count)
+    ]
+
+
+def _row(prompt: str, answer: str) -> Row:
+    turns = ({"role": "user", "content": prompt}, {"role": "assistant", "content": answer})
+    return Row(turns, group="", source="")
+
+
+def _decontaminated(rows: list[Row]) -> float:
+    """Processor seconds for all of it."""
+    tested, trained = rows[: len(rows) // 20], rows[len(rows) // 20 :]
+    started = time.process_time()
+    Contamination(ContaminationSettings(), tested, trained, len(trained)).matches(trained)
+    return time.process_time() - started
+
+
 def _timed(work: Callable[[list[Row]], set[int]], rows: list[Row]) -> tuple[float, set[int]]:
     started = time.process_time()
     removed = work(rows)
@@ -90,7 +126,21 @@ def measure(quick: bool) -> Result:
         copies & set(range(len(few)))
     )
     result.values["bytes_per_row"] = BYTES_PER_ROW
+    _measure_decontamination(result, 4_000 if quick else 16_000)
     return result
+
+
+def _measure_decontamination(result: Result, count: int) -> None:
+    growth = []
+    for name, make in (
+        ("", lambda count: _rows(count)[0]),
+        ("_of_one_form", _of_one_form),
+        ("_of_few_words", _of_few_words),
+    ):
+        seconds = min(_decontaminated(make(count)) for _ in range(2))
+        result.values[f"decontamination_rows_per_second{name}"] = count / seconds
+        growth.append(min(_decontaminated(make(4 * count)) for _ in range(2)) / seconds)
+    result.values["seconds_for_four_times_the_rows"] = max(growth[1:])
 
 
 if __name__ == "__main__":

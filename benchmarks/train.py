@@ -1,6 +1,8 @@
 """How fast an adapter is trained, against TRL's trainer as the notebook sets it and at its best."""
 
 import gc
+import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -31,12 +33,13 @@ from tasks.training import loading
 from tasks.training.defaults import resolve_peft, resolve_training
 from tasks.training.engine import build_trainer, read_rows, training_as_configured
 from tasks.training.job import TrainingJob
+from tasks.training.starting import worker_environment
 
 ROWS = 400
 CURVE_ROWS, CURVE_BATCH = 96, 8
 CURVE_TOLERANCE = 0.01
 """Largest relative difference of a loss in bfloat16 from the reference's."""
-WAYS = ("product", "notebook", "trl_best")
+REFERENCES = ("notebook", "trl_best")
 
 
 class Clock(TrainerCallback):
@@ -54,11 +57,9 @@ class Clock(TrainerCallback):
 
 def product(shape: Shape, rows: list[Any], folder: Path, **changes: Any) -> Any:
     """Our trainer with its own defaults, on a base and on rows as a run would find them."""
-    base, tokens = folder / "base", write_tokens(rows, folder / "tokens")
-    if not base.exists():
-        write_base(shape, base)
+    tokens = write_tokens(rows, folder / "tokens")
     job = TrainingJob(
-        base=base,
+        base=write_base(shape, folder / "base"),
         base_name="benchmark",
         base_commit=None,
         tokens=tokens,
@@ -68,15 +69,16 @@ def product(shape: Shape, rows: list[Any], folder: Path, **changes: Any) -> Any:
         training_config=resolve_training(
             {"num_train_epochs": 1, "save_strategy": "no", "logging_steps": 1, **changes}
         ),
+        guards={"untrained_base": "allow"},
     )
     return build_trainer(job, read_rows(tokens / "train.parquet"), loading.choose_precision("auto"))
 
 
-def reference(shape: Shape, rows: list[Any], folder: Path, way: str, **changes: Any) -> Any:
-    """TRL's trainer: as Microsoft's notebook sets it, or packed and without what costs it time."""
-    notebook = way == "notebook"
-    values: dict[str, Any] = {
-        "output_dir": str(folder / way),
+def reference(shape: Shape, rows: list[Any], folder: Path, changes: dict[str, Any]) -> Any:
+    """TRL's trainer on a base in bfloat16, with `changes` of its settings."""
+    dropout = changes.pop("dropout", 0.0)
+    values = {
+        "output_dir": str(folder / "output"),
         "use_cpu": True,
         "bf16": True,
         "num_train_epochs": 1,
@@ -84,45 +86,51 @@ def reference(shape: Shape, rows: list[Any], folder: Path, way: str, **changes: 
         "disable_tqdm": True,
         "save_strategy": "no",
         "logging_steps": 1,
-        "dataset_kwargs": {"skip_prepare_dataset": True},
-        "max_length": None,
     }
-    if notebook:
-        values |= {"per_device_train_batch_size": 8, "gradient_checkpointing": True}
-        rows = [{"input_ids": row["input_ids"], "labels": row["input_ids"]} for row in rows]
-    else:
-        del values["dataset_kwargs"]
-        values |= {
-            "per_device_train_batch_size": 2,
-            "gradient_checkpointing": False,
-            "packing": True,
-            "max_length": 1024,
-        }
     adapter = LoraConfig(
         r=RANK,
         lora_alpha=32,
-        lora_dropout=0.05 if notebook else 0.0,
+        lora_dropout=dropout,
         target_modules=list(LINEARS),
         task_type="CAUSAL_LM",
     )
-    for name, value in changes.items():
-        values[name] = value
-        if name == "packing":
-            values["dataset_kwargs"] = {"skip_prepare_dataset": True}
-            adapter.lora_dropout = 0.0
     return SFTTrainer(
         shape.model(),
-        SFTConfig(**values),
+        SFTConfig(**(values | changes)),
         train_dataset=Dataset.from_list(rows),
         processing_class=fast(shape.vocabulary),
         peft_config=adapter,
     )
 
 
-def build(way: str, shape: Shape, rows: list[Any], folder: Path) -> Any:
-    if way == "product":
-        return product(shape, rows, folder)
-    return reference(shape, rows, folder, way)
+def notebook(shape: Shape, rows: list[Any], folder: Path) -> Any:
+    """As the Phi-3 notebooks do: padded batches, checkpointing, dropout, loss on every token."""
+    rows = [{"input_ids": row["input_ids"], "labels": row["input_ids"]} for row in rows]
+    changes = padded(8) | {"gradient_checkpointing": True, "dropout": 0.05}
+    return reference(shape, rows, folder, changes)
+
+
+def trl_best(shape: Shape, rows: list[Any], folder: Path) -> Any:
+    """What TRL offers for speed: packed rows, nothing computed twice, loss on the answers."""
+    changes = {
+        "per_device_train_batch_size": 2,
+        "gradient_checkpointing": False,
+        "packing": True,
+        "max_length": 1024,
+    }
+    return reference(shape, rows, folder, changes)
+
+
+def padded(batch: int) -> dict[str, Any]:
+    """Token ids as they are, padded to the longest of a batch."""
+    return {
+        "per_device_train_batch_size": batch,
+        "dataset_kwargs": {"skip_prepare_dataset": True},
+        "max_length": None,
+    }
+
+
+WAYS = {"product": product, "notebook": notebook, "trl_best": trl_best}
 
 
 def train(trainer: Any) -> float:
@@ -134,42 +142,42 @@ def train(trainer: Any) -> float:
             trainer.train()
     else:
         trainer.train()
-    trainer.remove_callback(clock)
     return clock.ended - clock.began
+
+
+def losses(trainer: Any) -> list[float]:
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
 def same_curve(shape: Shape, folder: Path) -> bool:
     """Whether both give the same loss at every step, from the same rows in the same order."""
     rows = token_rows(shape.vocabulary, CURVE_ROWS)
     steps = {
-        "per_device_train_batch_size": CURVE_BATCH,
         "train_sampling_strategy": "sequential",
         "learning_rate": 1e-3,
-        "max_grad_norm": 1.0,
         "lr_scheduler_type": "constant",
         "warmup_steps": 0,
     }
-    ours = product(shape, rows, folder / "ours", **steps, gradient_accumulation_steps=1)
-    theirs = reference(
-        shape, rows, folder / "theirs", "trl_best", **steps, packing=False, max_length=None
-    )
-    # Both adapters begin alike: A is drawn, B is zero.
+    batch = {"per_device_train_batch_size": CURVE_BATCH, "gradient_accumulation_steps": 1}
+    ours = product(shape, rows, folder / "ours", **steps, **batch)
+    changes = padded(CURVE_BATCH) | steps | {"gradient_checkpointing": False}
+    theirs = reference(shape, rows, folder / "theirs", changes)
     names = dict(theirs.model.named_parameters())
     for name, p in ours.model.named_parameters():
         if p.requires_grad:
+            # Both begin with the same draw.
             p.data.copy_(names[name].data)
-    curves = []
-    for trainer in (ours, theirs):
-        train(trainer)
-        curves.append([e["loss"] for e in trainer.state.log_history if "loss" in e])
-    return len(curves[0]) == len(curves[1]) and all(
-        abs(a - b) <= CURVE_TOLERANCE * b for a, b in zip(*curves, strict=True)
-    )
+    train(ours)
+    train(theirs)
+    pairs = list(zip(losses(ours), losses(theirs), strict=True))
+    print("loss of product and reference:", pairs, file=sys.stderr)
+    return all(abs(a - b) <= CURVE_TOLERANCE * b for a, b in pairs)
 
 
 def gemm_gflops() -> float:
     """What the machine reaches in bfloat16 products of the size of these layers, at its best."""
-    x, w = (torch.randn(2048, 1024, dtype=torch.bfloat16) for _ in range(2))
+    x, w = torch.randn(2048, 1024, dtype=torch.bfloat16), torch.randn(2048, 1024)
+    w = w.to(torch.bfloat16)
     seconds = []
     for _ in range(30):
         began = time.perf_counter()
@@ -178,84 +186,82 @@ def gemm_gflops() -> float:
     return 2 * 2048 * 2048 * 1024 / min(seconds) / 1e9
 
 
-def peak_of(way: str, name: str, count: int) -> float:
-    """MB that training takes above imports and the loaded model, in a process of its own."""
-    command = [sys.executable, __file__, "--peak", way, name, str(count)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
-    return float(done.stdout.strip().splitlines()[-1])
-
-
-def print_peak(way: str, name: str, count: int) -> None:
-    """Entry of the process that `peak_of` starts."""
+def one_way(way: str, name: str, count: int) -> dict[str, float]:
+    """Train in this process: tokens/s, and MB above imports and the loaded model."""
     torch.set_num_threads(available_cores())
     shape = SHAPES[name]
+    rows = token_rows(shape.vocabulary, count)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = build(way, shape, token_rows(shape.vocabulary, count), Path(folder))
+        trainer = WAYS[way](shape, rows, Path(folder))
         gc.collect()
-        # Forget the peak of loading.
+        # Forgets the peak of loading.
         Path("/proc/self/clear_refs").write_text("5")
-        before = _status("VmRSS")
-        train(trainer)
-        print((_status("VmHWM") - before) / 1000)
+        before = status("VmRSS")
+        seconds = train(trainer)
+        peak = (status("VmHWM") - before) / 1000
+    tokens = sum(len(row["input_ids"]) for row in rows)
+    return {"speed": tokens / seconds, "peak_mb": peak, "gemm": gemm_gflops()}
 
 
-def _status(name: str) -> int:
+def status(name: str) -> int:
+    """kB of a line of the kernel's page about this process."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(name))
 
 
+def in_a_process(way: str, name: str, count: int) -> dict[str, float]:
+    """`one_way` where nothing was run before, with the environment that each way is run in."""
+    # Their own defaults for the references, which know of no worker.
+    environment = os.environ | (worker_environment() if way == "product" else {})
+    command = [sys.executable, __file__, "--way", way, name, str(count)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True, env=environment)
+    answer: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
+    return answer
+
+
 def measure(quick: bool) -> Result:
-    """Each round trains the same rows by each way, one after the other."""
+    """Each round trains by each way, one after the other, each in a process of its own."""
     torch.set_num_threads(available_cores())
     result = Result("train", ("torch", "transformers", "trl", "peft"))
-    rounds, count = (1, 48) if quick else (5, ROWS)
+    rounds, count = (1, 32) if quick else (5, ROWS)
+    # The slow ways take a quarter of the rows: their speed does not depend on how many.
+    counts = {"product": count, "notebook": count // 4, "trl_best": count // 4}
     equal = True
-    with tempfile.TemporaryDirectory() as folder:
-        for name, shape in SHAPES.items():
-            rows = token_rows(shape.vocabulary, count)
-            tokens = sum(len(row["input_ids"]) for row in rows)
-            # The slow ways take a quarter of the rows: their speed does not depend on how many.
-            few = rows[: max(16, count // 4)]
-            few_tokens = sum(len(row["input_ids"]) for row in few)
-            speeds: dict[str, list[float]] = {way: [] for way in WAYS}
-            roofline = []
-            warm = build("product", shape, few, Path(folder) / name / "warm")
-            train(warm)
-            for at in range(rounds):
-                for way in WAYS:
-                    place = Path(folder) / name / f"{way}-{at}"
-                    used = rows if way == "product" else few
-                    trainer = build(way, shape, used, place)
-                    seconds = train(trainer)
-                    speeds[way].append((tokens if way == "product" else few_tokens) / seconds)
-                    del trainer
-                    gc.collect()
-                roofline.append(gemm_gflops())
-            cost = flop(shape, rows)
-            print(f"{name}: {tokens} tokens, FLOP {cost}", file=sys.stderr)
-            ours = speeds["product"]
-            for way in WAYS[1:]:
-                result.ratios[f"{name}_vs_{way}"] = ratio(ours, speeds[way])
-            for way in WAYS:
-                result.values[f"{name}_{way}_tokens_per_second"] = sorted(speeds[way])[rounds // 2]
-            result.values[f"{name}_flop_per_token"] = sum(cost.values()) / tokens
-            gflops = [speed * sum(cost.values()) / tokens / 1e9 for speed in ours]
-            result.values[f"{name}_roofline_share"] = max(
-                sorted(a / b for a, b in zip(gflops, roofline, strict=True))[rounds // 2], 0
-            )
-            result.values[f"{name}_gemm_gflops"] = max(roofline)
-            if not quick:
-                equal = equal and same_curve(shape, Path(folder) / name / "curve")
-    if not quick:
-        peaks = {way: peak_of(way, "deep", 64) for way in ("product", "trl_best", "notebook")}
-        result.ratios["memory_vs_trl"] = ratio([peaks["trl_best"]], [peaks["product"]])
-        result.values |= {f"{way}_peak_mb": peak for way, peak in peaks.items()}
+    for name, shape in SHAPES.items():
+        found = [{way: in_a_process(way, name, counts[way]) for way in WAYS} for _ in range(rounds)]
+        speeds = {way: [one[way]["speed"] for one in found] for way in WAYS}
+        for way in REFERENCES:
+            pairs = [1 / s for s in speeds[way]], [1 / s for s in speeds["product"]]
+            result.ratios[f"{name}_vs_{way}"] = ratio(*pairs)
+        for way in WAYS:
+            result.values[f"{name}_{way}_tokens_per_second"] = middle(speeds[way])
+        rows = token_rows(shape.vocabulary, count)
+        per_token = sum(flop(shape, rows).values()) / sum(len(row["input_ids"]) for row in rows)
+        gemm = [max(one[way]["gemm"] for way in WAYS) for one in found]
+        shares = [s * per_token / 1e9 / g for s, g in zip(speeds["product"], gemm, strict=True)]
+        result.values[f"{name}_roofline_share"] = middle(shares)
+        result.values[f"{name}_gemm_gflops"] = max(gemm)
+        for part, value in flop(shape, rows).items():
+            result.values[f"{name}_gflop_{part}"] = value / 1e9
+        if name == "deep":
+            peaks = {way: [one[way]["peak_mb"] for one in found] for way in WAYS}
+            result.ratios["memory_vs_trl"] = ratio(peaks["trl_best"], peaks["product"])
+            result.values |= {f"{way}_peak_mb": middle(peak) for way, peak in peaks.items()}
+        if not quick:
+            with tempfile.TemporaryDirectory() as folder:
+                equal = equal and same_curve(shape, Path(folder))
     result.equal = None if quick else equal
     return result
 
 
+def middle(values: list[float]) -> float:
+    return sorted(values)[len(values) // 2]
+
+
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--peak"]:
-        print_peak(sys.argv[2], sys.argv[3], int(sys.argv[4]))
+    if sys.argv[1:2] == ["--way"]:
+        answer, sys.stdout = sys.stdout, sys.stderr
+        found = one_way(sys.argv[2], sys.argv[3], int(sys.argv[4]))
+        answer.write(json.dumps(found) + "\n")
     else:
         main(measure, __doc__ or "")

@@ -94,13 +94,20 @@ def _recipe(check: "RecipeCheck", console: "Console") -> dict[str, Any]:
 
 def _dataset(check: "RecipeCheck", console: "Console") -> dict[str, Any]:
     from flows.recipe_check import card
+    from tasks.dataset.summary import source_notes
 
     counts = card(check.dataset)
-    rows, dropped = counts["rows"], counts["dropped"]
+    rows = counts["rows"]
     _title(console, "Data", f"{rows['train']:,} rows to train on, {rows['test']:,} to test with")
-    for reason, count in dropped.items():
-        if count:
-            _line(console, f"left out: {count:,} ({reason})")
+    for source in counts["sources"]:
+        told = f"from {source['name']} ({source['kind']}): {source['rows']:,} rows"
+        _line(console, "; ".join(part for part in (told, source_notes(source)) if part))
+    for reason, count in counts["dropped"].items():
+        _line(console, f"left out: {count:,} ({reason})")
+    for what, count in counts["changed"].items():
+        _line(console, f"changed or found: {count:,} ({what})")
+    for warning in counts["warnings"]:
+        console.print(f"  warning: {warning}", style="yellow", markup=False, highlight=False)
     _line(console, f"rows in {check.dataset.path}")
     return {**counts, "path": str(check.dataset.path)}
 

@@ -13,7 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks.dataset.cleaner import Cleaner
-from tasks.dataset.fates import TEST, Fates
+from tasks.dataset.cleaning.normalise import EMPTIED
+from tasks.dataset.cleaning.personal import PersonalData
+from tasks.dataset.cleaning.quarantine import mask_quarantine
+from tasks.dataset.deciding import decide
+from tasks.dataset.fates import Fates
 from tasks.dataset.profile import Profile
 from tasks.dataset.reading.bad_rows import BadRows
 from tasks.dataset.reading.interleave import interleaved
@@ -21,15 +25,7 @@ from tasks.dataset.reading.opening import Opened
 from tasks.dataset.removed import Removed
 from tasks.dataset.rows import Row
 from tasks.dataset.settings import DatasetSettings
-from tasks.dataset.split import divide, smallest
 from tasks.dataset.spool import Spool
-from tasks.dataset.steps import (
-    drop_contaminated,
-    drop_duplicates,
-    drop_near_duplicates,
-    drop_unwanted,
-)
-from tasks.errors import DataError
 from tasks.progress import announce
 
 if TYPE_CHECKING:
@@ -38,8 +34,6 @@ if TYPE_CHECKING:
 
 SIDES = ("train", "test")
 SECONDS_BETWEEN_EVENTS = 1.0
-IN_HOLDOUT_GROUP = "in a group of the holdout"
-OVER_SOURCE_LIMIT = "over dataset.sources[].max_rows"
 
 
 @dataclass
@@ -56,6 +50,8 @@ class Built:
     """What cleaning changed in rows that it kept: kind -> rows."""
     unrecognisable: int = 0
     """Evaluation rows that hold too little text of their own to be found among training rows."""
+    warnings: list[str] = field(default_factory=list)
+    """What a person should look at before training."""
     dropped: dict[str, int] = field(default_factory=dict)
     profiles: dict[str, Profile] = field(default_factory=dict)
     """Side -> lengths, slices and a sample of its rows."""
@@ -90,13 +86,37 @@ def build(
             if cleaned is not None:
                 spool.add(cleaned, number)
         bad.raise_if_any()
+        if (found := settings.cleaning.personal_data) is not None and found.policy != "report":
+            mask_quarantine(folder / "quarantine.jsonl", PersonalData(found))
         built.changed = cleaner.changed
-        built.steps.append(("read", len(spool)))
-        fates = _decide(spool, settings, sources, holdout, built)
-        _refuse_empty_side(fates, spool, settings, salt)
-        _write(folder, spool, fates, removed, built)
-        built.dropped = dict(removed.counts)
+        built.steps = _reading_steps(built.read, bad.count, cleaner)
+        decided = decide(
+            spool, settings, sources, salt=salt, read=built.read, removed=dict(removed.counts)
+        )
+        built.steps += decided.steps
+        built.holdout_rows = decided.holdout_rows
+        built.unrecognisable = decided.unrecognisable
+        built.warnings = decided.warnings
+        of_cleaning = sorted(removed.counts, key=lambda reason: (reason != EMPTIED, reason))
+        _write(folder, spool, decided.fates, removed, built)
+        built.dropped = {
+            reason: removed.counts[reason]
+            for reason in dict.fromkeys([*of_cleaning, *decided.fates.reasons])
+            if removed.counts[reason]
+        }
     return built
+
+
+def _reading_steps(read: int, bad_rows: int, cleaner: Cleaner) -> list[tuple[str, int]]:
+    """What was done to each row by itself; the first number is all that the sources hold."""
+    steps = [("read", read + bad_rows)]
+    if bad_rows:
+        steps.append(("bad rows put into quarantine", read))
+    left = read
+    for step, lost in cleaner.steps.items():
+        left -= lost
+        steps.append((step, left))
+    return steps
 
 
 def _read(
@@ -116,73 +136,12 @@ def _read(
             yield len(sources), row
 
 
-def _decide(
-    spool: Spool,
-    settings: DatasetSettings,
-    sources: Sequence[Opened],
-    holdout: Opened | None,
-    built: Built,
-) -> Fates:
-    import numpy as np
-
-    fates = Fates(len(spool))
-    fractions = spool.column("fraction").copy()
-    frozen = spool.column("source") == len(sources) if holdout else np.zeros(len(spool), np.bool_)
-    # Of copies the one on the evaluated side stays, and the holdout's before all others.
-    fractions[frozen] = -1.0
-    groups = spool.column("group")
-    ids = spool.column("id")
-    drop_duplicates(spool, fates, fractions)
-    built.steps.append(("exact duplicates", len(fates.kept)))
-    cleaning = settings.cleaning
-    if cleaning.near_duplicates is not None:
-        drop_near_duplicates(
-            spool,
-            cleaning.near_duplicates,
-            fates,
-            fractions,
-            tested_below=0.0 if settings.split.by_time else settings.split.test,
-        )
-        built.steps.append(("near duplicates", len(fates.kept)))
-    if cleaning.length is not None or cleaning.language is not None:
-        drop_unwanted(spool, cleaning, fates)
-        built.steps.append(("length and language", len(fates.kept)))
-    for number, source in enumerate(sources):
-        if source.max_rows is not None:
-            own = fates.kept[spool.column("source")[fates.kept] == number]
-            if len(own) > source.max_rows:
-                fates.drop(own[~smallest(ids[own], source.max_rows)], OVER_SOURCE_LIMIT)
-    kept = fates.kept
-    fates.drop(kept[np.isin(groups[kept], groups[frozen]) & ~frozen[kept]], IN_HOLDOUT_GROUP)
-    kept = fates.kept
-    sides = divide(
-        kept[~frozen[kept]],
-        settings.split,
-        fractions=fractions,
-        ids=ids,
-        groups=groups,
-        times=spool.column("time"),
-    )
-    for reason, left_out in sides.dropped.items():
-        fates.drop(left_out, reason)
-    fates.codes[sides.test] = TEST
-    fates.codes[kept[frozen[kept]]] = TEST
-    built.holdout_rows = int(frozen[kept].sum())
-    built.steps.append(("limits and split", len(fates.kept)))
-    if cleaning.contamination is not None:
-        built.unrecognisable = drop_contaminated(spool, cleaning.contamination, fates)
-        built.steps.append(("decontamination", len(fates.kept)))
-    return fates
-
-
 def _write(folder: Path, spool: Spool, fates: Fates, removed: Removed, built: Built) -> None:
     import numpy as np
 
     ids, sources = spool.column("id"), spool.column("source")
     places = [np.flatnonzero(fates.codes == side) for side in range(len(SIDES))]
-    profiles = [
-        Profile.of(spool, where, first=int(where[np.argmin(ids[where])])) for where in places
-    ]
+    profiles = [Profile.of(spool, where) for where in places]
     streams = [(folder / f"{side}.jsonl").open("wb") for side in SIDES]
     hashes = [hashlib.sha256() for _ in SIDES]
     try:
@@ -211,20 +170,3 @@ def any_order(ids: "npt.NDArray[np.uint64]") -> str:
     import numpy as np
 
     return hashlib.sha256(np.sort(ids).astype(">u8").tobytes()).hexdigest()
-
-
-def _refuse_empty_side(fates: Fates, spool: Spool, settings: DatasetSettings, salt: str) -> None:
-    import numpy as np
-
-    kept = fates.kept
-    tested = int((fates.codes == TEST).sum())
-    if 0 < tested < len(kept):
-        return
-    groups = len(np.unique(spool.column("group")[kept]))
-    raise DataError(
-        f"The split leaves no {'train' if tested or not len(kept) else 'test'} row: "
-        f"{len(kept)} {'row' if len(kept) == 1 else 'rows'} in {groups} "
-        f"{'group' if groups == 1 else 'groups'}, dataset.split.test is {settings.split.test}, "
-        f"the salt is {salt!r}. Add rows, change dataset.split.test or dataset.split.salt, or "
-        "choose another dataset.sources[].group: a group is never divided."
-    )

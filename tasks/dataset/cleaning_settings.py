@@ -12,10 +12,10 @@ PersonalKind = Literal["key", "email", "card", "iban", "phone"]
 
 
 class PersonalDataSettings(Settings):
-    """Keys and personal data in any message of a row."""
+    """Keys and personal data in any message or tool of a row. Cards, which are published, never show them."""
 
     policy: Literal["report", "redact", "drop"] = "report"
-    """`report` counts rows and changes none; `redact` writes `[EMAIL]` and the like over what was found; `drop` leaves the row out."""
+    """`report` counts rows and changes none; `redact` writes `[EMAIL]` and the like over what was found; `drop` leaves the row out. The last two do the same to slices, quarantined rows and, by a hash, to groups."""
     kinds: list[PersonalKind] = Field(
         default=["key", "email", "card", "iban", "phone"], min_length=1
     )

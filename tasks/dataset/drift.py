@@ -27,19 +27,18 @@ def drift(
     """Jensen-Shannon distances of two dataset cards (`card.json`), and the share of new rows.
 
     A distance is 0 for equal mixes and 1 for mixes that share nothing (base 2, square root:
-    Endres and Schindelin, 2003). `warnings` names the aspects above `warn_above`.
+    Endres and Schindelin, 2003). `warnings` names the aspects above `warn_above`. What the champion's
+    card does not hold, because another version of loraline wrote it, has no distance and is in
+    `not_compared`.
     """
     import numpy as np
 
-    now, then = (card["profiles"]["train"] for card in (today, champion))
-    pairs = {
-        "prompt_lengths": (now["lengths"]["prompt"], then["lengths"]["prompt"]),
-        "answer_lengths": (now["lengths"]["answer"], then["lengths"]["answer"]),
-        "turns": _aligned(now["turns"], then["turns"]),
-        "slices": _aligned(now["slices"], then["slices"]),
-        "words": (now["words"], then["words"]),
+    histograms = [_histograms(card) for card in (today, champion)]
+    distances = {
+        name: round(js_distance(*_aligned(*(found[name] for found in histograms))), 4)
+        for name in ASPECTS
+        if all(name in found for found in histograms)
     }
-    distances = {name: round(js_distance(*pair), 4) for name, pair in pairs.items()}
     ids = np.load(today_rows, allow_pickle=False)
     old = np.load(champion_rows, allow_pickle=False)
     known = int(np.isin(ids, old).sum())
@@ -50,6 +49,7 @@ def drift(
         "lost_rows_share": round(1 - known / len(old), 4) if len(old) else 0.0,
         "warn_above": warn_above,
         "warnings": [name for name, distance in distances.items() if distance > warn_above],
+        "not_compared": [name for name in ASPECTS if name not in distances],
     }
 
 
@@ -81,7 +81,10 @@ def drift_summary(found: Mapping[str, Any], *, champion: str) -> str:
         + ".** Look at the sources before you trust the comparison."
         if found["warnings"]
         else f"No distance is above {found['warn_above']:g}."
+        if found["distances"]
+        else "Only the rows are compared."
     )
+    missing = [ASPECTS[name] for name in found["not_compared"]]
     lines = [
         (ASPECTS[name], f"{value:.3f}" + (" **!**" if name in found["warnings"] else ""))
         for name, value in found["distances"].items()
@@ -93,15 +96,49 @@ def drift_summary(found: Mapping[str, Any], *, champion: str) -> str:
             f"{found['new_rows_share']:.1%} of today's are new, {found['lost_rows_share']:.1%} of the "
             "champion's are gone.",
             verdict,
-            table(("Jensen-Shannon distance (0 equal, 1 nothing in common)", ""), lines),
+            *(
+                [table(("Jensen-Shannon distance (0 equal, 1 nothing in common)", ""), lines)]
+                if lines
+                else []
+            ),
+            *(
+                [
+                    f"Not compared: {', '.join(missing)}. The card of {champion} does not hold them: "
+                    "another version of loraline wrote it."
+                ]
+                if missing
+                else []
+            ),
             "",
         ]
     )
 
 
-def _aligned(first: Mapping[str, int], second: Mapping[str, int]) -> tuple[list[int], list[int]]:
-    names = sorted({*first, *second})
-    return [first.get(name, 0) for name in names], [second.get(name, 0) for name in names]
+Histogram = Sequence[float] | Mapping[str, float]
+
+
+def _histograms(card: Mapping[str, Any]) -> dict[str, Histogram]:
+    """Aspect -> counts of the training rows, as far as the card holds them."""
+    train = card.get("profiles", {}).get("train", {})
+    lengths = train.get("lengths", {})
+    found = {
+        "prompt_lengths": lengths.get("prompt"),
+        "answer_lengths": lengths.get("answer"),
+        "turns": train.get("turns"),
+        "slices": train.get("slices"),
+        "words": train.get("words"),
+    }
+    return {name: histogram for name, histogram in found.items() if histogram is not None}
+
+
+def _aligned(first: Histogram, second: Histogram) -> tuple[Sequence[float], Sequence[float]]:
+    """Counts by name as lists of the same names; lists as they are."""
+    if isinstance(first, Mapping) and isinstance(second, Mapping):
+        names = sorted({*first, *second})
+        return [first.get(name, 0) for name in names], [second.get(name, 0) for name in names]
+    if isinstance(first, Mapping) or isinstance(second, Mapping):
+        raise TypeError("a histogram by name cannot be compared with a list")
+    return first, second
 
 
 def _shares(counts: Sequence[float], size: int) -> list[float]:

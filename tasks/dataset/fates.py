@@ -24,6 +24,11 @@ class Fates:
         self._reasons: list[str] = []
 
     @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why rows were left out, in the order of the steps."""
+        return tuple(self._reasons)
+
+    @property
     def kept(self) -> "npt.NDArray[np.int64]":
         """Positions of the rows that no step has dropped."""
         import numpy as np

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 SAMPLED_ROWS = 20_000
 JUDGED_ROWS = 500
+SHOWN_ROWS = 3
 WORD_BUCKETS = 512
 _LANGUAGES = Languages()
 _WORD = re.compile(r"[^\W\d_]{2,}")
@@ -28,7 +29,7 @@ _WORD = re.compile(r"[^\W\d_]{2,}")
 
 @dataclass
 class Profile:
-    """Counts of one side; no text but the row that stands for it."""
+    """Counts of one side; no text but the rows that stand for it."""
 
     rows: int
     groups: int
@@ -38,8 +39,6 @@ class Profile:
     """`prompt` and `answer` -> rows by the power of two of their characters: 0, 1, 2-3, 4-7, ..."""
     turns: dict[int, int]
     """Messages in a conversation -> rows; 16 stands for more, too."""
-    first: int
-    """Position of the row that is shown."""
     slices: Counter[str] = field(default_factory=Counter)
     words: list[int] = field(default_factory=lambda: [0] * WORD_BUCKETS)
     """Words of the sample by their hash: enough to see that the language has changed."""
@@ -49,10 +48,12 @@ class Profile:
     """Positions of the rows whose language is told."""
     languages: Counter[str] = field(default_factory=Counter)
     """Of the judged rows' answers: ISO 639-1 code, or `undecided`."""
-    shown: Row | None = None
+    samples: frozenset[int] = frozenset()
+    """Positions of the rows that are shown."""
+    shown: list[Row] = field(default_factory=list)
 
     @classmethod
-    def of(cls, spool: Spool, places: "npt.NDArray[np.int64]", *, first: int) -> Self:
+    def of(cls, spool: Spool, places: "npt.NDArray[np.int64]") -> Self:
         """Of the rows at these positions; `see` completes it."""
         import numpy as np
 
@@ -66,7 +67,7 @@ class Profile:
             characters={"prompt": quantiles(prompt.tolist()), "answer": quantiles(answer.tolist())},
             lengths={"prompt": _by_power(prompt), "answer": _by_power(answer)},
             turns=dict(zip(turns.tolist(), counts.tolist(), strict=True)),
-            first=first,
+            samples=frozenset(places[smallest(ids, SHOWN_ROWS)].tolist()),
             sampled=frozenset(places[smallest(ids, SAMPLED_ROWS)].tolist()),
             judged=frozenset(places[smallest(ids, JUDGED_ROWS)].tolist()),
         )
@@ -76,13 +77,14 @@ class Profile:
         if b'"slice":' in line:
             source = orjson.loads(line).get("slice") or source
         self.slices[source] += 1
-        if position == self.first:
-            self.shown = from_line(line)
+        if position in self.samples:
+            self.shown.append(from_line(line))
         if position in self.judged:
             self.languages[_LANGUAGES.of_row(from_line(line))] += 1
         if position in self.sampled:
-            for message in orjson.loads(line)["messages"]:
-                for word in _WORD.findall(str(message.get("content") or "").casefold()):
+            row = orjson.loads(line)
+            for text in (row.get("text"), *(m.get("content") for m in row["messages"])):
+                for word in _WORD.findall(str(text or "").casefold()):
                     self.words[zlib.crc32(word.encode()) % WORD_BUCKETS] += 1
 
     def facts(self) -> dict[str, Any]:

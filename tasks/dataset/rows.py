@@ -1,4 +1,4 @@
-"""A row of the dataset: one conversation, where it came from, and which rows it belongs with."""
+"""A row of the dataset: a conversation or a text, where it came from, and which rows it belongs with."""
 
 import hashlib
 import json
@@ -14,9 +14,10 @@ Message = dict[str, Any]
 
 @dataclass(frozen=True)
 class Row:
-    """A conversation that ends with the assistant's turn."""
+    """A conversation that ends with the assistant's turn, or a text that is nobody's answer."""
 
     messages: tuple[Message, ...]
+    """Empty where the row is a text."""
     group: str
     """Rows of one group are never divided between train and test."""
     source: str
@@ -31,21 +32,28 @@ class Row:
     """When the row was made, ISO 8601 in UTC; for a split by time."""
     slice: str | None = None
     """The part of the data that the card counts it under, for example a language or a product."""
+    text: str | None = None
+    """A text to be trained whole, without a chat template; there are no messages then."""
 
     @cached_property
     def id(self) -> str:
-        """16 hexadecimal digits that depend on the messages only."""
-        return short_hash(json.dumps(self.messages, ensure_ascii=False, sort_keys=True))
+        """16 hexadecimal digits that depend on what the row teaches: its messages or its text, and
+        where there are any its tools and its rejected ending.
+        """
+        said = self.messages if self.text is None else self.text
+        beside = {"tools": self.tools, "rejected": self.rejected}
+        told = {name: value for name, value in beside.items() if value}
+        return short_hash(_json([said, told] if told else said))
 
     @property
-    def prompt(self) -> str:
-        """Everything before the last answer, exactly as written."""
-        return json.dumps(self.messages[:-1], ensure_ascii=False, sort_keys=True)
+    def prompt(self) -> str | None:
+        """Everything before the last answer, exactly as written; a text has none."""
+        return _json(self.messages[:-1]) if self.text is None else None
 
     @property
     def answer(self) -> str:
-        """The assistant's last turn."""
-        return str(self.messages[-1]["content"])
+        """What is learned: the assistant's last turn, or the text."""
+        return str(self.messages[-1]["content"]) if self.text is None else self.text
 
 
 def short_hash(text: str) -> str:
@@ -65,3 +73,17 @@ def prompt_group(messages: Iterable[Message]) -> str:
             break
         before.append(" ".join(message["content"].split()).casefold())
     return "prompt-" + short_hash("\n".join(before))
+
+
+def text_group(text: str) -> str:
+    """The default group of a text: itself, without case and layout."""
+    return "text-" + short_hash(" ".join(text.split()).casefold())
+
+
+def default_group(messages: Iterable[Message], text: str | None) -> str:
+    """The group of a row whose source names none."""
+    return prompt_group(messages) if text is None else text_group(text)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, sort_keys=True)

@@ -18,7 +18,7 @@ class SplitSettings(Settings):
     salt: str | None = None
     """Changing it deals the rows anew. Default: the recipe's name."""
     max_test_rows: int | None = Field(default=None, ge=1)
-    """Evaluate at most this many test rows, chosen by hash; the others are left out of training too."""
+    """Evaluate at most this many test rows, those with the smallest hashes; the others are left out of training too. New rows with smaller hashes take the places of old test rows: freeze a `dataset.holdout` where the same rows must be evaluated for good."""
     after: str | None = None
     """A date or time (ISO 8601): rows made then or later are tested, older ones trained. Not with `newest_days`."""
     newest_days: int | None = Field(default=None, ge=1)
@@ -62,7 +62,7 @@ class DatasetSettings(Settings):
     """One or more sources, read in this order."""
     split: SplitSettings = SplitSettings()
     holdout: Source | None = None
-    """A frozen source that is only ever evaluated, beside the split's test rows; training rows like its own are left out."""
+    """A frozen source that is only ever evaluated, beside the split's test rows; training rows like its own are left out. It stays whole, copies and all, but for what `personal_data: drop` takes."""
 
     max_bad_rows: int | float = Field(default=0, ge=0)
     """How many bad rows (a whole number), or what share of the rows read (0.01: one in a hundred), go into `quarantine.jsonl` instead of stopping the run."""

@@ -6,61 +6,23 @@ from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
+from tasks.dataset.column_settings import ChatFormat, ColumnsSettings
 from tasks.settings import Settings
 
 FileKind = Literal["jsonl", "json", "csv", "tsv", "parquet", "arrow"]
-ChatFormat = Literal[
-    "messages",
-    "conversations",
-    "prompt/completion",
-    "instruction/output",
-    "instruction/instances",
-    "prompt/chosen/rejected",
-    "chosen/rejected",
-]
-
 _SECRET = re.compile(
     r"(^|[_-])(key|secret|token|password|passwd|credentials?|signature|sig|sas)s?($|[_-])|access_?key",
     re.IGNORECASE,
 )
 
 
-class ColumnsSettings(Settings):
-    """A row's turns as Jinja templates over its columns, for tables that have no known chat format.
-
-    `{{ question }}` is a column, `{{ row["Question text"] }}` one whose name is no word. A null and a
-    missing column make the row a bad row; `{{ hint or "" }}` and `{{ hint | default("") }}` allow them.
-    """
-
-    user: str
-    """What the user says, for example `{{ question }}`."""
-    assistant: str
-    """What the assistant answers, for example `{{ answer }}`: this is what is trained."""
-    system: str | None = None
-    """The system prompt; a text without a template is the same in every row. Default: none."""
-    rejected: str | None = None
-    """The worse answer of a preference pair; kept for preference training."""
-
-    @model_validator(mode="after")
-    def _templates(self) -> "ColumnsSettings":
-        for name in ("user", "assistant", "rejected"):
-            text = getattr(self, name)
-            # One word is a column's name that lacks its braces; trained as it stands it would be noise.
-            if text is not None and "{{" not in text and (name != "user" or text.isidentifier()):
-                raise ValueError(
-                    f"`{name}` is a Jinja template over the row's columns, and {text!r} holds none. "
-                    f"Write `{{{{ {text if text.isidentifier() else 'column'} }}}}`"
-                )
-        return self
-
-
 class SourceSettings(Settings):
     """What every kind of source has."""
 
     weight: float | None = Field(default=None, gt=0)
-    """Sources are mixed in proportion to their weights until each is empty; 1 where only others have one. Default: one source after the other."""
+    """Training rows of the sources stand in proportion to their weights (1 where only others have one): the source with the fewest rows for its weight gives all, the others those with the smallest hashes; test rows all stay. Default: every row is trained."""
     max_rows: int | None = Field(default=None, ge=1)
-    """Keep this many rows, chosen by hash so that the choice is stable. Default: all."""
+    """Keep the rows with so many smallest hashes. Their order does not matter; when the source grows by a tenth, about a tenth of the choice, test rows too, gives way to new rows. Default: all."""
 
 
 class TableSource(SourceSettings):

@@ -26,37 +26,46 @@ class Sides:
     """Reason -> positions that are on neither side."""
 
 
-def divide(
-    kept: "npt.NDArray[np.int64]",
-    settings: SplitSettings,
-    *,
-    fractions: "npt.NDArray[Any]",
-    ids: "npt.NDArray[Any]",
-    groups: "npt.NDArray[Any]",
-    times: "npt.NDArray[Any]",
-) -> Sides:
-    """Divide the rows at the positions `kept`; the arrays have an entry for every row read.
+def on_test_side(
+    settings: SplitSettings, *, fractions: "npt.NDArray[Any]", times: "npt.NDArray[Any]"
+) -> "npt.NDArray[np.bool_]":
+    """Marks the rows that the split gives to the test side, before any is left out.
 
     By hash, a row's side depends on its group and the salt, so that neither its place, nor new rows,
-    nor the run's seed can move it. By time, it depends on when the row was made. `max_test_rows` keeps
-    the test rows with the smallest ids, which are hashes, and leaves the others out of training too:
-    a row that is pushed out must not come back as a training row.
+    nor the run's seed can move it. By time, it depends on when the row was made.
 
     Raises: DataError when a split by time is asked for and rows have no time.
     """
     import numpy as np
 
+    if not settings.by_time:
+        return np.asarray(fractions < settings.test)
+    _require_times(times)
+    return np.asarray(times >= _cutoff(settings, times))
+
+
+def divide(
+    kept: "npt.NDArray[np.int64]",
+    on_test: "npt.NDArray[np.bool_]",
+    settings: SplitSettings,
+    *,
+    ids: "npt.NDArray[Any]",
+    groups: "npt.NDArray[Any]",
+) -> Sides:
+    """Divide the rows at the positions `kept`; the arrays have an entry for every row read.
+
+    `max_test_rows` keeps the test rows with the smallest ids, which are hashes, and leaves the
+    others out of training too: a row that is pushed out must not come back as a training row.
+    """
+    import numpy as np
+
     dropped = {}
+    own = on_test[kept]
+    train, test = kept[~own], kept[own]
     if settings.by_time:
-        moments = times[kept]
-        _require_times(moments)
-        on_test = moments >= _cutoff(settings, moments)
-        reaching = np.isin(groups[kept], groups[kept[on_test]]) & ~on_test
-        dropped[REACHES_INTO_TEST] = kept[reaching]
-        train, test = kept[~on_test & ~reaching], kept[on_test]
-    else:
-        on_test = fractions[kept] < settings.test
-        train, test = kept[~on_test], kept[on_test]
+        reaching = np.isin(groups[train], groups[test])
+        dropped[REACHES_INTO_TEST] = train[reaching]
+        train = train[~reaching]
     limit = settings.max_test_rows
     if limit is not None and len(test) > limit:
         # By the row and not by its group: few large groups would stand for all others.
@@ -67,7 +76,11 @@ def divide(
 
 
 def smallest(ids: "npt.NDArray[Any]", limit: int) -> "npt.NDArray[np.bool_]":
-    """Marks the `limit` rows with the smallest ids: ids are hashes, so the choice is stable."""
+    """Marks the `limit` rows with the smallest ids: ids are hashes, so their order does not matter.
+
+    Of new rows, those with smaller hashes take the places of others: when rows grow by a tenth, so
+    does a tenth of the choice change.
+    """
     import numpy as np
 
     chosen = np.zeros(len(ids), dtype=np.bool_)
@@ -93,4 +106,4 @@ def _cutoff(settings: SplitSettings, moments: "npt.NDArray[np.float64]") -> floa
         return moment(settings.after)
     assert settings.newest_days is not None
     # From the newest row and not from today: the same rows give the same split.
-    return float(moments.max()) - timedelta(days=settings.newest_days).total_seconds()
+    return float(moments.max(initial=0.0)) - timedelta(days=settings.newest_days).total_seconds()

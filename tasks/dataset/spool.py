@@ -10,6 +10,7 @@ import math
 from array import array
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -58,8 +59,8 @@ class Spool:
         label = (row.label, row.answer) if row.label is not None else None
         values = {
             "id": int(row.id, 16),
-            "prompt": number(row.prompt),
-            # 0 stands for no label.
+            # 0 stands for no prompt, and for no label.
+            "prompt": number(row.prompt) if row.prompt is not None else 0,
             "label": number(json.dumps(label)) if label else 0,
             "group": number(row.group),
             "fraction": fraction(self._salt, row.group),
@@ -94,6 +95,10 @@ class Spool:
         with self._path.open("rb") as stream:
             for line in stream:
                 yield line[:-1]
+
+    def row(self, position: int) -> Row:
+        """One row; reads the text as far as there."""
+        return from_line(next(islice(self.lines(), position, None)))
 
     def rows(self, wanted: "npt.NDArray[np.bool_]") -> Iterator[tuple[int, Row]]:
         """(position, row) of the wanted rows, in order."""
@@ -132,7 +137,7 @@ def as_line(row: Row) -> bytes:
         "source": row.source,
         "label": row.label,
     }
-    for name in ("tools", "rejected", "time", "slice"):
+    for name in ("tools", "rejected", "time", "slice", "text"):
         if value := getattr(row, name):
             line[name] = value
     return orjson.dumps(line)
@@ -150,4 +155,5 @@ def from_line(line: bytes) -> Row:
         rejected=tuple(value.get("rejected", ())),
         time=value.get("time"),
         slice=value.get("slice"),
+        text=value.get("text"),
     )

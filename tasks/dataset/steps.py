@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from tasks.dataset.cleaning.contamination import Contamination
+from tasks.dataset.cleaning.contamination import FORM_ROWS, Contamination
 from tasks.dataset.cleaning.filters import LanguageFilter, LengthFilter
 from tasks.dataset.cleaning.near import NearDuplicates
 from tasks.dataset.cleaning_settings import (
@@ -20,15 +20,17 @@ if TYPE_CHECKING:
 
     Fractions = npt.NDArray[np.float64]
 
+SHARED_PROMPT = "same prompt as an evaluation row"
 NEAR_DUPLICATE = "near duplicate"
 CONTAMINATED = "repeats an evaluation row"
 
 
 def drop_duplicates(spool: Spool, fates: Fates, fractions: "Fractions") -> None:
-    """One of each set of copies stays; see `duplicates`."""
+    """One of each set of copies stays, and every row that is `TEST` already; see `duplicates`."""
     ids, prompts, labels = (spool.column(name) for name in ("id", "prompt", "label"))
     by_reason: dict[str, list[int]] = {}
-    for position, reason in duplicates(ids, prompts, labels, fractions).items():
+    found = duplicates(ids, prompts, labels, fractions, fates.codes == TEST)
+    for position, reason in found.items():
         by_reason.setdefault(reason, []).append(position)
     for reason, positions in sorted(by_reason.items()):
         fates.drop(positions, reason)
@@ -39,13 +41,11 @@ def drop_near_duplicates(
     settings: NearDuplicateSettings,
     fates: Fates,
     fractions: "Fractions",
-    *,
-    tested_below: float,
 ) -> None:
     """One of each set of near copies stays, by the rule of exact ones: the evaluated row.
 
-    A row whose group's fraction is below `tested_below` is a test row and always stays: a copy that
-    arrives later must not push an old test row out.
+    A row whose fraction is negative is a test row and always stays: a copy that arrives later must
+    not push an old test row out.
 
     Raises: DataError when the rows' sketches do not fit into memory.
     """
@@ -53,16 +53,24 @@ def drop_near_duplicates(
 
     kept = fates.kept
     near = NearDuplicates(settings, len(kept))
-    for _, row in spool.rows(fates.codes == TRAIN):
+    wanted = np.zeros(len(spool), dtype=np.bool_)
+    wanted[kept] = True
+    for _, row in spool.rows(wanted):
         near.add(row)
-    stands = near.clusters(priority=fractions[kept])
-    copies = np.flatnonzero((stands != np.arange(len(kept))) & (fractions[kept] >= tested_below))
+    # Of one group's copies the choice must not depend on the rows' order, but for code: its files
+    # have one.
+    labelled = spool.column("label")[kept] != 0
+    ties = np.where(labelled, kept.astype(np.uint64), spool.column("id")[kept])
+    ranks = np.empty(len(kept), dtype=np.float64)
+    ranks[np.lexsort((kept, ties, fractions[kept]))] = np.arange(len(kept))
+    stands = near.clusters(priority=ranks)
+    copies = np.flatnonzero((stands != np.arange(len(kept))) & (fractions[kept] >= 0))
     names = {int(kept[i]): spool.name(int(kept[stands[i]])) for i in copies}
     fates.drop(kept[copies], NEAR_DUPLICATE, names)
 
 
 def drop_unwanted(spool: Spool, settings: CleaningSettings, fates: Fates) -> None:
-    """Apply the length filter, then the language filter.
+    """Apply the length filter, then the language filter, to rows that are not `TEST` already.
 
     Raises: DataError for a language that cannot be told.
     """
@@ -82,6 +90,20 @@ def drop_unwanted(spool: Spool, settings: CleaningSettings, fates: Fates) -> Non
         fates.drop(positions, reason)
 
 
+def drop_shared_prompts(spool: Spool, fates: Fates) -> None:
+    """Leave out training rows with a test row's prompt, which lie in other groups.
+
+    A prompt of many training rows is an instruction, such as "Write a poem.", and stays.
+    """
+    import numpy as np
+
+    prompts = spool.column("prompt")
+    trained = np.flatnonzero((fates.codes == TRAIN) & (prompts != 0))
+    values, inverse, counts = np.unique(prompts[trained], return_inverse=True, return_counts=True)
+    shared = np.isin(values, prompts[fates.codes == TEST]) & (counts <= FORM_ROWS)
+    fates.drop(trained[shared[inverse]], SHARED_PROMPT)
+
+
 def drop_contaminated(spool: Spool, settings: ContaminationSettings, fates: Fates) -> int:
     """Leave out training rows that repeat an evaluation row; evaluation rows are already `TEST`.
 
@@ -90,8 +112,13 @@ def drop_contaminated(spool: Spool, settings: ContaminationSettings, fates: Fate
     import numpy as np
 
     tested = np.flatnonzero(fates.codes == TEST)
-    found = Contamination(settings, (row for _, row in spool.rows(fates.codes == TEST)))
     trained = np.flatnonzero(fates.codes == TRAIN)
+    found = Contamination(
+        settings,
+        (row for _, row in spool.rows(fates.codes == TEST)),
+        (row for _, row in spool.rows(fates.codes == TRAIN)),
+        len(trained),
+    )
     matches = found.matches(row for _, row in spool.rows(fates.codes == TRAIN))
     details = {
         int(

@@ -1,46 +1,29 @@
-"""What a person and a machine read about a prepared dataset: `card.json`, `summary.md`, `card.html`."""
+"""What a person reads about a prepared dataset: `summary.md`, and the same as `card.html`."""
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
-from tasks.dataset.build import Built
 from tasks.dataset.cleaning.contamination import OUT_OF_SCOPE
 from tasks.dataset.rows import Row
-from tasks.markdown import code_block, table
+from tasks.markdown import cell, code_block, table
 
 SHOWN_CHARACTERS = 1200
 """Of each turn of a sample row: the summary travels to Prefect and MLflow."""
 SHOWN_SLICES = 20
-BAR_CHARACTERS = 40
+BAR_CHARACTERS = 20
+"""With its numbers a line fits a telephone."""
 
 
-def card(built: Built, *, digest: str) -> dict[str, Any]:
-    """Counts of every step, as JSON. Holds no text of the rows and no folder."""
-    profiles = {side: profile.facts() for side, profile in built.profiles.items()}
-    return {
-        "digest": digest,
-        "digests": built.digests,
-        "rows": {side: facts["rows"] for side, facts in profiles.items()},
-        "groups": {side: facts["groups"] for side, facts in profiles.items()},
-        "holdout_rows": built.holdout_rows,
-        "read": built.read,
-        "steps": [{"step": step, "rows": rows} for step, rows in built.steps],
-        "unrecognisable_evaluation_rows": built.unrecognisable,
-        "dropped": dict(sorted(built.dropped.items())),
-        "changed": dict(sorted(built.changed.items())),
-        "characters": {side: facts["characters"] for side, facts in profiles.items()},
-        "profiles": profiles,
-        "sources": [
-            {"name": source.name, "weight": source.weight, **source.counts}
-            for source in built.sources
-        ],
-    }
+def summary(facts: dict[str, Any], shown: dict[str, Sequence[Row]]) -> str:
+    """Markdown: where rows came from, what each step left out, lengths, slices, rows of each side.
 
-
-def summary(facts: dict[str, Any], shown: dict[str, Row | None]) -> str:
-    """Markdown: where rows came from, what was left out, lengths, slices, and a row of each side."""
+    `shown` are rows of each side as they may be published.
+    """
     rows, groups = facts["rows"], facts["groups"]
     share = rows["test"] / (rows["train"] + rows["test"])
     holdout = f" {facts['holdout_rows']:,} of them are the holdout's." * bool(facts["holdout_rows"])
+    train = facts["profiles"]["train"]
     parts = [
         "# Dataset",
         f"{rows['train']:,} rows to train on and {rows['test']:,} rows to test with "
@@ -56,16 +39,24 @@ def summary(facts: dict[str, Any], shown: dict[str, Row | None]) -> str:
                 ),
             ],
         ),
+        *(
+            ["## Look at this before training", *(f"- {_text(w)}" for w in facts["warnings"])]
+            if facts["warnings"]
+            else []
+        ),
         "## Where the rows come from",
         table(
-            ("source", "kind", "rows", "notes"),
-            [
-                (_cell(s["name"]), s["kind"], f"{s['rows']:,}", _cell(_notes(s)))
-                for s in facts["sources"]
-            ],
+            ("source", "kind", "rows"),
+            [(_cell(s["name"]), s["kind"], f"{s['rows']:,}") for s in facts["sources"]],
         ),
+        "\n".join(
+            f"- {_text(s['name'])}: {_text(told)}"
+            for s in facts["sources"]
+            if (told := source_notes(s))
+        ),
+        "## Step by step",
+        _steps(facts["steps"]),
         "## What was left out",
-        table(("after", "rows left"), [(s["step"], f"{s['rows']:,}") for s in facts["steps"]]),
         table(
             ("reason", "rows"),
             [(_cell(reason), f"{count:,}") for reason, count in facts["dropped"].items()],
@@ -77,43 +68,69 @@ def summary(facts: dict[str, Any], shown: dict[str, Row | None]) -> str:
         parts.append(_about_contamination(facts))
     if facts["changed"]:
         parts += [
-            "## What was changed",
+            "## What was changed or found",
             table(("what", "rows"), [(_cell(k), f"{n:,}") for k, n in facts["changed"].items()]),
         ]
-    train = facts["profiles"]["train"]
+    for part in ("prompt", "answer"):
+        # Texts have no prompts.
+        if train["characters"][part]["max"]:
+            parts += [
+                f"## Lengths of the training {part}s, in characters",
+                f"```histogram\n{_bars(train['lengths'][part])}\n```",
+            ]
     parts += [
-        "## Lengths of the training answers, in characters",
-        code_block(_bars(train["lengths"]["answer"])),
+        "## Messages in a training conversation",
+        table(("messages", "rows"), [(_turns(t), f"{n:,}") for t, n in train["turns"].items()]),
+        "## Slices",
+        _slices(facts),
     ]
-    if len(train["turns"]) > 1:
-        parts += [
-            "## Messages in a training conversation",
-            table(("messages", "rows"), [(t, f"{n:,}") for t, n in train["turns"].items()]),
-        ]
-    if len(train["slices"]) > 1:
-        parts += ["## Slices", _slices(facts)]
     if train["languages"]:
         told = ", ".join(f"{language} {rows:,}" for language, rows in train["languages"].items())
         parts += [
             "## Languages of the training answers",
             f"Of {sum(train['languages'].values()):,} rows: {told}.",
         ]
-    parts.append(
-        "Digests of the rows: "
-        + "; ".join(
-            f"{side} `{digests['ordered'][:16]}` (in any order `{digests['any_order'][:16]}`)"
-            for side, digests in facts["digests"].items()
-        )
-        + f"; both `{facts['digest']}`"
-    )
-    for side, row in shown.items():
-        if row is None:
-            continue
-        parts += [f"## A {side} row", f"`{row.source}`, group `{_code(row.group)}`"]
-        for message in row.messages:
-            text = str(message.get("content") or message.get("tool_calls") or "")
-            parts += [f"**{message['role']}**", code_block(text, SHOWN_CHARACTERS)]
+    parts += [
+        "## Digests of the rows",
+        table(
+            ("", "in their order", "in any order"),
+            [
+                (side, f"`{found['ordered'][:16]}`", f"`{found['any_order'][:16]}`")
+                for side, found in facts["digests"].items()
+            ],
+        ),
+        f"Both sides together: `{facts['digest']}`",
+    ]
+    for side, some in shown.items():
+        parts.append(f"## Some {side} rows")
+        for row in some:
+            parts += _row(row)
     return "\n\n".join(parts) + "\n"
+
+
+def _steps(steps: list[dict[str, Any]]) -> str:
+    first, *_ = steps
+    lines = [(first["step"], f"{first['rows']:,}", "")]
+    for before, step in pairwise(steps):
+        lost = before["rows"] - step["rows"]
+        lines.append((step["step"], f"{step['rows']:,}", f"{lost:,}" if lost else ""))
+    return table(("step", "rows left", "left out"), lines)
+
+
+def _row(row: Row) -> list[str]:
+    told = [f"`{_code(row.source)}`, group `{_code(row.group)}`"]
+    if row.text is not None:
+        return [*told, code_block(row.text, SHOWN_CHARACTERS)]
+    said = [(str(message["role"]), message) for message in row.messages]
+    said += [(f"{message['role']}, rejected", message) for message in row.rejected]
+    for role, message in said:
+        text = str(message.get("content") or message.get("tool_calls") or "")
+        told += [f"**{_cell(role)}**", code_block(text, SHOWN_CHARACTERS)]
+    return told
+
+
+def _turns(turns: str) -> str:
+    return "16 and more" if turns == "16" else turns
 
 
 def _about_contamination(facts: dict[str, Any]) -> str:
@@ -126,7 +143,8 @@ def _about_contamination(facts: dict[str, Any]) -> str:
     )
 
 
-def _notes(source: dict[str, Any]) -> str:
+def source_notes(source: dict[str, Any]) -> str:
+    """A source's mapping and oddities, in a line."""
     notes = []
     if mapping := source.get("mapping"):
         told = ", ".join(f"{role} from {column}" for role, column in mapping.items())
@@ -134,7 +152,8 @@ def _notes(source: dict[str, Any]) -> str:
     if isinstance(files := source.get("files"), int) and files:
         notes.append("1 file" if files == 1 else f"{files:,} files")
     if bad := source.get("bad_rows"):
-        notes.append(f"{bad:,} bad rows in quarantine.jsonl")
+        rows = "row" if bad == 1 else "rows"
+        notes.append(f"{bad:,} bad {rows} in quarantine.jsonl")
     if unreadable := source.get("unreadable_files"):
         notes.append(f"{len(unreadable):,} of them not Python of this version")
     notes += [f"{count:,} × {reason}" for reason, count in source.get("skipped", {}).items()]
@@ -151,14 +170,16 @@ def _lengths(facts: dict[str, Any], part: str) -> list[str]:
 
 
 def _bars(counts: list[int]) -> str:
-    """A line for each power of two: `64 -     127      1,203  ████`."""
+    """A line for each power of two: ` 64 - 127  1,203  ████`."""
     most = max(counts)
     first = next(i for i, count in enumerate(counts) if count)
+    ranges = [(2 ** (power - 1), 2**power - 1) if power else (0, 0) for power in range(len(counts))]
+    wide, much = len(f"{ranges[-1][1]:,}"), len(f"{most:,}")
     lines = []
-    for power in range(first, len(counts)):
-        low, high = (2 ** (power - 1), 2**power - 1) if power else (0, 0)
-        bar = "█" * round(BAR_CHARACTERS * counts[power] / most)
-        lines.append(f"{low:>9,} - {high:>9,}  {counts[power]:>11,}  {bar}".rstrip())
+    for (low, high), count in zip(ranges[first:], counts[first:], strict=True):
+        # What is there is seen, however little it is beside the others.
+        bar = "█" * round(BAR_CHARACTERS * count / most) or "▏" * (count > 0)
+        lines.append(f"{low:>{wide},} - {high:>{wide},}  {count:>{much},}  {bar}".rstrip())
     return "\n".join(lines)
 
 
@@ -172,6 +193,11 @@ def _slices(facts: dict[str, Any]) -> str:
     if len(names) > SHOWN_SLICES:
         lines.append((f"{len(names) - SHOWN_SLICES} more", "", ""))
     return table(("slice", "train", "test"), lines)
+
+
+def _text(text: str) -> str:
+    # Colons stay as they are: here they are ours.
+    return cell(text, SHOWN_CHARACTERS).replace("\\:", ":")
 
 
 def _cell(text: str) -> str:

@@ -10,13 +10,16 @@ from pathlib import Path
 
 from tasks.artifacts import Dataset
 from tasks.dataset.build import build
+from tasks.dataset.card import card
+from tasks.dataset.cleaning.personal import PersonalData
+from tasks.dataset.cleaning_settings import PersonalDataSettings
 from tasks.dataset.page import page
 from tasks.dataset.reading.opening import Opened, open_sources
 from tasks.dataset.settings import DatasetSettings
-from tasks.dataset.summary import card, summary
+from tasks.dataset.summary import summary
 from tasks.store import Store, fingerprint
 
-OUTPUT_VERSION = 2
+OUTPUT_VERSION = 3
 """Raise it when the same sources and settings give other bytes; a golden test watches."""
 
 _log = logging.getLogger(__name__)
@@ -112,8 +115,13 @@ def _build(
     sources = opened[: len(settings.sources)]
     built = build(folder, scratch, settings, salt=salt, sources=sources, holdout=holdout)
     both = "".join(digests["ordered"] for digests in built.digests.values())
-    facts = card(built, digest=hashlib.sha256(bytes.fromhex(both)).hexdigest())
-    text = summary(facts, {side: profile.shown for side, profile in built.profiles.items()})
+    # Cards go to Prefect and MLflow: they hold no personal data, also where rows may.
+    private = PersonalData(settings.cleaning.personal_data or PersonalDataSettings())
+    facts = card(built, digest=hashlib.sha256(bytes.fromhex(both)).hexdigest(), private=private)
+    text = summary(
+        facts,
+        {side: [private.masked(row) for row in p.shown] for side, p in built.profiles.items()},
+    )
     (folder / "card.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     (folder / "summary.md").write_text(text, encoding="utf-8")
     (folder / "card.html").write_text(page("Dataset", text), encoding="utf-8")

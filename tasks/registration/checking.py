@@ -34,7 +34,7 @@ def check_version(tracker: Tracker, uri: str, *, base: Path | None, home: Home) 
     differ from the trained adapter's.
     """
     check_registered(tracker, uri)
-    with model_files(tracker, _model_id(tracker, uri), home) as folder:
+    with model_files(tracker, model_id_of_uri(tracker, uri), home) as folder:
         artifacts = folder / "artifacts"
         checks = [_files(artifacts), *_rows(artifacts / "about", home)]
         found = verify_version(tracker, uri, base=base, fixture=artifacts / "fixture", home=home)
@@ -45,7 +45,8 @@ def check_version(tracker: Tracker, uri: str, *, base: Path | None, home: Home) 
     return [*checks, Check("logits", True, told)]
 
 
-def _model_id(tracker: Tracker, uri: str) -> str:
+def model_id_of_uri(tracker: Tracker, uri: str) -> str:
+    """The logged model behind `models:/NAME@ALIAS`, `models:/NAME/VERSION` or `models:/m-<id>`."""
     name, _, alias = uri.removeprefix("models:/").partition("@")
     name, _, number = name.partition("/")
     with tracker.explained(f"read {uri}"):
@@ -92,8 +93,11 @@ def _rows(about: Path, home: Home) -> list[Check]:
         told = "the prepared dataset is not in this store; run the recipe to compare its files"
         return [*checks, Check("dataset files", None, told)]
     for side, digests in card["digests"].items():
-        same = file_sha256(folder / f"{side}.jsonl") == digests["ordered"]
+        file = folder / f"{side}.jsonl"
+        same = file.is_file() and file_sha256(file) == digests["ordered"]
         told = f"{'has' if same else 'does not have'} the recorded sha256 {digests['ordered'][:12]}"
+        if not file.is_file():
+            told = "is missing from the prepared dataset; run the recipe again to have it made anew"
         checks.append(Check(f"{side}.jsonl", same, told))
     return checks
 

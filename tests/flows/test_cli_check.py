@@ -3,11 +3,15 @@
 import json
 import subprocess
 import sys
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from flows.cli import main
+from flows.commands.check import _dataset
+from flows.recipe_check import RecipeCheck
 from tasks.home import home
 
 RECIPE = """\
@@ -116,3 +120,23 @@ def test_recipe_data_and_tokens_are_checked_without_torch(recipe: Path) -> None:
         [sys.executable, "-P", "-c", code, str(recipe)], capture_output=True, text=True, check=True
     )
     assert done.stdout == "\n"
+
+
+def test_the_data_are_shown_as_they_were_understood_and_with_what_was_found(
+    recipe: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with (recipe.parent / "rows.jsonl").open("a") as stream:
+        for text in ("Write to jane@acme.org", "Joe is joe@acme.org", "Question 3?"):
+            answer = "Answer 3." if text == "Question 3?" else "Noted."
+            stream.write(json.dumps({"prompt": text, "completion": answer}) + "\n")
+    console = Console(file=StringIO(), width=120)
+    facts = _dataset(RecipeCheck(recipe, (), home()), console)
+
+    text = console.file.getvalue()
+    assert (
+        "from rows.jsonl (jsonl): 33 rows; prompt/completion: user from prompt, "
+        "assistant from completion; 1 file" in text
+    )
+    assert "changed or found: 2 (email found and left in)" in text
+    assert "left out: 1 (same prompt and answer)" in text
+    assert facts["sources"][0]["mapping"] == {"user": "prompt", "assistant": "completion"}

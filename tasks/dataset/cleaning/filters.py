@@ -4,7 +4,7 @@ import re
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from tasks.dataset.cleaning.shingles import said
+from tasks.dataset.cleaning.shingles import last_said, said
 from tasks.dataset.cleaning_settings import LanguageSettings, LengthSettings
 from tasks.dataset.rows import Row
 from tasks.errors import DataError
@@ -31,7 +31,7 @@ class LengthFilter:
         limits = self._settings
         lengths = {
             "prompt": sum(len(said(message)) for message in row.messages[:-1]),
-            "answer": len(said(row.messages[-1])),
+            "answer": len(last_said(row)),
         }
         for part, length in lengths.items():
             low = getattr(limits, f"min_{part}_characters")
@@ -65,7 +65,7 @@ class Languages:
 
         The answer is what is trained; a translation from French into English is English.
         """
-        answer = self.of(said(row.messages[-1]), min_confidence)
+        answer = self.of(last_said(row), min_confidence)
         if answer != UNDECIDED:
             return answer
         before = " ".join(said(m) for m in row.messages[:-1] if m["role"] != "system")

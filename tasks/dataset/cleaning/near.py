@@ -3,7 +3,8 @@
 Two rows count as near duplicates when their conversations are alike, and their endings too: the
 last words of the prompt with the answer. Without the second condition, two questions about one
 long document would be copies of each other, and so would the rows of a template with a long
-instruction and a short input.
+instruction and a short input. Rows with other tools, or with another rejected ending, are never
+near duplicates: what sets them apart is not in their conversations.
 
 A row is a sketch of 192 bytes. Equal pieces of sketches ("bands", Leskovec, Rajaraman and Ullman,
 Mining of Massive Datasets, chapter 3) bring candidates together by sorting, which takes two arrays
@@ -11,8 +12,12 @@ of numbers where tables of keys would take several times a row's sketch; then th
 of candidates are compared.
 """
 
+import hashlib
 import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+import orjson
 
 from tasks.dataset.cleaning.clusters import Clusters
 from tasks.dataset.cleaning.memory import available_bytes
@@ -55,7 +60,7 @@ class NearDuplicates:
         self._refuse_beyond(rows_expected)
         self._sketches = np.empty((rows_expected, SLOTS + ENDING_SLOTS), dtype=np.uint8)
         self._rows = 0
-        self._waiting: list[tuple[str, str]] = []
+        self._waiting: list[tuple[str, str, int]] = []
         self._waiting_characters = 0
 
     def __len__(self) -> int:
@@ -67,7 +72,8 @@ class NearDuplicates:
         Raises: DataError when the rows so far need more memory than there is.
         """
         prompt, answer = compared(row)
-        self._waiting.append((f"{prompt} {answer}", f"{prompt[-_ENDING_CHARACTERS:]} {answer}"))
+        ending = f"{prompt[-_ENDING_CHARACTERS:]} {answer}"
+        self._waiting.append((f"{prompt} {answer}", ending, _kind(row)))
         self._waiting_characters += len(prompt) + 2 * len(answer)
         full = len(self._waiting) == _BATCH_ROWS or self._waiting_characters > _BATCH_CHARACTERS
         if full:
@@ -119,9 +125,9 @@ class NearDuplicates:
             # In place where the system can, and little at a time: a copy would need twice the memory.
             self._sketches.resize((rows + rows // 16, SLOTS + ENDING_SLOTS), refcheck=False)
         target = self._sketches[self._rows : rows]
-        whole, endings = zip(*self._waiting, strict=True)
-        target[:, :SLOTS] = sketches(*hashed(whole), SLOTS)
-        target[:, SLOTS:] = sketches(*hashed(endings), ENDING_SLOTS)
+        whole, endings, kinds = zip(*self._waiting, strict=True)
+        target[:, :SLOTS] = sketches(*_apart(whole, kinds), SLOTS)
+        target[:, SLOTS:] = sketches(*_apart(endings, kinds), ENDING_SLOTS)
         self._rows = rows
         self._waiting = []
         self._waiting_characters = 0
@@ -136,3 +142,24 @@ class NearDuplicates:
             "with more memory, fewer rows (dataset.sources[].max_rows), or set "
             "dataset.cleaning.near_duplicates to null: exact duplicates are removed all the same."
         )
+
+
+def _kind(row: Row) -> int:
+    """A number that rows with the same tools and the same rejected ending share; 0 without both."""
+    if not row.tools and not row.rejected:
+        return 0
+    beside = orjson.dumps([row.tools, row.rejected], option=orjson.OPT_SORT_KEYS)
+    return int.from_bytes(hashlib.sha256(beside).digest()[:8])
+
+
+def _apart(
+    texts: Sequence[str], kinds: Sequence[int]
+) -> "tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]":
+    """The texts' shingles, hashed so that texts of two kinds share none."""
+    import numpy as np
+
+    hashes, offsets = hashed(texts)
+    if any(kinds):
+        lengths = (offsets[1:] - offsets[:-1]).astype(np.int64)
+        hashes = hashes ^ np.repeat(np.array(kinds, np.uint64), lengths)
+    return hashes, offsets

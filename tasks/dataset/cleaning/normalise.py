@@ -74,6 +74,8 @@ def _normal(text: str, changes: set[str]) -> str:
 
 
 def _lost_a_turn(before: Row, after: Row) -> bool:
+    if after.text is not None and not after.text.strip():
+        return True
     pairs = zip(before.messages + before.rejected, after.messages + after.rejected, strict=True)
     return any(_blank(new) and not _blank(old) for old, new in pairs)
 

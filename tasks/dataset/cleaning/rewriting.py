@@ -4,26 +4,28 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from tasks.dataset.rows import Message, Row, prompt_group
+from tasks.dataset.rows import Message, Row, default_group
 
 
 def rewritten(row: Row, change: Callable[[str], str]) -> Row:
-    """The row with `change` applied to every text of its messages; the same object if nothing changed.
+    """The row with `change` applied to every text that it holds; the same object if nothing changed.
 
     Tool calls and the rejected ending are part of it; roles and names of fields are not. A row
-    whose group is the default, its prompt, gets the group of its new prompt: rows that become
-    equal must stay on one side of the split.
+    whose group is the default, its prompt or its text, gets the group of what it says now: rows
+    that become equal must stay on one side of the split.
     """
     messages = tuple(_message(message, change) for message in row.messages)
     rejected = tuple(_message(message, change) for message in row.rejected)
-    if messages == row.messages and rejected == row.rejected:
+    text = change(row.text) if row.text is not None else None
+    if (messages, rejected, text) == (row.messages, row.rejected, row.text):
         return row
-    by_prompt = row.group == prompt_group(row.messages)
+    by_default = row.group == default_group(row.messages, row.text)
     return replace(
         row,
         messages=messages,
         rejected=rejected,
-        group=prompt_group(messages) if by_prompt else row.group,
+        text=text,
+        group=default_group(messages, text) if by_default else row.group,
     )
 
 
@@ -37,6 +39,8 @@ def texts(row: Row) -> list[str]:
 
     for message in (*row.messages, *row.rejected):
         _message(message, collect)
+    if row.text is not None:
+        found.append(row.text)
     return found
 
 

@@ -18,11 +18,12 @@ _WORD = re.compile(
 )
 
 
-class Held(NamedTuple):
-    """The text that shares most runs with a row, and the share of its runs."""
+class Pairs(NamedTuple):
+    """Arrays of one length: texts asked about, texts of the set that they repeat, and how much."""
 
-    text: int
-    share: float
+    asked: "npt.NDArray[np.int64]"
+    known: "npt.NDArray[np.int64]"
+    shares: "npt.NDArray[np.float64]"
 
 
 class Runs:
@@ -32,7 +33,8 @@ class Runs:
         self, texts: Sequence[str], owners: Sequence[int], words: int, common: int
     ) -> None:
         """Runs of `words` words that occur in the texts of more than `common` owners do not count:
-        they are instructions and forms, not content.
+        they are instructions and forms, not content. The same holds for runs that `meet` finds in
+        many other texts.
         """
         import numpy as np
 
@@ -56,6 +58,8 @@ class Runs:
         telling = ~np.isin(runs, values[counts > common])
         self._runs_known, self._texts_of = runs[telling], text_of[telling]
         self._totals = np.bincount(self._texts_of, minlength=len(texts))
+        self._distinct = np.unique(self._runs_known)
+        self._met = np.zeros(len(self._distinct), dtype=np.uint32)
 
     @property
     def recognisable(self) -> list[int]:
@@ -64,25 +68,34 @@ class Runs:
 
         return [int(i) for i in np.flatnonzero(self._totals >= MIN_RUNS)]
 
-    def held(self, texts: Sequence[str], share: float) -> list[Held | None]:
-        """For each text, the indexed one of which it holds the largest share of runs; None below
-        `share`, or below `MIN_RUNS` runs.
-        """
+    def meet(self, texts: Sequence[str]) -> None:
+        """Count in how many other texts each run stands."""
         import numpy as np
 
-        result: list[Held | None] = [None] * len(texts)
-        flat: list[int] = []
-        starts = [0]
-        number = self._numbers.get
-        for text in texts:
-            flat += [number(word, 0) for word in _WORD.findall(text)]
-            starts.append(len(flat))
-        runs, rows = self._runs(flat, starts)
+        runs, rows = self._runs(*self._known_words(texts))
+        places = np.searchsorted(self._distinct, runs)
+        hit = np.flatnonzero(places < len(self._distinct))
+        hit = hit[self._distinct[places[hit]] == runs[hit]]
+        once = np.unique(rows[hit] * len(self._distinct) + places[hit])
+        np.add.at(self._met, once % max(1, len(self._distinct)), 1)
+
+    def leave_out_forms(self, common: int) -> None:
+        """Runs that stand in more than `common` of the texts met do not count from now on."""
+        import numpy as np
+
+        forms = self._distinct[self._met > common]
+        telling = ~np.isin(self._runs_known, forms)
+        self._runs_known, self._texts_of = self._runs_known[telling], self._texts_of[telling]
+        self._totals = np.bincount(self._texts_of, minlength=len(self._totals))
+
+    def held(self, texts: Sequence[str], share: float) -> Pairs:
+        """Which of the texts hold at least `share` of an indexed one's runs, and `MIN_RUNS` of them."""
+        import numpy as np
+
+        runs, rows = self._runs(*self._known_words(texts))
         left = np.searchsorted(self._runs_known, runs, side="left")
         right = np.searchsorted(self._runs_known, runs, side="right")
         hit = right > left
-        if not hit.any():
-            return result
         pairs = np.unique(np.stack([rows[hit], left[hit], right[hit]]), axis=1)
         times = pairs[2] - pairs[1]
         row_of = np.repeat(pairs[0], times)
@@ -92,10 +105,17 @@ class Runs:
         )
         shares = held / self._totals[both[1]]
         enough = np.flatnonzero((held >= MIN_RUNS) & (shares >= share))
-        # Of equal shares the first text: the outcome must not depend on the order of the pairs.
-        for i in enough[np.lexsort((-both[1][enough], shares[enough]))]:
-            result[int(both[0, i])] = Held(int(both[1, i]), float(shares[i]))
-        return result
+        return Pairs(both[0][enough], both[1][enough], shares[enough])
+
+    def _known_words(self, texts: Sequence[str]) -> tuple[list[int], list[int]]:
+        """Numbers of all words, 0 for those that no indexed text has, and where each text begins."""
+        flat: list[int] = []
+        starts = [0]
+        number = self._numbers.get
+        for text in texts:
+            flat += [number(word, 0) for word in _WORD.findall(text)]
+            starts.append(len(flat))
+        return flat, starts
 
     def _runs(
         self, flat: Sequence[int], starts: Sequence[int]

@@ -19,18 +19,27 @@ MAX_CHARACTERS = 100_000
 SLOTS_PER_WORD = 8
 """Slots of a sketch that fit into 64 bits."""
 
+CHANCE = 1 / 256
+"""Share of slots that two unrelated sketches have in common."""
+
 _SEED = 1
 _PAD = "\0" * LENGTH
 
 
 def compared(row: Row) -> tuple[str, str]:
-    """Prompt and answer as they are compared: what was said, in one case and without layout.
+    """Prompt and answer as they are compared: what was said, in one case and without layout. A text is
+    an answer to nothing.
 
     System prompts are left out: they are the operator's, the same in thousands of rows that have
     nothing else in common.
     """
     before = " ".join(said(m) for m in row.messages[:-1] if m["role"] != "system")
-    return _plain(before), _plain(said(row.messages[-1]))
+    return _plain(before), _plain(last_said(row))
+
+
+def last_said(row: Row) -> str:
+    """The last answer with its tool calls, or the text of a row that is one."""
+    return said(row.messages[-1]) if row.text is None else row.text
 
 
 def said(message: Message) -> str:
@@ -91,14 +100,7 @@ def sketches(
 
 def slots_needed(similarity: float, slots: int) -> int:
     """How many equal slots stand for a similarity of at least so much."""
-    by_chance = 1 / 256
-    return round(slots * (by_chance + similarity * (1 - by_chance)) + 0.4999)
-
-
-def estimated(equal_slots: int, slots: int) -> float:
-    """The similarity that so many equal slots stand for."""
-    by_chance = 1 / 256
-    return max(0.0, (equal_slots / slots - by_chance) / (1 - by_chance))
+    return round(slots * (CHANCE + similarity * (1 - CHANCE)) + 0.4999)
 
 
 def _plain(text: str) -> str:

@@ -1,10 +1,12 @@
-"""Texts that resemble one of a given set, by MinHash over what is not common to many of the set."""
+"""Texts that resemble one of a given set, by MinHash over what is not common to many texts."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
-from tasks.dataset.cleaning.runs import Held
-from tasks.dataset.cleaning.shingles import estimated, hashed, sketches, slots_needed
+from tasks.dataset.cleaning.phrases import SHINGLE, Phrases
+from tasks.dataset.cleaning.runs import Pairs
+from tasks.dataset.cleaning.shingles import CHANCE, hashed, sketches, slots_needed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -14,83 +16,76 @@ _SLOTS = 256
 _MIN_SHINGLES = 60
 """Of fewer pieces of text a similarity says nothing: "What is 3 + 1?" resembles "What is 4 + 1?" and does
 not repeat it."""
-_PHRASE = (0, 5, 10, 15, 19)
-"""Shingles that together cover 24 characters: what many texts share at that length is a form, while
-single shingles are common to all texts of a language."""
+_MIN_SAMPLE = 20
+_SAMPLE_ROWS = 4000
 _AT_ONCE = 1024
 _COMPARE_AT_ONCE = 8192
+_MAX_IN_BUCKET = 16
+"""Of the texts that share one band with what is asked, so many are compared. What texts of one small
+vocabulary hide from each other in a full bucket, other bands show."""
 
 
 class Similar:
-    """Sketches of a set of texts, ready to be asked. Takes a kilobyte for each of them."""
+    """Sketches of a set of texts, ready to be asked. Takes a kilobyte for each of them.
 
-    def __init__(self, texts: Sequence[str], common: int) -> None:
-        """Phrases in more than `common` of the texts do not count."""
-        import numpy as np
+    `meet` as many other texts as there are, then `leave_out_forms`; the first question fixes the
+    sketches.
+    """
 
-        # A fixed table of counts, about one place for each character: the few phrases that share
-        # their place with others count a little too much, in the set and in what is asked alike.
-        size = sum(map(len, texts))
-        self._shift = np.uint64(64 - min(26, max(16, size.bit_length())))
-        counts = np.zeros(1 << (64 - int(self._shift)), dtype=np.uint8)
-        for part in _parts(texts):
-            places, text_of = self._phrases(*hashed(part))
-            for text in np.split(places, np.searchsorted(text_of, np.arange(1, len(part)))):
-                seen = np.unique(text[text >= 0])
-                counts[seen] += counts[seen] < 255
-        self._common = counts > common
-        sketched = [self._sketched(part) for part in _parts(texts)]
-        self._sketches = np.concatenate(
-            [np.empty((0, _SLOTS), dtype=np.uint8), *(made for made, _ in sketched)]
-        )
-        enough = np.concatenate([np.empty(0, dtype=np.bool_), *(given for _, given in sketched)])
-        self.recognisable = set(np.flatnonzero(enough).tolist())
+    def __init__(self, texts: Sequence[str], counted: Sequence[bool], common: int) -> None:
+        """Phrases in more than `common` of the `counted` texts do not count."""
+        self._texts = [texts[start : start + _AT_ONCE] for start in range(0, len(texts), _AT_ONCE)]
+        self._phrases = Phrases(self._texts, counted, common)
+        # Short words around many blanks ("Set the ... to ... at ...") hold no phrase of full length.
+        self._shingles = Phrases(self._texts, [False] * len(texts), 0, SHINGLE)
+        self._sample = 0
+
+    def meet(self, texts: Sequence[str], common: int) -> None:
+        """Look for the set's phrases in other texts: in more than `common` of them, they are forms."""
+        self._phrases.meet(texts, common)
+
+    def meet_sample(self, texts: Sequence[str]) -> None:
+        """Look for the set's shingles in some of the texts met: what most of them hold is no content
+        of a text that mostly consists of it.
+        """
+        self._sample += len(texts)
+        self._shingles.meet(texts, _SAMPLE_ROWS)
+
+    def leave_out_forms(self, common: int) -> None:
+        """Phrases that stand in more than `common` of the texts met do not count from now on."""
+        self._phrases.leave_out_forms(common)
+        if self._sample >= _MIN_SAMPLE:
+            self._shingles.leave_out_forms(self._sample // 2)
+
+    @property
+    def recognisable(self) -> set[int]:
         """Numbers of the texts that have enough of their own."""
-        self._known = np.flatnonzero(enough)
-        bands = self._sketches[self._known].view(np.uint32)
-        self._orders = [np.argsort(bands[:, band], kind="stable") for band in range(bands.shape[1])]
-        self._keys = [bands[order, band] for band, order in enumerate(self._orders)]
+        return set(self._index.known.tolist())
 
-    def found(self, texts: Sequence[str], similarity: float) -> list[Held | None]:
-        """For each text the most similar one of the set; None below `similarity`."""
+    def found(self, texts: Sequence[str], similarity: float) -> Pairs:
+        """Which of the texts have at least this estimated similarity with one of the set."""
         import numpy as np
 
-        result: list[Held | None] = [None] * len(texts)
-        if not len(self._known) or not texts:
-            return result
+        index = self._index
         asked, enough = self._sketched(texts)
-        rows, known = self._candidates(asked, np.flatnonzero(enough))
-        needed = slots_needed(similarity, _SLOTS)
+        rows, known = index.candidates(asked, np.flatnonzero(enough))
+        equal = np.zeros(len(rows), dtype=np.int64)
         for start in range(0, len(rows), _COMPARE_AT_ONCE):
             part = slice(start, start + _COMPARE_AT_ONCE)
-            equal = np.count_nonzero(asked[rows[part]] == self._sketches[known[part]], axis=1)
-            for i in np.flatnonzero(equal >= needed).tolist():
-                row = int(rows[start + i])
-                share = estimated(int(equal[i]), _SLOTS)
-                best = result[row]
-                if best is None or share > best.share:
-                    result[row] = Held(int(known[start + i]), share)
-        return result
+            same = asked[rows[part]] == index.sketches[known[part]]
+            equal[part] = np.count_nonzero(same, axis=1)
+        alike = equal >= slots_needed(similarity, _SLOTS)
+        shares = (equal[alike] / _SLOTS - CHANCE) / (1 - CHANCE)
+        return Pairs(rows[alike], known[alike], shares)
 
-    def _candidates(
-        self, asked: "npt.NDArray[np.uint8]", rows: "npt.NDArray[np.int64]"
-    ) -> "tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]":
-        """Pairs (text asked, text of the set) that share a band of four slots, sorted, each once.
-
-        64 bands of four find 98 % of pairs with a similarity of 0.5.
-        """
+    @cached_property
+    def _index(self) -> "_Index":
         import numpy as np
 
-        bands = asked[rows].view(np.uint32)
-        pairs: set[tuple[int, int]] = set()
-        for band, (keys, order) in enumerate(zip(self._keys, self._orders, strict=True)):
-            left = np.searchsorted(keys, bands[:, band], side="left")
-            right = np.searchsorted(keys, bands[:, band], side="right")
-            for i in np.flatnonzero(right > left).tolist():
-                row = int(rows[i])
-                pairs.update((row, int(self._known[k])) for k in order[left[i] : right[i]])
-        chosen = np.array(sorted(pairs), dtype=np.int64).reshape(-1, 2)
-        return chosen[:, 0], chosen[:, 1]
+        made = [self._sketched(part) for part in self._texts]
+        lines = np.concatenate([np.empty((0, _SLOTS), np.uint8), *(each for each, _ in made)])
+        enough = np.concatenate([np.empty(0, np.bool_), *(given for _, given in made)])
+        return _Index(lines, np.flatnonzero(enough))
 
     def _sketched(
         self, texts: Sequence[str]
@@ -99,39 +94,46 @@ class Similar:
         import numpy as np
 
         hashes, offsets = hashed(texts)
-        places, _ = self._phrases(hashes, offsets)
-        common = self._common[places] & (places >= 0)
-        # A common phrase takes all shingles with it that it covers.
-        starts = np.flatnonzero(common)
-        covered = np.zeros(len(hashes) + 1, dtype=np.int32)
-        np.add.at(covered, starts, 1)
-        np.add.at(covered, starts + _PHRASE[-1] + 1, -1)
-        counts = np.cumsum(covered[:-1]) == 0
+        counts = self._phrases.outside(hashes, offsets)
+        begins = offsets[:-1].astype(np.int64)
+        lengths = (offsets[1:] - offsets[:-1]).astype(np.int64)
+        rare = self._shingles.outside(hashes, offsets)
+        mostly_form = np.add.reduceat(rare, begins, dtype=np.int64) < lengths / 2
+        counts &= rare | ~np.repeat(mostly_form, lengths)
         before = np.concatenate([[0], np.cumsum(counts)]).astype(np.uint64)
         kept = before[offsets.astype(np.int64)]
         return sketches(hashes[counts], kept, _SLOTS), np.diff(kept) >= _MIN_SHINGLES
 
-    def _phrases(
-        self, hashes: "npt.NDArray[np.uint64]", offsets: "npt.NDArray[np.uint64]"
-    ) -> "tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]":
-        """For each shingle the place in the table of the phrase that it begins (-1: its text ends
-        before), and the number of its text.
-        """
+
+class _Index:
+    """Brings together texts that share a band of four slots.
+
+    64 bands of four find 98 % of pairs with a similarity of 0.5.
+    """
+
+    def __init__(self, sketches: "npt.NDArray[np.uint8]", known: "npt.NDArray[np.int64]") -> None:
+        """`known` are the numbers of the texts that may be found."""
         import numpy as np
 
-        lengths = (offsets[1:] - offsets[:-1]).astype(np.int64)
-        text_of = np.repeat(np.arange(len(lengths)), lengths)
-        places = np.full(len(hashes), -1, dtype=np.int64)
-        count = len(hashes) - _PHRASE[-1]
-        if count > 0:
-            phrases = np.zeros(count, dtype=np.uint64)
-            for i in _PHRASE:
-                phrases = (phrases ^ hashes[i : i + count]) * np.uint64(0x9E3779B97F4A7C15)
-            inside = text_of[:count] == text_of[_PHRASE[-1] :]
-            places[:count][inside] = (phrases[inside] >> self._shift).astype(np.int64)
-        return places, text_of
+        self.sketches, self.known = sketches, known
+        bands = sketches[known].view(np.uint32)
+        self._orders = [np.argsort(bands[:, band], kind="stable") for band in range(bands.shape[1])]
+        self._keys = [bands[order, band] for band, order in enumerate(self._orders)]
 
+    def candidates(
+        self, asked: "npt.NDArray[np.uint8]", rows: "npt.NDArray[np.int64]"
+    ) -> "tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]":
+        """Pairs (text asked, text of the set), sorted, each once."""
+        import numpy as np
 
-def _parts(texts: Sequence[str]) -> Iterator[Sequence[str]]:
-    for start in range(0, len(texts), _AT_ONCE):
-        yield texts[start : start + _AT_ONCE]
+        bands = asked[rows].view(np.uint32)
+        pairs = [np.empty(0, dtype=np.int64)]
+        for band, (keys, order) in enumerate(zip(self._keys, self._orders, strict=True)):
+            left = np.searchsorted(keys, bands[:, band], side="left")
+            right = np.searchsorted(keys, bands[:, band], side="right")
+            times = np.minimum(right - left, _MAX_IN_BUCKET)
+            which = np.repeat(np.arange(len(rows)), times)
+            inside = np.arange(len(which)) - np.repeat(np.cumsum(times) - times, times)
+            pairs.append(which * len(self.known) + order[left[which] + inside])
+        once = np.unique(np.concatenate(pairs))
+        return rows[once // len(self.known)], self.known[once % len(self.known)]

@@ -2,17 +2,18 @@
 
 from typing import Any
 
+from tasks.dataset.column_settings import ColumnsSettings
 from tasks.dataset.reading.conversations import Conversation
 from tasks.dataset.reading.problem import RowProblem, check_characters, kind_of
 from tasks.dataset.reading.turns import checked, pair
-from tasks.dataset.source_settings import ColumnsSettings
 from tasks.errors import DataError
 
-PARTS = ("system", "user", "assistant", "rejected")
+PARTS = ("system", "user", "assistant", "rejected", "text")
 
 
 class ColumnTemplates:
-    """The compiled templates of `columns:`; what they say of a row is a conversation of one answer.
+    """The compiled templates of `columns:`; what they say of a row is a conversation of one answer, or
+    a text.
 
     Raises: DataError when a template is not Jinja.
     """
@@ -46,6 +47,8 @@ class ColumnTemplates:
         Raises: RowProblem when a column is missing, null or no text, or a turn comes out empty.
         """
         texts = {part: self._text(part, row) for part in self._templates}
+        if "text" in texts:
+            return [Conversation([], text=texts["text"])]
         messages = checked(pair(texts["user"], texts["assistant"], texts.get("system")), "columns")
         rejected = texts.get("rejected")
         if rejected is None:

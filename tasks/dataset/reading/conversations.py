@@ -17,6 +17,8 @@ class Conversation:
     rejected: tuple[Message, ...] = ()
     """The worse ending, instead of the last answer."""
     tools: tuple[dict[str, Any], ...] = ()
+    text: str | None = None
+    """What the row says where it is no conversation; there are no messages then."""
 
 
 def _from_turns(row: dict[str, Any], column: str) -> list[Conversation]:
@@ -69,6 +71,11 @@ def from_instances(row: dict[str, Any]) -> list[Conversation]:
         answer = text_of(instance, "output", f"{where}.")
         found.append(Conversation(pair(prompt, answer, system_of(row))))
     return found
+
+
+def from_text(row: dict[str, Any]) -> list[Conversation]:
+    """A text that is nobody's answer."""
+    return [Conversation([], text=text_of(row, "text"))]
 
 
 def instances_group(row: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ from tasks.dataset.reading.conversations import (
     from_instruction,
     from_messages,
     from_prompt,
+    from_text,
     instances_group,
 )
 from tasks.dataset.reading.preferences import from_preference, from_two_conversations
@@ -48,10 +49,11 @@ def format_of(row: dict[str, Any]) -> Format:
     seen = f"columns here: {', '.join(map(str, row)) or 'none'}."
     if not fitting:
         if "text" in row:
+            beside = ", ".join(column for column in row if column in NOT_BESIDE_TEXT)
             raise RowProblem(
-                "`text` alone is no conversation: an answer to nothing teaches no model to answer. "
-                'Say what asks for it, for example `columns: {user: "Write a product description.", '
-                f'assistant: "{{{{ text }}}}"}}`; {seen}'
+                f"is `text` all that is to be learned here, or what stands beside it ({beside})? "
+                "`chat_format: text` trains the text alone and whole; `columns: {user: "
+                f'"{{{{ text }}}}", assistant: ...}}` makes it a prompt; {seen}'
             )
         raise RowProblem(f"unknown format; {seen}")
     names = " and ".join(form.name for form in fitting)
@@ -70,6 +72,13 @@ def _fits(form: Format, row: dict[str, Any]) -> bool:
         column in row for column in form.forbidden
     )
 
+
+NOT_BESIDE_TEXT = (
+    *("messages", "conversations", "prompt", "completion", "instruction", "instances", "chosen"),
+    *("rejected", "input", "output", "question", "answer", "answers", "response", "completions"),
+    *("label", "labels", "target", "summary", "user", "assistant", "system"),
+)
+"""Columns that are as likely what the text is there for: a classifier's label, a summary."""
 
 FORMATS = (
     Format(
@@ -129,6 +138,14 @@ FORMATS = (
         from_two_conversations,
         optional=("tools",),
         forbidden=("prompt",),
+    ),
+    Format(
+        "text",
+        ("text",),
+        "a text to be learned whole, without roles",
+        {"text": "text"},
+        from_text,
+        forbidden=NOT_BESIDE_TEXT,
     ),
 )
 WAYS_OUT = (

@@ -8,7 +8,7 @@ from tasks.dataset.reading.conversations import Conversation
 from tasks.dataset.reading.counts import TableCounts
 from tasks.dataset.reading.formats import WAYS_OUT, Format, format_named, format_of
 from tasks.dataset.reading.problem import RowProblem, check_characters, kind_of
-from tasks.dataset.rows import Row, prompt_group
+from tasks.dataset.rows import Row, default_group
 from tasks.dataset.source_settings import TableSource
 
 MILLISECONDS_FROM = 1e11
@@ -49,6 +49,7 @@ class Mapping:
                 source=place,
                 tools=conversation.tools,
                 rejected=conversation.rejected,
+                text=conversation.text,
                 time=time,
                 slice=part,
             )
@@ -110,7 +111,7 @@ class Mapping:
     def _default_group(self, value: dict[str, Any], conversation: Conversation) -> str:
         if self._format is not None and self._format.group is not None:
             return self._format.group(value)
-        return prompt_group(conversation.messages)
+        return default_group(conversation.messages, conversation.text)
 
     def _group(self, value: dict[str, Any]) -> str | None:
         column = self._source.group
@@ -151,7 +152,7 @@ class Mapping:
 
 def _moment(value: object, column: str) -> str:
     """ISO 8601 in UTC, always with the same number of digits, so that texts sort as times do."""
-    wanted = "a time (ISO 8601, or seconds since 1970)"
+    wanted = "time (ISO 8601, or seconds since 1970)"
     try:
         if isinstance(value, str):
             value = datetime.fromisoformat(value.strip())
@@ -167,7 +168,7 @@ def _moment(value: object, column: str) -> str:
     except (ValueError, OverflowError, OSError) as error:
         raise RowProblem(f"the time column {column!r} holds no {wanted}: {error}") from error
     what = "empty" if value == "" else kind_of(value)
-    raise RowProblem(f"the time column {column!r} must hold {wanted}, this is {what}")
+    raise RowProblem(f"the time column {column!r} must hold a {wanted}, this is {what}")
 
 
 def _no_column(column: str, part: str, value: dict[str, Any]) -> str:

@@ -58,6 +58,11 @@ def _preference(
 ) -> Conversation:
     if chosen == rejected:
         raise RowProblem("chosen and rejected are the same: there is nothing to prefer")
+    if len(chosen) > 1 and len(rejected) == 1:
+        # A row keeps the worse ending in place of its last message: it would answer the better one's turns.
+        raise RowProblem(
+            f"chosen has {len(chosen)} turns where rejected has 1: both must answer the same turn"
+        )
     checked([*prompt, *rejected], "prompt + rejected")
     messages = checked([*prompt, *chosen], "prompt + chosen")
     return Conversation(messages, tuple(rejected), tools)

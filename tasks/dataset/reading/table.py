@@ -12,6 +12,7 @@ from tasks.dataset.reading.json_array import read_json
 from tasks.dataset.reading.json_lines import Refuse, read_json_lines
 from tasks.dataset.reading.mapping import Mapping, UnknownFormat
 from tasks.dataset.reading.problem import RowProblem
+from tasks.dataset.reading.text_kind import refuse_unreadable_text
 from tasks.dataset.rows import Row
 from tasks.dataset.source_settings import TableSource
 from tasks.errors import DataError
@@ -34,7 +35,8 @@ def records(
 
     Raises: DataError when the file cannot be read.
     """
-    return READERS[file.kind](file, counts, refuse)
+    refuse_unreadable_text(file)
+    yield from READERS[file.kind](file, counts, refuse)
 
 
 def read_table(

@@ -101,3 +101,21 @@ def test_the_share_of_new_rows_is_counted_by_the_rows_themselves(tmp_path: Path)
 
     assert 0.4 < found["new_rows_share"] < 0.6
     assert found["lost_rows_share"] == 0.0
+
+
+def test_a_champions_card_without_profiles_is_compared_by_its_rows(tmp_path: Path) -> None:
+    today = prepared(tmp_path / "a", 200, seed=1, words=WORDS, length=5)
+    whole = json.loads((today.path / "card.json").read_text())
+    rows = today.path / "train_rows.npy"
+    for missing in ("profiles", "slices"):
+        card = json.loads(json.dumps(whole))
+        del (card if missing == "profiles" else card["profiles"]["train"])[missing]
+
+        found = drift(whole, card, today_rows=rows, champion_rows=rows, warn_above=0.2)
+
+        assert missing == "profiles" or found["distances"]["turns"] == 0
+        assert "slices" in found["not_compared"]
+        assert found["new_rows_share"] == 0.0
+        text = drift_summary(found, champion="version 3")
+        assert "mix of slices" in text.split("Not compared: ")[1]
+        assert "another version of loraline wrote it" in text

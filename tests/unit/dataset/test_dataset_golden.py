@@ -8,12 +8,12 @@ from tasks.dataset.settings import DatasetSettings
 from tasks.dataset.work import OUTPUT_VERSION, prepare_dataset
 from tasks.store import Store
 
-EXPECTED_VERSION = 2
+EXPECTED_VERSION = 3
 EXPECTED_SHA256 = {
     "train.jsonl": "39f2eb8b7df687ef9c4240557f5ba7545a83658604b67cce7252694a440c7014",
     "test.jsonl": "bb3a524c8b4673d4afe22e391ab4bcc7acc483a10f55b8c4f6fd8e43fdb090d4",
-    "card.json": "aaae4a3ced8aa68f15d1b647b25e099e0164d57f6f3e57eb891f1b6f6e544cf8",
-    "summary.md": "fcf43e40cec9dad9fdfd170d0f114441fe520b830c35c3359a59420575aab77b",
+    "card.json": "2cf90243dcef470f97a38b2049e5168dd804f56d0a30f9eec55b56ef46b754dd",
+    "summary.md": "5407ed7e2bf7a35782718d6548d4b457de19cd4c7bff26d698baa54eca1a1637",
 }
 
 MODULE = '''

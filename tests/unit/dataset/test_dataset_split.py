@@ -8,7 +8,7 @@ import pytest
 from tasks.dataset.duplicates import duplicates
 from tasks.dataset.rows import Row
 from tasks.dataset.settings import SplitSettings
-from tasks.dataset.split import Sides, divide, smallest
+from tasks.dataset.split import Sides, divide, on_test_side, smallest
 from tasks.dataset.spool import Spool, fraction
 from tasks.errors import DataError
 
@@ -49,9 +49,11 @@ def spooled(rows: list[Row], salt: str, folder: Path) -> Spool:
 def split_rows(folder: Path):
     def split(rows: list[Row], settings: SplitSettings, salt: str) -> Split:
         spool = spooled(rows, salt, folder)
-        columns = {"fractions": "fraction", "ids": "id", "groups": "group", "times": "time"}
-        arrays = {name: spool.column(column) for name, column in columns.items()}
-        found = divide(np.arange(len(rows)), settings, **arrays)
+        on_test = on_test_side(
+            settings, fractions=spool.column("fraction"), times=spool.column("time")
+        )
+        hashes = {"ids": spool.column("id"), "groups": spool.column("group")}
+        found = divide(np.arange(len(rows)), on_test, settings, **hashes)
         return Split(rows, found)
 
     return split
@@ -62,7 +64,7 @@ def distinct(folder: Path):
     def keep(rows: list[Row], salt: str) -> tuple[list[Row], Counter[str]]:
         spool = spooled(rows, salt, folder)
         columns = (spool.column(name) for name in ("id", "prompt", "label", "fraction"))
-        dropped = duplicates(*columns)
+        dropped = duplicates(*columns, np.zeros(len(rows), np.bool_))
         return [r for i, r in enumerate(rows) if i not in dropped], Counter(dropped.values())
 
     return keep
@@ -160,6 +162,8 @@ def test_duplicates_are_dropped_and_counted_by_kind(distinct) -> None:
         row("a", "1"),
         row("a", "2"),
         row("b", "1"),
+        row("code 0", "Return some.", label="get some"),
+        row("code 0", "Return a part.", label="get some"),
         row("code 1", "Return it all.", label="get all"),
         row("code 2", "Return it all.", label="get all"),
         row("code 3", "Return it all.", label="fetch all"),
@@ -167,9 +171,11 @@ def test_duplicates_are_dropped_and_counted_by_kind(distinct) -> None:
 
     kept, dropped = distinct(rows, "salt")
 
-    assert [r.messages[0]["content"] for r in kept] == ["a", "b", "code 1", "code 3"] or [
-        r.messages[0]["content"] for r in kept
-    ] == ["a", "b", "code 2", "code 3"]
+    left = [r.messages[0]["content"] for r in kept]
+    assert left in (
+        ["a", "a", "b", "code 0", "code 1", "code 3"],
+        ["a", "a", "b", "code 0", "code 2", "code 3"],
+    )
     assert dropped == {
         "same prompt and answer": 1,
         "same prompt, another answer": 1,
@@ -178,7 +184,7 @@ def test_duplicates_are_dropped_and_counted_by_kind(distinct) -> None:
 
 
 def test_prompts_that_differ_in_layout_only_are_no_duplicates(distinct) -> None:
-    kept, _ = distinct([row("Correct: hello", "Hello"), row("Correct: Hello", "It is.")], "salt")
+    kept, _ = distinct([row("Correct: hello", "Hello"), row("Correct: Hello", "Hello")], "salt")
 
     assert len(kept) == 2
 

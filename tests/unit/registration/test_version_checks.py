@@ -49,6 +49,14 @@ def test_a_row_more_is_seen(about: Path, home: Home) -> None:
     assert next(c for c in _rows(about, home) if c.name == "training rows").passed is False
 
 
+def test_a_file_that_is_gone_from_the_store_fails_its_check(about: Path, home: Home) -> None:
+    (home.store / "dataset" / ("ab" * 32) / "test.jsonl").unlink()
+    checks = {check.name: check for check in _rows(about, home)}
+    assert checks["train.jsonl"].passed is True
+    assert checks["test.jsonl"].passed is False
+    assert "missing" in checks["test.jsonl"].told
+
+
 def test_a_changed_byte_of_the_prepared_rows_is_seen(about: Path, home: Home) -> None:
     (home.store / "dataset" / ("ab" * 32) / "test.jsonl").write_text("rows of Test\n")
     checks = {check.name: check.passed for check in _rows(about, home)}

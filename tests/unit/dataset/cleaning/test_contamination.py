@@ -1,8 +1,10 @@
 import random
 
+import numpy as np
 import pytest
 
 from tasks.dataset.cleaning.contamination import Contamination, Match
+from tasks.dataset.cleaning.similar import _Index
 from tasks.dataset.cleaning_settings import ContaminationSettings
 from tasks.dataset.rows import Row
 
@@ -45,7 +47,7 @@ def near_copy(text: str, rng: random.Random) -> str:
 def matches(
     train: list[Row], evaluation: list[Row], settings: ContaminationSettings = SETTINGS
 ) -> list[Match | None]:
-    return list(Contamination(settings, evaluation).matches(train))
+    return Contamination(settings, evaluation, train).matches(train)
 
 
 def test_a_planted_near_copy_is_found_among_other_rows() -> None:
@@ -168,13 +170,95 @@ def test_rows_too_short_to_be_recognised_are_counted_and_flag_nothing() -> None:
     check = Contamination(SETTINGS, [row("2+2?", "4"), row("Hi", "Hello"), row(LETTER, ANSWER)])
 
     assert check.unchecked == 2
-    assert list(check.matches([row("2+2?", "5"), row("Hi", "Hey"), row("", "")])) == [None] * 3
+    assert check.matches([row("2+2?", "5"), row("Hi", "Hey"), row("", "")]) == [None] * 3
 
 
 def test_empty_sides_give_nothing() -> None:
     assert matches([], [row(LETTER, ANSWER)]) == []
     assert matches([row(LETTER, ANSWER)], []) == [None]
     assert Contamination(SETTINGS, []).unchecked == 0
+
+
+def sentence(i: int) -> Row:
+    return row(
+        f"Question number {i} about topic {7 * i} please explain the thing {i} in detail",
+        f"Answer {i}: the {i} thing is explained by {3 * i} arguments.",
+    )
+
+
+def family(i: int, rng: random.Random, instruction: str) -> Row:
+    return row(f"{instruction} {words(rng, 2)}?", f"Sure: {words(rng, 3)}")
+
+
+@pytest.mark.parametrize("tested", [1, 3, 10])
+def test_rows_of_one_sentence_form_do_not_repeat_each_other(tested: int) -> None:
+    rows = [sentence(i) for i in range(100)]
+    check = Contamination(SETTINGS, rows[:tested], rows[tested:])
+
+    assert not any(check.matches(rows[tested:]))
+
+
+def test_a_long_instruction_with_a_single_test_row_is_no_contamination() -> None:
+    rng = random.Random(9)
+    instruction = words(rng, 40)
+    rows = [row(f"{instruction} {words(rng, 15)}", rng.choice(WORDS)) for _ in range(100)]
+
+    assert not any(matches(rows[1:], rows[:1]))
+
+
+def test_families_of_twenty_rows_do_not_repeat_each_other() -> None:
+    rng = random.Random(10)
+    instructions = [words(rng, 18) for _ in range(60)]
+    rows = [family(i, rng, instructions[i % 60]) for i in range(1200)]
+
+    assert not any(matches(rows[60:], rows[:60]))
+
+
+def test_near_copies_are_found_inside_rows_of_one_form() -> None:
+    """What is left beside the form is compared."""
+    rng = random.Random(11)
+    instruction = words(rng, 40)
+    rows = [row(f"{instruction} {words(rng, 40)}", words(rng, 30)) for _ in range(300)]
+    stolen = rows[5].messages[0]["content"].removeprefix(instruction)
+    copy = row(f"{instruction} {near_copy(stolen, rng)}", near_copy(rows[5].answer, rng))
+
+    found = matches([*rows[20:], copy], rows[:20])
+
+    assert not any(found[:-1])
+    assert found[-1] is not None
+    assert found[-1].evaluation == 5
+
+
+@pytest.mark.parametrize(("copies", "seen"), [(10, 10), (11, 0)])
+def test_what_more_than_ten_training_rows_repeat_counts_as_a_form(copies: int, seen: int) -> None:
+    rng = random.Random(12)
+    train = [row(near_copy(LETTER, rng), near_copy(ANSWER, rng)) for _ in range(copies)]
+
+    check = Contamination(SETTINGS, [row(LETTER, ANSWER)], train)
+
+    assert sum(match is not None for match in check.matches(train)) == seen
+
+
+def test_evaluation_rows_with_one_prompt_are_recognised_by_it() -> None:
+    """A frozen set may hold many answers to one question."""
+    rng = random.Random(13)
+    evaluation = [row(LETTER, words(rng, 30)) for _ in range(40)]
+
+    (match,) = matches([row(LETTER, words(rng, 30))], evaluation)
+
+    assert match is not None
+    assert match.how == "runs of words"
+
+
+def test_texts_that_share_all_bands_are_not_compared_pair_by_pair() -> None:
+    """A set of 2,000 texts of one kind would otherwise be compared with each text asked."""
+    alike = np.zeros((2000, 256), dtype=np.uint8)
+    index = _Index(alike, np.arange(2000))
+
+    rows, known = index.candidates(alike[:1000], np.arange(1000))
+
+    assert len(rows) == 1000 * 16
+    assert len(set(zip(rows.tolist(), known.tolist(), strict=True))) == len(rows)
 
 
 def test_higher_thresholds_find_less() -> None:

@@ -125,12 +125,49 @@ def test_a_line_at_the_limit_is_read_and_one_byte_more_is_not(
         reader(path="over.jsonl")
 
 
-def test_a_file_in_utf_16_is_refused_at_its_first_byte(reader, write) -> None:
-    """What a spreadsheet calls Unicode text."""
-    write("rows.jsonl", LINE.decode().encode("utf-16"))
+CSV = b"prompt,completion\nWhy?,Because.\nHow?,So.\n"
 
-    with pytest.raises(DataError, match=r"rows\.jsonl:1: not UTF-8 \(byte 0xff at position 0\)"):
-        reader(path="rows.jsonl")
+
+@pytest.mark.parametrize(
+    ("encoding", "name"),
+    [
+        ("utf-16", "UTF-16"),
+        ("utf-16-le", "UTF-16"),
+        ("utf-16-be", "UTF-16"),
+        ("utf-32", "UTF-32"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv"])
+def test_a_file_of_wide_characters_is_named_and_not_its_lines(
+    reader, write, kind: str, encoding: str, name: str
+) -> None:
+    """What a spreadsheet calls Unicode text."""
+    text = (CSV if kind == "csv" else LINE * 30).decode()
+    write(f"rows.{kind}", text.encode(encoding))
+
+    with pytest.raises(DataError, match=rf"rows\.{kind} is {name} text, and UTF-8 is wanted"):
+        reader(path=f"rows.{kind}")
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_a_file_whose_lines_end_with_a_carriage_return_alone_is_told_as_that(
+    reader, write, kind: str
+) -> None:
+    text = CSV if kind == "csv" else LINE * 3
+    write(f"rows.{kind}", text.replace(b"\n", b"\r"))
+
+    with pytest.raises(DataError, match="end with a carriage return alone"):
+        reader(path=f"rows.{kind}")
+
+
+def test_texts_of_other_scripts_and_one_line_files_are_no_wide_text(reader, write) -> None:
+    write(
+        "rows.jsonl",
+        json.dumps({"prompt": "你好\x00\x00", "completion": "你好" * 50}, ensure_ascii=False),
+    )
+    write("one.jsonl", LINE.strip() + b"\r")
+
+    assert len(reader(path="rows.jsonl").rows) == len(reader(path="one.jsonl").rows) == 1
 
 
 # JSON arrays

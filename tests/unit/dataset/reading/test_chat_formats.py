@@ -209,6 +209,10 @@ def test_a_preference_pair_of_several_turns_parts_where_the_answers_do(row) -> N
             "prompt + rejected ends with the user's",
         ),
         ({"chosen": [SAY], "rejected": [WORSE]}, "begin with different turns"),
+        (
+            {"prompt": [ASK], "chosen": [SAY, ASK, SAY], "rejected": [WORSE]},
+            "chosen has 3 turns where rejected has 1",
+        ),
         ({"chosen": "b", "rejected": "c"}, "chosen must be a list"),
     ],
 )
@@ -229,16 +233,44 @@ def test_a_text_that_looks_like_json_stays_a_text(row, text) -> None:
 # What decides the format
 
 
-def test_plain_text_is_refused_with_the_way_out(row) -> None:
-    with pytest.raises(DataError) as caught:
-        row({"text": "Once upon a time."})
+STORY = {"text": "Once upon a time.", "author": "A. Nonymous"}
 
-    assert "an answer to nothing teaches no model to answer" in str(caught.value)
-    assert "columns here: text" in str(caught.value)
+
+def test_a_text_with_metadata_is_a_text_row(row) -> None:
+    found = row(STORY)
+
+    assert (found.text, found.messages, found.answer) == (STORY["text"], (), STORY["text"])
+    assert row({"text": "Once  upon a TIME."}).group == found.group
+    assert row({"text": "Once  upon a TIME."}).id != found.id
+    assert row({"text": "Twice upon a time."}).group != found.group
+
+
+def test_a_template_makes_a_text_of_several_columns(row) -> None:
     found = row(
-        {"text": "Once upon a time."}, columns={"user": "Tell a story.", "assistant": "{{ text }}"}
+        {"title": "Tale", "body": STORY["text"]}, columns={"text": "{{ title }}: {{ body }}"}
     )
-    assert found.messages[1]["content"] == "Once upon a time."
+
+    assert found.text == "Tale: Once upon a time."
+    assert found.messages == ()
+
+
+@pytest.mark.parametrize("beside", ["label", "summary", "question"])
+def test_a_text_beside_what_may_be_its_answer_is_settled_by_the_recipe(row, beside: str) -> None:
+    value = {"text": "I liked it.", beside: "positive"}
+
+    with pytest.raises(
+        DataError, match=rf"\({beside}\)\? `chat_format: text` trains the text alone"
+    ):
+        row(value)
+    assert row(value, chat_format="text").text == "I liked it."
+    columns = {"user": "{{ text }}", "assistant": f"{{{{ {beside} }}}}"}
+    assert row(value, columns=columns).messages[1]["content"] == "positive"
+
+
+@pytest.mark.parametrize("text", [None, "", "  ", 3])
+def test_an_empty_text_is_a_bad_row(row, text: object) -> None:
+    with pytest.raises(DataError, match=r"rows\.jsonl:1: text (is null|is empty|must be text)"):
+        row({"text": text})
 
 
 def test_columns_that_fit_two_formats_are_settled_by_the_recipe(row) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from tasks.dataset.source_settings import ColumnsSettings
+from tasks.dataset.column_settings import ColumnsSettings
 from tasks.errors import DataError
 
 PAIR = {"user": "{{ question }}", "assistant": "{{ answer }}"}
@@ -142,9 +142,13 @@ def test_used_and_unused_columns_are_shown(reader, write) -> None:
         ({"user": "question", "assistant": "{{ answer }}"}, "Write `{{ question }}`"),
         ({"user": "{{ question }}", "assistant": "answer"}, "Write `{{ answer }}`"),
         ({"user": "{{ question }}", "assistant": "The answer."}, "Write `{{ column }}`"),
+        ({"text": "body"}, "Write `{{ body }}`"),
+        ({"text": "{{ body }}", "user": "Tell."}, "take user out"),
+        ({"user": "Tell."}, "assistant missing"),
+        ({}, "assistant and user missing"),
     ],
 )
-def test_a_column_name_without_its_braces_is_not_taken_for_text(columns, words) -> None:
+def test_templates_that_make_no_row_are_refused(columns, words) -> None:
     with pytest.raises(ValidationError) as caught:
         ColumnsSettings.model_validate(columns)
 

@@ -1,0 +1,119 @@
+"""What a run may do and a person seldom means is said before anything is trained."""
+
+from typing import Any
+
+import pytest
+
+from tasks.errors import DataError
+
+
+def pair(prompt: str, answer: str, **more: Any) -> dict[str, Any]:
+    return {"prompt": prompt, "completion": answer, **more}
+
+
+def chat(*turns: str) -> dict[str, Any]:
+    roles = ("user", "assistant")
+    return {"messages": [{"role": roles[i % 2], "content": text} for i, text in enumerate(turns)]}
+
+
+@pytest.fixture
+def warned(caplog: pytest.LogCaptureFixture) -> Any:
+    return lambda: [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+
+
+def test_a_group_larger_than_the_test_side_should_be_is_warned_about(
+    prepare, words, warned
+) -> None:
+    hello = [chat("Hello", "Hi, how can I help?", words(12), words(12)) for _ in range(150)]
+    others = [chat(words(12), words(12)) for _ in range(100)]
+
+    sides = prepare([*hello, *others])
+
+    (warning,) = warned()
+    assert warning.startswith("150 of 250 rows (60%) are one group ('prompt-")
+    assert "for example rows.jsonl:1)" in warning
+    on_test = any(row["messages"][0]["content"] == "Hello" for row in sides.rows("test"))
+    assert f"on the {'test' if on_test else 'training'} side as a whole" in warning
+    assert "101 groups" in warning
+    assert sides.card["warnings"] == [warning]
+
+
+def test_groups_of_ordinary_size_are_not_warned_about(prepare, words, warned) -> None:
+    rows = [pair(words(12), words(12), doc=i // 19) for i in range(190)]
+
+    assert prepare(rows, source={"group": "doc"}).card["warnings"] == warned() == []
+
+
+def test_decontamination_that_takes_a_tenth_is_warned_about_with_the_ways_out(
+    prepare, words, warned
+) -> None:
+    rows = [pair(words(20), words(60), doc=f"a{i}") for i in range(100)]
+    copies = [
+        pair(f"{words(4)} {row['prompt']}", row["completion"], doc=f"{i}b")
+        for i, row in enumerate(rows)
+    ]
+
+    sides = prepare([*rows, *copies], source={"group": "doc"}, cleaning={"near_duplicates": None})
+
+    gone = sides.dropped["repeats an evaluation row"]
+    trained = gone + sides.dataset.rows["train"]
+    assert gone > 0.1 * trained
+    (warning,) = warned()
+    assert warning.startswith(f"Decontamination left out {gone:,} of {trained:,} training rows")
+    assert "dataset.cleaning.contamination.similarity" in warning
+    assert "dataset.sources[].group" in warning
+
+
+def test_decontamination_that_leaves_nothing_is_not_told_as_a_fault_of_the_split(
+    prepare, words
+) -> None:
+    rows = [pair(words(30), words(60)) for _ in range(3)]
+    prepare.write(
+        "frozen.jsonl", [pair(f"{row['prompt']} please", row["completion"]) for row in rows]
+    )
+
+    with pytest.raises(DataError) as caught:
+        prepare(
+            rows,
+            holdout={"type": "files", "path": "frozen.jsonl"},
+            split={"test": 0},
+            cleaning={"near_duplicates": None},
+        )
+
+    assert "Decontamination leaves no train row: all 3 rows" in str(caught.value)
+    assert "dataset.split" not in str(caught.value)
+
+
+def test_a_planted_copy_leaves_training_and_the_test_row_stays(prepare, words) -> None:
+    rows = [pair(words(20), words(40)) for _ in range(100)]
+    tested = prepare(rows).rows("test")[0]
+    question, answer = (message["content"] for message in tested["messages"])
+
+    sides = prepare(
+        [*rows, *(pair(f"{words(6)} {question} {answer}", f"{words(20)} {i}") for i in "ab")]
+    )
+
+    assert tested["id"] in sides.ids("test")
+    assert sides.dropped == {"repeats an evaluation row": 2}
+    assert not any(question in row["messages"][0]["content"] for row in sides.rows("train"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("normalise", False),
+        ("personal_data", {"policy": "redact"}),
+        ("near_duplicates", {"threshold": 0.9}),
+        ("length", {"min_answer_characters": 1}),
+        ("language", {"keep": ["en", "de"]}),
+        ("contamination", {"similarity": 0.6}),
+    ],
+)
+def test_other_cleaning_is_another_dataset(prepare, words, name: str, value: Any) -> None:
+    rows = [pair(words(20), words(40)) for _ in range(60)]
+
+    first = prepare(rows).dataset
+    second = prepare(rows, cleaning={name: value}).dataset
+
+    assert first.fingerprint != second.fingerprint
+    assert not second.reused

@@ -1,0 +1,75 @@
+"""A split that leaves a side empty says where the rows went."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.dataset.settings import DatasetSettings
+from tasks.dataset.work import prepare_dataset
+from tasks.errors import DataError
+from tasks.store import Store
+
+
+def refusal(folder: Path, rows: list[dict[str, str]], **more: Any) -> str:
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = {"type": "jsonl", "path": "rows.jsonl", **more.pop("source", {})}
+    settings = DatasetSettings.model_validate({"sources": [source], **more})
+    with pytest.raises(DataError) as error:
+        prepare_dataset(Store(folder / "store"), settings, salt="x", recipe_folder=folder)
+    return str(error.value)
+
+
+def test_thirty_copies_of_one_row_are_told_as_copies(tmp_path: Path) -> None:
+    text = refusal(tmp_path, [{"prompt": "Question?", "completion": "Answer."}] * 30)
+    assert "1 row in 1 group (30 rows were read; left out: 29 × same prompt and answer)," in text
+
+
+def test_nothing_is_said_of_copies_where_there_are_none(tmp_path: Path) -> None:
+    text = refusal(tmp_path, [{"prompt": "Question?", "completion": "Answer."}])
+    assert "1 row in 1 group, dataset.split.test is" in text
+
+
+def test_rows_of_one_prompt_are_told_as_one_group_with_the_way_out(tmp_path: Path) -> None:
+    rows = [{"prompt": "Write a haiku.", "completion": f"Haiku {i}"} for i in range(30)]
+    text = refusal(tmp_path, rows, cleaning={"near_duplicates": None})
+    assert "30 rows in 1 group" in text
+    assert "all 30 rows are in group 'prompt-" in text
+    assert "(for example rows.jsonl:1)" in text
+    assert "name a column that tells the rows apart as dataset.sources[].group" in text
+
+
+@pytest.mark.parametrize(
+    ("split", "asked"),
+    [
+        ({"after": "2027-01-01"}, "leaves no test row: 3 rows in 3 groups. dataset.split.after is"),
+        (
+            {"after": "2020-01-01"},
+            "leaves no train row: 3 rows in 3 groups. dataset.split.after is",
+        ),
+        ({"newest_days": 900}, "dataset.split.newest_days is 900, and the rows are from"),
+    ],
+)
+def test_a_split_by_time_is_explained_by_times(tmp_path: Path, split: dict, asked: str) -> None:
+    rows = [
+        {"prompt": f"Question {i}", "completion": f"Answer {i}", "time": f"2026-0{i}-01"}
+        for i in (1, 2, 3)
+    ]
+    text = refusal(tmp_path, rows, split=split, source={"time": "time"})
+    assert asked in text
+    assert "from 2026-01-01T00:00:00+00:00 to 2026-03-01T00:00:00+00:00" in text
+    assert "salt" not in text
+
+
+def test_what_cleaning_and_limits_took_is_named_by_its_reason(tmp_path: Path) -> None:
+    rows = [{"prompt": f"Mail {i}@firma-beispiel.de", "completion": "Yes"} for i in range(4)]
+    rows += [{"prompt": f"Question {i}", "completion": "No"} for i in range(3)]
+    text = refusal(
+        tmp_path,
+        rows,
+        cleaning={"personal_data": {"policy": "drop"}, "length": {"min_answer_characters": 3}},
+    )
+    assert "leaves no train row: 0 rows in 0 groups (7 rows were read; left out: " in text
+    assert "4 × personal data: email" in text
+    assert "3 × answer shorter than 3 characters" in text
