@@ -8,7 +8,7 @@ PYTEST = $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile --n
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-all check lint types imports format ui schema starter lock clean
+.PHONY: help install run test test-all torture check lint types imports format ui schema starter lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,10 +31,13 @@ ui: install  ## serve this folder's Prefect (4200) and MLflow (5000) on loopback
 	@$(BIN)/loraline ui
 
 test: install  ## run the tests (nine minutes on two cores)
-	@$(PYTEST) -m "not slow"
+	@$(PYTEST) -m "not slow and not torture"
 
 test-all: install  ## run every test, the slow ones too
-	@$(PYTEST)
+	@$(PYTEST) -m "not torture"
+
+torture: install  ## kill trainings at random moments; all must end with the same bytes (minutes)
+	@$(BIN)/python -m pytest -q -s -m torture tests/torture
 
 check: lint types imports  ## lint, types and import rules
 

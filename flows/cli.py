@@ -17,6 +17,7 @@ COMMANDS: dict[str, str] = {
     "versions": "list the registered versions of an adapter",
     "predict": "answer prompts with a registered version",
     "verify": "recompute what a registered version says of itself",
+    "reproduce": "train a registered version again and compare the adapters",
     "convert": "turn a loralib checkpoint into a PEFT adapter, or back",
     "doctor": "say what this machine has, and what to do about what is missing",
     "ui": "serve this folder's Prefect and MLflow on loopback",
@@ -32,6 +33,7 @@ exit codes:
   1  a stage failed
   2  the input is wrong: recipe, data, base model, arguments
   3  the gate refused the adapter
+  75  preempted: the training was told to end; the same command goes on from its checkpoint
   130  interrupted"""
 
 
@@ -92,7 +94,7 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
         prog="loraline",
         description="Retrain LoRA adapters on a schedule, from raw chats to a promoted version.",
         epilog=EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Help,
         allow_abbrev=False,
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
@@ -135,6 +137,14 @@ def _answer_failure(command: str | None, message: str) -> None:
 
         answer = Outcome(outcome="failed", reason=message).model_dump(mode="json")
     print(json.dumps(answer))
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """A line for each command: argparse forgets that they are indented once more than options."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog)
+        self._action_max_length = max(map(len, COMMANDS)) + 2 * self._indent_increment
 
 
 class _Parser(argparse.ArgumentParser):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.artifacts import Dataset, Tokens
 from tasks.base import Base, resolve_base
 from tasks.home import Home
+from tasks.methods import ROWS
 from tasks.preflight import check_recipe
 from tasks.recipe import Loaded, Recipe
 from tasks.store import Store
@@ -64,7 +65,11 @@ class RecipeCheck:
         from tasks.tokenization.work import tokenize_dataset
 
         return tokenize_dataset(
-            self._store, self.recipe.tokenization, dataset=self.dataset, base=self.base
+            self._store,
+            self.recipe.tokenization,
+            dataset=self.dataset,
+            base=self.base,
+            kind=ROWS[self.recipe.training.method],
         )
 
     def preview(self, rows: int) -> "list[PreviewRow]":

@@ -20,15 +20,17 @@ from tasks.artifacts import (
     Version,
 )
 from tasks.base import resolve_base
-from tasks.errors import Interrupted
+from tasks.errors import Interrupted, Preempted
 from tasks.evaluation.task import evaluation_content, find_report
 from tasks.home import home
+from tasks.methods import ROWS
+from tasks.preflight import check_recipe
 from tasks.progress import Event, announce, listening
-from tasks.recipe import load_recipe
+from tasks.recipe import recipe_digest
 from tasks.registration.provenance import Provenance
 from tasks.registration.task import find_registered, registration_key
-from tasks.store import Store, digest
-from tasks.tracking import Tracker
+from tasks.store import Store
+from tasks.tracking import Tracker, refuse_unreachable
 
 if TYPE_CHECKING:
     from tasks.metric_writer import MetricWriter
@@ -67,7 +69,12 @@ class RunRecord:
         self.home = home()
         self.home.prepare()
         self.recipe_path = recipe.expanduser().absolute()
-        self.recipe = load_recipe(self.recipe_path, overrides)
+        # A deployment's run comes here without the command line's look at things.
+        loaded = check_recipe(self.recipe_path, overrides)
+        for warning in loaded.warnings:
+            _log.warning(warning)
+        self.recipe = loaded.recipe
+        refuse_unreachable(self.home)
         self.base = resolve_base(self.recipe.base, self.recipe_path, self.home)
         self.recipe_text = self._portable(_with_overrides(self.recipe_path, overrides))
         self.store = Store(self.home.store)
@@ -77,7 +84,7 @@ class RunRecord:
         self.outcome = Outcome(
             outcome="failed", reason="did not finish", prefect_flow_run_id=prefect.id
         )
-        self.recipe_digest = digest(self.recipe.model_dump(mode="json", exclude={"schedule"}))
+        self.recipe_digest = recipe_digest(self.recipe)
         """sha256 (hex) of what the recipe means: no comments, no schedule."""
         self.drift: dict[str, Any] | None = None
         """How far the training rows are from the champion's, as `tasks.dataset.drift` tells it."""
@@ -106,7 +113,7 @@ class RunRecord:
         if self._run_id is None:
             return
         # Ctrl-C, SIGTERM and Prefect's cancellation are not errors of the run.
-        stopped = isinstance(error, Interrupted) or not isinstance(error, Exception)
+        stopped = isinstance(error, Interrupted | Preempted) or not isinstance(error, Exception)
         status: Literal["FINISHED", "KILLED", "FAILED"] = (
             "FINISHED" if error is None else "KILLED" if stopped else "FAILED"
         )
@@ -179,6 +186,7 @@ class RunRecord:
         """What `tokenize_dataset` is given."""
         return {
             "settings": self.recipe.tokenization,
+            "kind": ROWS[self.recipe.training.method],
             "dataset": dataset,
             "base": self.base,
             "force": self.force,
@@ -396,6 +404,7 @@ class RunRecord:
                 (training / "loss.png", "report"),
                 (dataset.path / "card.html", "dataset"),
                 (dataset.path / "card.json", "dataset"),
+                (self._outputs["tokenization"].path / "tokens.html", "tokenization"),
                 *summaries,
             ],
         )

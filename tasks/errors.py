@@ -6,7 +6,8 @@
     │   ├── DataError             the rows of a dataset
     │   └── BaseModelError        the base model cannot be found or is not the recorded one
     ├── StageFailed               a stage could not finish, exit code 1
-    │   └── WorkerFailed          a worker process died, timed out or stalled
+    │   ├── WorkerFailed          a worker process died, timed out or stalled
+    │   └── Preempted             somebody else took the machine; a retry goes on, exit code 75
     └── Interrupted               somebody pressed Ctrl-C, exit code 130
 
 Each carries one message string and nothing else, so that Prefect can pickle it with a failed state.
@@ -43,6 +44,13 @@ class StageFailed(LoralineError):
 
 class WorkerFailed(StageFailed):
     """A worker process died, ran out of time or stalled."""
+
+
+class Preempted(StageFailed):
+    """A worker was told to make room (SIGTERM, not from us) and left a checkpoint: running again goes on."""
+
+    exit_code = 75
+    """EX_TEMPFAIL of sysexits.h: try again later."""
 
 
 class Interrupted(LoralineError):

@@ -53,7 +53,7 @@ def run(
     `{"event": "user_error", "message": ...}` before it exits with code 2.
 
     Raises: UserError for that event; WorkerFailed when the worker dies, exceeds `timeout_seconds`
-    or says nothing for `stall_seconds`, with the last lines and, if `repeatable` (its job stays on
+    or sends no event for `stall_seconds`, with the last lines and, if `repeatable` (its job stays on
     disk), the command to run by hand;
     Interrupted when this process receives Ctrl-C (the worker gets SIGTERM and its grace first).
     """
@@ -85,6 +85,10 @@ def run(
         while True:
             try:
                 code = process.wait(timeout=0.5)
+                if code in _TERMINATED:
+                    # Somebody ended the whole group, as schedulers do. A launcher in between dies at
+                    # once while its worker still writes a checkpoint; their common pipe says until when.
+                    reader.join(timeout=GRACE_SECONDS)
                 break
             except subprocess.TimeoutExpired:
                 now = time.monotonic()
@@ -116,6 +120,9 @@ def run(
         )
 
 
+_TERMINATED = (-signal.SIGTERM, 128 + signal.SIGTERM)
+
+
 def _read(
     stream: IO[bytes],
     log: Path,
@@ -128,9 +135,11 @@ def _read(
         for raw in stream:
             file.write(raw)
             file.flush()
-            last_sign[0] = time.monotonic()
             line = raw.decode("utf-8", "replace").rstrip()
             event = _event(line)
+            if event is not None:
+                # Events alone: a process that hangs may well go on to warn of it.
+                last_sign[0] = time.monotonic()
             if event is None:
                 if line:
                     tail.append(line)

@@ -7,8 +7,9 @@ from typing import Any
 from tasks.model_files import ModelFiles
 from tasks.training import fields
 from tasks.training.defaults import OTHER_TARGETS, resolve_peft
+from tasks.training.field_coverage import unmatched_entries
 from tasks.training.matching import adapted_modules, chosen_layers, layer_of
-from tasks.training.targets import own_names, target_problem
+from tasks.training.targets import own_names, target_problem, unmatched
 
 
 def wrong_modules(given: Any, model: ModelFiles, name: str) -> Iterator[tuple[str, str]]:
@@ -26,6 +27,12 @@ def wrong_modules(given: Any, model: ModelFiles, name: str) -> Iterator[tuple[st
     # Some files hold the inner model, whose names lack the outer one's prefix.
     inner = [module for module in linear if module != head]
     names = [*linear, *(f"{outer}.{n}" for outer in ("model", "transformer") for n in inner)]
+    asked = config.get("target_modules")
+    if isinstance(asked, list):
+        # Embeddings are no linear modules, and may be named all the same.
+        stored = [tensor.rpartition(".")[0] for tensor in model.shapes]
+        tables = [module for module in stored if module not in linear and "norm" not in module]
+        names += [module for module in tables if len(unmatched(asked, [module])) < len(asked)]
     try:
         if problem := target_problem(config.get("target_modules"), names, name, head):
             yield "target_modules", " ".join(problem.split("\n"))
@@ -49,6 +56,8 @@ def wrong_modules(given: Any, model: ModelFiles, name: str) -> Iterator[tuple[st
                 "takes out every module that `target_modules` names: nothing would be trained. "
                 "Name fewer.",
             )
+        else:
+            yield from unmatched_entries(config, named, adapted_modules(config, names, head))
     except re.error as error:
         yield (
             _no_expression(config),

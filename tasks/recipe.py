@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from tasks.base import BaseSettings
 from tasks.dataset.settings import DatasetSettings
 from tasks.errors import RecipeError
 from tasks.evaluation.settings import EvaluationSettings
+from tasks.methods import ROWS
 from tasks.names import NAME_PATTERN
 from tasks.promotion.settings import PromotionSettings
 from tasks.registration.settings import RegistrationSettings
@@ -46,6 +47,28 @@ class Recipe(Settings):
     registration: RegistrationSettings = RegistrationSettings()
     promotion: PromotionSettings = PromotionSettings()
     schedule: ScheduleSettings | None = None
+
+    @model_validator(mode="after")
+    def _tokens_fit_the_method(self) -> "Recipe":
+        """What `tokenization` may say depends on the rows that `training.method` learns from."""
+        kind, asked = ROWS[self.training.method], self.tokenization
+        where = f"training.method is {self.training.method}"
+        if kind == "pairs" and asked.packing:
+            raise ValueError(f"{where}, whose pairs are never packed: delete tokenization.packing")
+        if kind == "pairs" and asked.train_on == "all":
+            raise ValueError(
+                f"{where}, which compares answers: delete tokenization.train_on, or train by sft"
+            )
+        if kind == "pairs" and asked.long_rows == "split_turns":
+            raise ValueError(
+                f"{where}, and a pair has one answer to compare: tokenization.long_rows may be "
+                "error, drop or truncate_prompt"
+            )
+        if kind == "texts" and asked.train_on != "assistant":
+            raise ValueError(
+                f"{where}, which learns every token of a text: delete tokenization.train_on"
+            )
+        return self
 
     @property
     def model_name(self) -> str:
@@ -97,6 +120,13 @@ def read_recipe(
     if recipe is None or document.mistakes:
         raise RecipeError("\n".join(_in_order(document.mistakes)))
     return Loaded(recipe, tuple(_in_order(warnings)), path)
+
+
+def recipe_digest(recipe: Recipe) -> str:
+    """sha256 (hex) of what the recipe means: no comments, no schedule."""
+    from tasks.store import digest
+
+    return digest(recipe.model_dump(mode="json", exclude={"schedule"}))
 
 
 def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from tasks.methods import ROWS, Method
 from tasks.recipe import Recipe
 from tasks.training import fields, old_names, owned
 from tasks.training.defaults import resolve_peft, resolve_training
@@ -32,7 +33,8 @@ def recipe_schema() -> dict[str, Any]:
     }
     training = definitions["TrainingSettings"]["properties"]
     training["peft_config"] |= _peft_config(definitions)
-    training["training_config"] |= _training_config()
+    training["training_config"] |= _training_config(definitions)
+    definitions["TrainingSettings"]["allOf"] = _methods()
     return schema
 
 
@@ -76,8 +78,26 @@ def _peft_config(definitions: dict[str, Any]) -> Fragment:
     }
 
 
-def _training_config() -> Fragment:
-    # One method so far; each further one is a branch on `method`, as PEFT's types are above.
+def _training_config(definitions: dict[str, Any]) -> Fragment:
+    """Any object; `_methods` says which by `method`, that stands beside it."""
+    for method in ROWS:
+        definitions[f"training_{method}"] = _config_of(method)
+    return {"type": "object", "additionalProperties": True}
+
+
+def _methods() -> list[Fragment]:
+    branches = []
+    for method in ROWS:
+        chosen: Fragment = {"properties": {"method": {"const": method}}}
+        if method != "sft":
+            # Without `required`, a recipe that names no method would match every branch.
+            chosen["required"] = ["method"]
+        fields_of = {"training_config": {"$ref": f"#/$defs/training_{method}"}}
+        branches.append({"if": chosen, "then": {"properties": fields_of}})
+    return branches
+
+
+def _config_of(method: Method) -> Fragment:
     old: dict[str, Fragment] = {
         name: {"description": f"Renamed: write `{new}`.", "deprecated": True}
         for name, new in old_names.RENAMED.items()
@@ -91,7 +111,9 @@ def _training_config() -> Fragment:
         name: {"description": f"Write {new} instead.", "deprecated": True}
         for name, new in old_names.MOVED.items()
     }
-    return _closed(fields.training_fields("sft"), owned.TRAINING, resolve_training({}), old)
+    return _closed(
+        fields.training_fields(method), owned.of(method), resolve_training({}, method), old
+    )
 
 
 def _closed(

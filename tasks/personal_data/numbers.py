@@ -104,14 +104,14 @@ def phones(text: str, regions: Sequence[str]) -> Iterator[tuple[int, int]]:
 def _luhn(digits: str) -> bool:
     from stdnum import luhn
 
-    return luhn.is_valid(digits)
+    return bool(luhn.is_valid(digits))
 
 
 def _is_iban(account: str) -> bool:
     from stdnum import iban
 
     # The check digits of the national number within are not always set by the banks.
-    return iban.is_valid(account.replace("\u00a0", ""), check_country=False)
+    return bool(iban.is_valid(account.replace("\u00a0", ""), check_country=False))
 
 
 def _is_decimal(text: str, start: int, stop: int) -> bool:

@@ -18,6 +18,7 @@ from tasks.home import Home
 from tasks.registration.description import description, summary
 from tasks.registration.job import Verification
 from tasks.registration.listing import METRICS_TAG
+from tasks.registration.making import TRAINING
 from tasks.registration.package import Contents, gather, model_config, recorded_path, write_model
 from tasks.registration.provenance import Provenance
 from tasks.registration.settings import RegistrationSettings
@@ -320,6 +321,7 @@ def _about(made: Provenance) -> Mapping[str, Path | str]:
         (DATASET_CARD, made.dataset.path / "card.json"),
         (TRAIN_ROWS, made.dataset.path / TRAIN_ROWS),
         ("report.md", made.report.document),
+        (TRAINING, made.adapter.path / "result.json"),
     ):
         if path.is_file():
             papers[name] = path

@@ -47,7 +47,7 @@ class Chat:
         # A tokenizer.json may carry the truncation of its last user; it would cut answers silently.
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
-        config = _json(folder / "tokenizer_config.json")
+        self.config = config = _json(folder / "tokenizer_config.json")
         legacy = _json(folder / "special_tokens_map.json")
         self.named_tokens = _named_tokens({**config, **legacy})
         self.source = _template_source(folder, config)

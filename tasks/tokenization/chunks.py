@@ -1,7 +1,7 @@
 """From lines of a dataset's file to a table of token rows and their counts: the unit of parallel work."""
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
@@ -12,14 +12,17 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
+from tasks.methods import RowKind
 from tasks.tokenization.chat import Chat
 from tasks.tokenization.drops import Drops
 from tasks.tokenization.encoder import Encoder, EncoderName
 from tasks.tokenization.fidelity import Fidelity
+from tasks.tokenization.pairs import PairTokenizer
 from tasks.tokenization.rows import RowTokenizer, TokenRow
 from tasks.tokenization.settings import TokenizationSettings
 from tasks.tokenization.spans import UNTRAINED
 from tasks.tokenization.tally import Tally
+from tasks.tokenization.text_rows import TextRow, TextTokenizer
 
 SCHEMA = pa.schema(
     [
@@ -33,9 +36,21 @@ SCHEMA = pa.schema(
     ]
 )
 
+REJECTED = pa.field("rejected_ids", pa.list_(pa.int32()), nullable=False)
 
 Answer = tuple[pa.RecordBatch, Tally]
-"""Rows of `SCHEMA`, and their counts."""
+"""Rows of `schema_of`, and their counts."""
+
+TOKENIZERS: dict[RowKind, type[RowTokenizer] | type[TextTokenizer] | type[PairTokenizer]] = {
+    "conversations": RowTokenizer,
+    "texts": TextTokenizer,
+    "pairs": PairTokenizer,
+}
+
+
+def schema_of(kind: RowKind) -> pa.Schema:
+    """The columns of token rows; pairs have `rejected_ids`, the worse answer behind the same prompt."""
+    return SCHEMA.append(REJECTED) if kind == "pairs" else SCHEMA
 
 
 class Chunk(NamedTuple):
@@ -62,20 +77,28 @@ class Setup:
     base: Path
     encoder: EncoderName
     settings: TokenizationSettings
+    kind: RowKind = "conversations"
 
 
 class ChunkTokenizer:
     """Tokenizes lines; every process has one."""
 
-    def __init__(self, chat: Chat, encoder: Encoder, settings: TokenizationSettings) -> None:
-        self._rows = RowTokenizer(chat, encoder, settings)
+    def __init__(
+        self,
+        chat: Chat,
+        encoder: Encoder,
+        settings: TokenizationSettings,
+        kind: RowKind = "conversations",
+    ) -> None:
+        self._schema = schema_of(kind)
+        self._rows = TOKENIZERS[kind](chat, encoder, settings)
         self._fidelity = Fidelity(chat)
 
     @classmethod
     def of(cls, setup: Setup) -> "ChunkTokenizer":
         """The same in another process."""
         chat = Chat(setup.base)
-        return cls(chat, Encoder(chat, setup.encoder), setup.settings)
+        return cls(chat, Encoder(chat, setup.encoder), setup.settings, setup.kind)
 
     def tokenize(self, chunk: Chunk) -> Answer:
         """The chunk's rows in order, and their counts.
@@ -89,7 +112,7 @@ class ChunkTokenizer:
         tally = Tally(Drops(chunk.side))
         rows = self._rows.tokenize([orjson.loads(line) for line in chunk.lines()], tally.drops)
         tally.add(self._fidelity, rows)
-        return _table(rows), tally
+        return _table(rows, self._schema), tally
 
 
 @contextmanager
@@ -106,7 +129,7 @@ def _without_looking_for_cycles() -> Iterator[None]:
             gc.enable()
 
 
-def _table(rows: list[TokenRow]) -> pa.RecordBatch:
+def _table(rows: Sequence[TokenRow | TextRow], schema: pa.Schema) -> pa.RecordBatch:
     encoded = [row.encoded for row in rows]
     offsets: Any = np.fromiter(
         accumulate((len(e.input_ids) for e in encoded), initial=0), np.int32, len(rows) + 1
@@ -125,4 +148,7 @@ def _table(rows: list[TokenRow]) -> pa.RecordBatch:
         pa.array([row.prompt for row in rows], pa.string()),
         pa.array([row.label for row in rows], pa.string()),
     ]
-    return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
+    if REJECTED.name in schema.names:
+        worse = [row.rejected for row in rows if isinstance(row, TokenRow)]
+        columns.append(pa.array(worse, REJECTED.type))
+    return pa.RecordBatch.from_arrays(columns, schema=schema)

@@ -66,6 +66,16 @@ def conversation(chat: Chat, row: dict[str, Any], train_on: TrainOn) -> Conversa
     return Conversation(messages, tuple(trained), tools, train_on == "all", marked)
 
 
+def mark(chat: Chat, text: str) -> str:
+    """`text` with every control token's text broken by `MARK`.
+
+    Raises: Skipped when that is not possible.
+    """
+    if MARK in text:
+        raise Skipped(CONTROL, "holds the noncharacter U+FDD0")
+    return _broken(chat, text)
+
+
 def unmarked(text: str) -> str:
     """`text` as the data has it."""
     return text.replace(MARK, "")

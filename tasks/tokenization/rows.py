@@ -6,23 +6,24 @@ from tasks.errors import DataError
 from tasks.tokenization.chat import Chat
 from tasks.tokenization.conversation import CONTROL, Conversation, Skipped, conversation, unmarked
 from tasks.tokenization.drops import Drops
-from tasks.tokenization.encoder import Encoder
+from tasks.tokenization.encoder import Encoder, Ids
+from tasks.tokenization.kinds import OTHER_KIND, fits, misfit
 from tasks.tokenization.long_rows import Part, split_turns, truncate_prompt
+from tasks.tokenization.reasons import (
+    LOST,
+    NEUTRALISED,
+    SPLIT,
+    TOO_LONG,
+    TRUNCATED,
+    UNFIT,
+    UNSEEN_TOOLS,
+)
 from tasks.tokenization.rendering import Rendered, Unfit, render
 from tasks.tokenization.settings import TokenizationSettings
 from tasks.tokenization.spans import Encoded, SpanEncoder
 
 MAX_CONTROL_SHARE = 0.01
 """A larger share of rows with control tokens in their text is no accident but a broken export."""
-
-TOO_LONG = "longer than tokenization.max_length"
-UNFIT = "cannot be trained on"
-
-NEUTRALISED = "control token's text kept as ordinary text"
-TRUNCATED = "prompt cut to tokenization.max_length"
-SPLIT = "split into several rows"
-LOST = "answers that fit in no row"
-UNSEEN_TOOLS = "tools that the chat template does not show"
 
 
 class TokenRow(NamedTuple):
@@ -33,6 +34,9 @@ class TokenRow(NamedTuple):
     rendered: Rendered
     encoded: Encoded
     label: str | None
+    rejected: Ids | None = None
+    """Ids of the worse answer that a preference pair has in place of the last one, with the token that
+    ends it."""
 
     @property
     def prompt(self) -> str:
@@ -63,6 +67,9 @@ class RowTokenizer:
         drops.read += len(rows)
         rendered: list[tuple[dict[str, Any], Conversation, Rendered]] = []
         for row in rows:
+            if not fits(row, "conversations"):
+                drops.add(OTHER_KIND, row, misfit(row))
+                continue
             try:
                 given = conversation(self._chat, row, self._settings.train_on)
                 rendered.append((row, given, render(self._chat, given)))

@@ -31,7 +31,10 @@ def sample_texts(chat: Chat, rows: Path) -> list[str]:
 
 def _text(chat: Chat, line: bytes) -> list[str]:
     try:
-        given = conversation(chat, json.loads(line), "assistant")
+        row = json.loads(line)
+        if row.get("text") is not None:
+            return [row["text"]]
+        given = conversation(chat, row, "assistant")
         return [] if given.marked else [render(chat, given).text]
     except (Skipped, Unfit, ValueError):
         # Counted and reported when its turn comes.

@@ -22,7 +22,9 @@ class TokenizationSettings(Settings):
     `drop` leaves them out and counts them. `truncate_prompt` leaves out the oldest exchanges, then the
     beginning of the user's message, and keeps system prompt and answer whole: the model learns answers
     whose reasons it may not see. `split_turns` makes several rows of a long conversation, each answer
-    trained once with as much history as fits: more tokens to train on in all."""
+    trained once with as much history as fits: more tokens to train on in all. A text
+    (`training.method: pretraining`) has no prompt: unless `drop` is written, what does not fit goes on in
+    further rows, and nothing is lost."""
     packing: bool = False
     """Train several rows as one of up to `max_length` tokens; none sees another. Saves padding on a GPU,
     and puts several rows into each place of a batch: lower `per_device_train_batch_size` to keep as

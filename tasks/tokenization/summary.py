@@ -3,6 +3,7 @@
 from typing import Any
 
 from tasks.markdown import cell, code_block, table
+from tasks.personal_data.detector import Detector
 from tasks.tokenization.chat import Chat
 from tasks.tokenization.segments import segments
 from tasks.tokenization.tally import Sample, Tally
@@ -47,25 +48,30 @@ def summary(chat: Chat, facts: dict[str, Any], tallies: dict[str, Tally]) -> str
     parts += [
         "## Rows as they are trained",
         f"The text between {OPEN} and {CLOSE} is trained; {SPECIAL_OPEN} and {SPECIAL_CLOSE} stand "
-        "around special tokens.",
+        "around special tokens. What looks like personal data is masked here, and nowhere else.",
     ]
+    detector = Detector()
     for side, tally in tallies.items():
         for sample in tally.samples:
             parts += [
                 f"Row {cell(sample.id, NAME_CHARACTERS)} ({side}):",
-                code_block(_marked(chat, sample)),
+                code_block(_marked(chat, sample, detector)),
             ]
     return "\n\n".join(parts) + "\n"
 
 
-def _marked(chat: Chat, row: Sample) -> str:
+def _marked(chat: Chat, row: Sample, detector: Detector) -> str:
     text = ""
     open_ = False
     for segment in segments(chat, row.input_ids, row.labels):
         if segment.trained != open_:
             text += OPEN if segment.trained else CLOSE
             open_ = segment.trained
-        text += f"{SPECIAL_OPEN}{segment.text}{SPECIAL_CLOSE}" if segment.special else segment.text
+        text += (
+            f"{SPECIAL_OPEN}{segment.text}{SPECIAL_CLOSE}"
+            if segment.special
+            else detector.redacted(segment.text)
+        )
     text += CLOSE if open_ else ""
     return text if len(text) <= SHOWN_CHARACTERS else "[...] " + text[-SHOWN_CHARACTERS:]
 

@@ -10,6 +10,7 @@ from tasks.quantiles import quantiles
 from tasks.tokenization.drops import Drops
 from tasks.tokenization.fidelity import EXACT, Fidelity
 from tasks.tokenization.rows import TokenRow
+from tasks.tokenization.text_rows import TextRow
 
 HISTOGRAM_BINS = 12
 SAMPLES = 3
@@ -40,12 +41,14 @@ class Tally:
     samples: list[Sample] = field(default_factory=list)
     """The rows with the smallest ids."""
 
-    def add(self, fidelity: Fidelity, rows: Sequence[TokenRow]) -> None:
+    def add(self, fidelity: Fidelity, rows: Sequence[TokenRow | TextRow]) -> None:
         """Count rows."""
         for row in rows:
             self.lengths.append(len(row.encoded.input_ids))
             self.trained.append(row.encoded.trained_tokens)
-        verdicts = fidelity.verdicts([(row.rendered, row.encoded) for row in rows])
+        verdicts = fidelity.verdicts(
+            [(row.rendered, row.encoded) for row in rows if isinstance(row, TokenRow)]
+        )
         self.turns += len(verdicts)
         for verdict in verdicts:
             if verdict is not EXACT:

@@ -5,6 +5,7 @@ from prefect.cache_policies import NO_CACHE
 
 from tasks.artifacts import Dataset, Tokens
 from tasks.base import Base
+from tasks.methods import RowKind
 from tasks.stage_report import ended, started
 from tasks.store import Store
 from tasks.tokenization.settings import TokenizationSettings
@@ -18,6 +19,7 @@ def tokenize_dataset(
     *,
     dataset: Dataset,
     base: Base,
+    kind: RowKind = "conversations",
     force: bool = False,
 ) -> Tokens:
     """Token ids of every conversation, with labels on the assistant's answers.
@@ -27,7 +29,9 @@ def tokenize_dataset(
     from tasks.tokenization import work
 
     started("tokenization")
-    tokens = work.tokenize_dataset(store, settings, dataset=dataset, base=base, force=force)
+    tokens = work.tokenize_dataset(
+        store, settings, dataset=dataset, base=base, kind=kind, force=force
+    )
     ended(
         "tokenization",
         tokens,

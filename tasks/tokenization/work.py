@@ -13,12 +13,16 @@ import pyarrow.parquet as pq
 from tasks.artifacts import Dataset, Tokens
 from tasks.base import Base
 from tasks.errors import DataError
+from tasks.methods import RowKind
 from tasks.store import Store, fingerprint
 from tasks.tokenization.chat import Chat
-from tasks.tokenization.chunks import SCHEMA, Answer, Chunk, ChunkTokenizer, Setup
-from tasks.tokenization.drops import Drops
+from tasks.tokenization.chunks import Answer, Chunk, ChunkTokenizer, Setup, schema_of
+from tasks.tokenization.drops import LONGEST_ROWS, Drops
 from tasks.tokenization.encoder import Encoder, EncodersDisagree, choose
+from tasks.tokenization.kinds import refuse_other_kinds
+from tasks.tokenization.longest import longest_rows
 from tasks.tokenization.packing import write_packs
+from tasks.tokenization.page import page
 from tasks.tokenization.pool import Pool, workers_for
 from tasks.tokenization.rows import refuse
 from tasks.tokenization.sample import sample_texts
@@ -27,7 +31,7 @@ from tasks.tokenization.speed import Speed
 from tasks.tokenization.summary import summary
 from tasks.tokenization.tally import Tally, card
 
-OUTPUT_VERSION = 2
+OUTPUT_VERSION = 3
 """Raise it when the same dataset and tokenizer give other rows; a golden test watches."""
 
 SIDES = ("train", "test")
@@ -44,12 +48,19 @@ PARQUET: dict[str, Any] = {"compression": "zstd", "use_dictionary": ["label"]}
 _log = logging.getLogger(__name__)
 
 
-def fingerprint_of(settings: TokenizationSettings, *, dataset_fingerprint: str, base: Base) -> str:
+def fingerprint_of(
+    settings: TokenizationSettings,
+    *,
+    dataset_fingerprint: str,
+    base: Base,
+    kind: RowKind = "conversations",
+) -> str:
     """The output's key: the dataset, the tokenizer's files with the chat template, the settings."""
     return fingerprint(
         "tokenization",
         OUTPUT_VERSION,
-        settings.model_dump(mode="json"),
+        # Left out where it is the ordinary one: those outputs stay valid.
+        settings.model_dump(mode="json") | ({} if kind == "conversations" else {"kind": kind}),
         {"dataset": dataset_fingerprint, "tokenizer": base.tokenizer_sha256},
     )
 
@@ -60,22 +71,29 @@ def tokenize_dataset(
     *,
     dataset: Dataset,
     base: Base,
+    kind: RowKind = "conversations",
     force: bool = False,
 ) -> Tokens:
-    """Publish `train.parquet`, `test.parquet`, `card.json` and `summary.md`, or find them.
+    """Publish `train.parquet`, `test.parquet`, `card.json`, `summary.md` and `tokens.html`, or find
+    them.
 
     Columns: `id`; `input_ids` and `labels` (int32, same length, -100 where not trained);
     `prompt_length`, the number of tokens before the last answer, which are the generation prompt;
     `reference`, the last answer; `prompt`, the rendered generation prompt; `label`, a trivial answer
     or null. `last` means the last answer that is trained: what follows it is left out. A row that
-    `long_rows: split_turns` made of a longer one has the id `<id>#<number>`.
+    `long_rows: split_turns` made of a longer one has the id `<id>#<number>`, as have the pieces of a
+    long text. `kind` is what the training method learns from: of texts every token is trained, and the
+    prompt is the first half of a row; pairs have `rejected_ids` too, and end with their answer.
 
     Raises: DataError for rows that cannot be trained on; BaseModelError for an unusable tokenizer.
     """
     started = time.monotonic()
-    key = fingerprint_of(settings, dataset_fingerprint=dataset.fingerprint, base=base)
+    key = fingerprint_of(settings, dataset_fingerprint=dataset.fingerprint, base=base, kind=kind)
     stored = store.publish(
-        "tokenization", key, lambda folder: _build(folder, settings, dataset, base), force=force
+        "tokenization",
+        key,
+        lambda folder: _build(folder, settings, dataset, base, kind),
+        force=force,
     )
     facts = json.loads((stored.path / "card.json").read_text(encoding="utf-8"))
     return Tokens(
@@ -89,7 +107,9 @@ def tokenize_dataset(
     )
 
 
-def _build(folder: Path, settings: TokenizationSettings, dataset: Dataset, base: Base) -> None:
+def _build(
+    folder: Path, settings: TokenizationSettings, dataset: Dataset, base: Base, kind: RowKind
+) -> None:
     files = {side: dataset.path / f"{side}.jsonl" for side in SIDES}
     size = sum(file.stat().st_size for file in files.values())
     rows = sum(dataset.rows.values())
@@ -98,17 +118,25 @@ def _build(folder: Path, settings: TokenizationSettings, dataset: Dataset, base:
         _require_context(chat, settings, base)
         encoder = choose(chat, sample_texts(chat, files["train"]))
         try:
-            tallies = _tokenize(chat, encoder, pool, folder, settings, files, rows)
+            tallies = _tokenize(chat, encoder, pool, folder, settings, kind, files, rows)
         except EncodersDisagree as problem:
             # The check at the start saw some rows only. What was written is written again.
             _log.warning("Starting again with tokenizers: %s", problem)
             encoder = Encoder(chat, "tokenizers")
-            tallies = _tokenize(chat, encoder, pool, folder, settings, files, rows)
+            tallies = _tokenize(chat, encoder, pool, folder, settings, kind, files, rows)
     if settings.packing:
         write_packs(folder, tallies["train"].lengths, settings.max_length)
     facts = card(tallies, encoder.name)
     (folder / "card.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     (folder / "summary.md").write_text(summary(chat, facts, tallies), encoding="utf-8")
+    train = longest_rows(folder / "train.parquet", tallies["train"].lengths, LONGEST_ROWS)
+    shown = page(
+        chat,
+        facts,
+        samples={side: tally.samples for side, tally in tallies.items()},
+        longest={"train": train},
+    )
+    (folder / "tokens.html").write_text(shown, encoding="utf-8")
     _say(facts)
 
 
@@ -118,15 +146,16 @@ def _tokenize(
     pool: Pool,
     folder: Path,
     settings: TokenizationSettings,
+    kind: RowKind,
     files: dict[str, Path],
     rows: int,
 ) -> dict[str, Tally]:
     """Write both sides. Raises: DataError, EncodersDisagree, WorkerFailed."""
     speed = Speed(total=rows)
-    setup = Setup(chat.folder, encoder.name, settings)
-    here = ChunkTokenizer(chat, encoder, settings)
+    setup = Setup(chat.folder, encoder.name, settings, kind)
+    here = ChunkTokenizer(chat, encoder, settings, kind)
     return {
-        side: _side(folder, side, settings, pool.map(_chunks(side, file), setup, here), speed)
+        side: _side(folder, side, setup, pool.map(_chunks(side, file), setup, here), speed)
         for side, file in files.items()
     }
 
@@ -134,14 +163,14 @@ def _tokenize(
 def _side(
     folder: Path,
     side: str,
-    settings: TokenizationSettings,
+    setup: Setup,
     answers: Iterable[Answer],
     speed: Speed,
 ) -> Tally:
     """All rows are looked at before any is refused, so that one error names them all."""
     tally = Tally(Drops(side))
     group: list[pa.RecordBatch] = []
-    with pq.ParquetWriter(folder / f"{side}.parquet", SCHEMA, **PARQUET) as writer:
+    with pq.ParquetWriter(folder / f"{side}.parquet", schema_of(setup.kind), **PARQUET) as writer:
         for rows, counts in answers:
             tally.merge(counts)
             if rows.num_rows:
@@ -155,7 +184,8 @@ def _side(
             speed.advance(counts.drops.read)
         if group:
             writer.write_table(pa.Table.from_batches(group))
-    refuse(tally.drops, settings)
+    refuse_other_kinds(tally.drops, setup.kind)
+    refuse(tally.drops, setup.settings)
     if not tally.lengths:
         raise DataError(
             f"Tokenization leaves no {side} row ({tally.drops.describe()}). "

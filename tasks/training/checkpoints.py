@@ -4,7 +4,11 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
+
+from tasks.errors import StageFailed
 
 MANIFEST = "COMPLETE.json"
 _PREFIX = "checkpoint-"
@@ -16,13 +20,18 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix(_PREFIX))
 
 
-def mark_complete(checkpoint: Path) -> None:
-    """Declare a written checkpoint complete. Until then a resume passes it by."""
+def mark_complete(checkpoint: Path, inputs: Mapping[str, Any] | None = None) -> None:
+    """Declare a written checkpoint complete. Until then a resume passes it by.
+
+    `inputs` is what decides the training that it belongs to.
+    """
     files = {p.relative_to(checkpoint).as_posix(): sha256_of(p) for p in _files(checkpoint)}
     for name in files:
         _fsync(checkpoint / name)
     temporary = checkpoint / f"{MANIFEST}.tmp"
-    temporary.write_text(json.dumps({"files": files}, indent=1), encoding="utf-8")
+    temporary.write_text(
+        json.dumps({"files": files, "inputs": dict(inputs or {})}, indent=1), encoding="utf-8"
+    )
     _fsync(temporary)
     # Written last: its existence means that the checkpoint is complete.
     temporary.rename(checkpoint / MANIFEST)
@@ -36,6 +45,30 @@ def is_complete(checkpoint: Path) -> bool:
         return bool(files) and all(sha256_of(checkpoint / n) == sha for n, sha in files.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
+
+
+def refuse_other_inputs(checkpoint: Path, inputs: Mapping[str, Any]) -> None:
+    """Raises: StageFailed when the checkpoint belongs to a training with other inputs, naming them."""
+    manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+    # As JSON has it: a tuple is a list there.
+    asked = json.loads(json.dumps(dict(inputs)))
+    changes = list(_changes("", manifest.get("inputs", {}), asked))
+    if not changes:
+        return
+    raise StageFailed(
+        f"{checkpoint} belongs to another training, and going on from it would give an adapter that "
+        f"no recipe describes. What differs: {'; '.join(changes)}. Move {checkpoint.parent} away to "
+        "train from the start, or run the recipe that it was written for."
+    )
+
+
+def _changes(name: str, kept: Any, asked: Any) -> Iterator[str]:
+    if isinstance(kept, dict) and isinstance(asked, dict):
+        for key in sorted(kept.keys() | asked.keys()):
+            inner = f"{name}.{key}" if name else key
+            yield from _changes(inner, kept.get(key), asked.get(key))
+    elif kept != asked:
+        yield f"{name} was {kept!r} and is {asked!r}"
 
 
 def newest_complete(folder: Path) -> Path | None:

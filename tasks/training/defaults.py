@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from tasks.methods import Method
 from tasks.training import fields
 
 EFFECTIVE_BATCH = 16
@@ -30,10 +31,25 @@ def resolve_peft(given: dict[str, Any]) -> dict[str, Any]:
     if "target_modules" in fields.peft_fields(peft_type) and peft_type not in OTHER_TARGETS:
         # Attention alone loses to all linear layers even at an equal number of parameters.
         values["target_modules"] = "all-linear"
+    if "num_virtual_tokens" in fields.peft_fields(peft_type):
+        # PEFT has no default. 20 is where prompt tuning's own paper stops gaining.
+        values["num_virtual_tokens"] = 20
     return dict(sorted((values | given).items()))
 
 
-def resolve_training(given: dict[str, Any]) -> dict[str, Any]:
+OF_METHOD: dict[Method, dict[str, Any]] = {
+    # A text read twice begins to be learned by heart.
+    "pretraining": {"num_train_epochs": 1},
+    # Ten times what TRL takes for full fine-tuning; more soon leaves the base's language behind.
+    "dpo": {"learning_rate": 1e-5, "num_train_epochs": 1},
+    "kto": {"learning_rate": 1e-5, "num_train_epochs": 1},
+    # It learns the answers too, and has no reference that holds it back.
+    "orpo": {"learning_rate": 5e-5, "num_train_epochs": 1},
+}
+"""Where a method's defaults differ from those of supervised fine-tuning."""
+
+
+def resolve_training(given: dict[str, Any], method: Method = "sft") -> dict[str, Any]:
     """The whole `training_config`: the recipe's fields over the defaults. Keys sorted."""
     rows = given.get("per_device_train_batch_size", 4)
     values: dict[str, Any] = {
@@ -59,4 +75,4 @@ def resolve_training(given: dict[str, Any]) -> dict[str, Any]:
             "lr_scheduler_type": "cosine_with_min_lr",
             "lr_scheduler_kwargs": {"min_lr_rate": 0.1},
         }
-    return dict(sorted((values | given).items()))
+    return dict(sorted((values | OF_METHOD.get(method, {}) | given).items()))

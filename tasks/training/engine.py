@@ -16,14 +16,24 @@ from transformers.utils.generic import is_flash_attention_requested
 from trl import SFTConfig
 
 from tasks.errors import UserError
-from tasks.training import loading
+from tasks.training import loading, ranks
 from tasks.training.batches import micro_batches_together, total_steps
 from tasks.training.collators import Collator, PackCollator
+from tasks.training.field_coverage import unmatched_entries
 from tasks.training.isolation import require_isolation
 from tasks.training.job import TrainingJob
+from tasks.training.matching import adapted_modules
+from tasks.training.methods.preference import REJECTED, Preference, lengths_of, preference_of
 from tasks.training.packs import EXAMPLE_LENGTHS, Packs, packed_table
+from tasks.training.peft_needs import (
+    PeftNeeds,
+    before_the_adapter,
+    completed,
+    refuse_what_this_machine_lacks,
+)
+from tasks.training.sharing import Share
 from tasks.training.targets import ALL_LINEAR, all_linear_names, check_targets
-from tasks.training.trainer import AdapterTrainer
+from tasks.training.trainer import AdapterTrainer, MethodTrainer
 
 _DEFAULT_SAVES = 10
 # What PEFT, TRL and transformers raise for settings that do not fit, and for libraries that are missing.
@@ -32,8 +42,13 @@ _LARGEST_SAVE_INTERVAL = 100
 
 
 def read_rows(path: Path) -> Dataset:
-    """Rows of `input_ids` and `labels`, and `seq_lengths` where they are packed, held in memory."""
-    columns = {"input_ids", "labels", EXAMPLE_LENGTHS} & set(pq.read_schema(path).names)
+    """Rows of `input_ids` and `labels`, held in memory; `seq_lengths` where they are packed, and
+    `prompt_length` and `rejected_ids` where they are pairs.
+    """
+    names = set(pq.read_schema(path).names)
+    columns = {"input_ids", "labels", EXAMPLE_LENGTHS} & names
+    if REJECTED in names:
+        columns |= {"prompt_length", REJECTED}
     return Dataset(InMemoryTable(pq.read_table(path, columns=sorted(columns))))
 
 
@@ -47,7 +62,7 @@ def build_trainer(
     rows: Dataset,
     precision: loading.Precision,
     callbacks: Sequence[TrainerCallback] = (),
-) -> AdapterTrainer:
+) -> MethodTrainer:
     """Base, adapter, rows (each alone, or packed) and configuration, ready to train.
 
     The adapter's first weights come from the job's seed: TRL sets it right before PEFT draws them.
@@ -56,21 +71,30 @@ def build_trainer(
     packed rows on a base that cannot keep them apart.
     """
     packed = EXAMPLE_LENGTHS in rows.column_names
-    lengths = [len(row) for row in rows["input_ids"]]
+    preference = preference_of(job.method)
+    trained = rows if preference is None else preference.rows(rows.data.table)
+    lengths = [len(row) for row in rows["input_ids"]] if preference is None else lengths_of(trained)
+    share = Share(*batch_of(job.training_config), job.processes, ranks.rank())
+    share.refuse_idle()
     together = 1
-    if not torch.cuda.is_available():
+    # A preference's loss is a mean over pairs that are compared within their micro-batch.
+    if preference is None and not torch.cuda.is_available():
         together = micro_batches_together(
-            *batch_of(job.training_config), sum(lengths) / len(lengths)
+            share.own_batch, share.own_accumulation, sum(lengths) / len(lengths)
         )
     arguments, strategy, limit = build_arguments(
         job.training_config,
         job.checkpoints,
         job.seed,
         precision,
-        steps_of(job.training_config, len(rows)),
+        steps_of(job.training_config, len(trained)),
+        share,
         together,
+        preference,
     )
-    peft_config = build_peft_config(job.peft_config)
+    ranks.refuse_lost_processes(job.processes, arguments.world_size)
+    peft_config = build_peft_config(job.peft_config, steps_of(job.training_config, len(trained)))
+    refuse_what_this_machine_lacks(peft_config)
     model = loading.load_base(
         job.base, precision, job.quantization, checkpointing=arguments.gradient_checkpointing
     )
@@ -83,40 +107,61 @@ def build_trainer(
     # Tensor cores want multiples of eight; on a CPU padding is only work.
     layout = (pad or 0, 8 if torch.cuda.is_available() else 1)
     flat = is_flash_attention_requested(model.config)
-    collator = PackCollator(*layout, flat=flat) if packed else Collator(*layout)
+    collator: Any = PackCollator(*layout, flat=flat) if packed else Collator(*layout)
+    kind: type[MethodTrainer] = AdapterTrainer
+    if preference is not None:
+        collator, kind = preference.collator(*layout), preference.trainer
     evaluation = None
     if arguments.eval_strategy != "no":
         evaluation = read_rows(job.tokens / "test.parquet")
+        if preference is not None:
+            evaluation = preference.rows(evaluation.data.table)
     try:
-        trainer = AdapterTrainer(
+        before_the_adapter(model, peft_config, rows, job.seed)
+        trainer = kind(
             # Packs are of one length already.
             strategy="random" if packed and strategy == "group_by_length" else strategy,
             checkpoint_limit=limit,
             lengths=lengths,
-            rows_together=arguments.per_device_train_batch_size // together,
+            inputs=job.inputs,
+            share=share,
+            together=together,
             inference_attention=attention,
+            loraplus_lr_ratio=job.loraplus_lr_ratio,
+            untrained_base=job.guards.untrained_base,
             model=model,
             args=arguments,
-            train_dataset=rows,
+            train_dataset=trained,
             eval_dataset=evaluation,
             data_collator=collator,
             processing_class=tokenizer,
             peft_config=peft_config,
             callbacks=list(callbacks),
         )
+        trainer.needs = PeftNeeds(
+            trainer,
+            rows=rows,
+            seed=job.seed,
+            slices=job.target_slices,
+            base_name=job.base_name,
+        )
     except REFUSALS as error:
         raise refused(error) from error
     # It prints dictionaries among the events.
     trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(ranks.TellSpread(trainer))
     if isinstance(collator, PackCollator):
         autocast = trainer.accelerator.autocast()
         require_isolation(trainer.model, collator, peft_config, autocast)
     trainer.use_kernels()
+    ranks.own_random_state(job.seed)
     return trainer
 
 
 def refused(error: Exception) -> UserError:
     """What a library says against the recipe, as the user's mistake that it is."""
+    if isinstance(error, UserError):
+        return error
     if isinstance(error, ImportError):
         return UserError(
             f"Section `training` asks for a library that is not installed: {error}. Install it, or "
@@ -126,7 +171,7 @@ def refused(error: Exception) -> UserError:
 
 
 @contextmanager
-def training_as_configured(trainer: AdapterTrainer) -> Iterator[None]:
+def training_as_configured(trainer: MethodTrainer) -> Iterator[None]:
     """Train inside the block: no cast that autocast undoes, and a missing library told in words.
 
     Under autocast PEFT's cast of every input to float32 is undone at once: only memory and time.
@@ -152,19 +197,28 @@ def training_as_configured(trainer: AdapterTrainer) -> Iterator[None]:
 
 
 def resolve_targets(peft_config: PeftConfig, model: Any, name: str) -> None:
-    """Check the target modules against the model, and write `all-linear` out in short names.
+    """Check all names of modules and layers against the model, and write `all-linear` out in short names.
 
-    Raises: UserError for targets that the model does not have.
+    Raises: UserError for names that the model does not have.
     """
     targets = getattr(peft_config, "target_modules", None)
     linear, head = loading.linear_modules(model), loading.head_name(model)
-    check_targets(targets, linear, name, head)
+    modules = loading.adaptable_modules(model, peft_config.peft_type.value, targets)
+    check_targets(targets, modules, name, head)
     if targets == ALL_LINEAR and (names := all_linear_names(linear, head)):
         peft_config.target_modules = set(names)
+    if targets is None:
+        return
+    values = {**peft_config.to_dict(), "target_modules": targets}
+    named = adapted_modules({"target_modules": targets}, modules, head)
+    adapted = adapted_modules(values, modules, head)
+    everything = [module for module, _ in model.named_modules()]
+    for field, problem in unmatched_entries(values, named, adapted, everything):
+        raise UserError(f"training.peft_config.{field}: {problem}")
 
 
 def steps_of(training_config: dict[str, Any], rows: int) -> int:
-    """Optimizer steps on one device; the fallbacks are transformers' own defaults."""
+    """Optimizer steps, on however many devices; the fallbacks are transformers' own defaults."""
     return total_steps(
         rows,
         *batch_of(training_config),
@@ -185,14 +239,15 @@ def build_arguments(
     seed: int,
     precision: loading.Precision,
     steps: int,
+    share: Share,
     together: int = 1,
-) -> tuple[SFTConfig, str, int | None]:
+    preference: Preference | None = None,
+) -> tuple[Any, str, int | None]:
     """TRL's configuration with what the pipeline owns; the row order; how many checkpoints to keep.
 
     `together` micro-batches are computed as one: the same rows in an optimizer step, the same loss.
     """
     values = dict(training_config)
-    rows, accumulation = batch_of(values)
     strategy = values.pop("train_sampling_strategy", None) or "group_by_length"
     limit = values.pop("save_total_limit", 2)
     every = max(1, min(_LARGEST_SAVE_INTERVAL, -(-steps // _DEFAULT_SAVES)))
@@ -207,12 +262,11 @@ def build_arguments(
     cuda = torch.cuda.is_available()
     owned = {
         "output_dir": str(folder),
-        "per_device_train_batch_size": rows * together,
-        "gradient_accumulation_steps": accumulation // together,
+        "per_device_train_batch_size": share.own_batch * together,
+        "gradient_accumulation_steps": share.own_accumulation // together,
+        # The loss is a mean over the tokens of all processes.
+        "average_tokens_across_devices": True,
         "seed": seed,
-        "max_length": None,
-        "packing": False,
-        "dataset_kwargs": {"skip_prepare_dataset": True},
         "report_to": "none",
         "disable_tqdm": True,
         "push_to_hub": False,
@@ -228,15 +282,25 @@ def build_arguments(
         # We rotate checkpoints ourselves: the library does it before the new one is complete.
         "save_total_limit": None,
     }
+    configuration: Any = SFTConfig
+    if preference is None:
+        owned |= {
+            "max_length": None,
+            "packing": False,
+            "dataset_kwargs": {"skip_prepare_dataset": True},
+        }
+    else:
+        configuration = preference.configuration
+        owned |= {"remove_unused_columns": False, **preference.owned}
     try:
-        return SFTConfig(**(defaults | values | owned)), strategy, limit
+        return configuration(**(defaults | values | owned)), strategy, limit
     except ValueError as error:
         raise UserError(f"TRL refuses training.training_config: {error}") from error
 
 
-def build_peft_config(values: dict[str, Any]) -> PeftConfig:
-    """The PEFT class that `peft_type` names, with the recipe's fields."""
+def build_peft_config(values: dict[str, Any], steps: int) -> PeftConfig:
+    """The PEFT class that `peft_type` names, with the recipe's fields; `steps` are the optimizer's."""
     try:
-        return get_peft_config(dict(values))
+        return get_peft_config(completed(dict(values), steps))
     except ValueError as error:
         raise UserError(f"PEFT refuses training.peft_config: {error}") from error

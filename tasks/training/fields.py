@@ -13,6 +13,8 @@ from tasks.suggest import did_you_mean
 
 TABLE = Path(__file__).with_name("fields.json")
 
+_SAME_CLASS = {"pretraining": "sft"}
+
 Fragment = dict[str, Any]
 """A JSON Schema fragment: `type`, `enum`, `anyOf`, `items`, `properties`, `pattern`, bounds."""
 
@@ -39,7 +41,13 @@ def peft_fields(peft_type: str) -> dict[str, Fragment]:
 
 def training_fields(method: str) -> dict[str, Fragment]:
     """Every field of the TRL configuration class of `training.method`. KeyError for an unknown one."""
-    return {**_table()["training"]["*"], **_table()["training"][method]}
+    table = _table()["training"]
+    return {**table["*"], **table[_SAME_CLASS.get(method, method)]}
+
+
+def trl_class(method: str) -> str:
+    """The method that the class is named after, as TRL writes it."""
+    return _SAME_CLASS.get(method, method).upper()
 
 
 def problem(value: Any, fragment: Fragment) -> str | None:

@@ -28,6 +28,7 @@ UNSUPPORTED_PEFT_TYPES = {
     "XLORA": "it mixes adapters that exist already",
     "POLY": "it needs a task id in every row",
     "MULTITASK_PROMPT_TUNING": "it needs a task id in every row",
+    "CPT": "it needs the kind of every token (example, instruction, answer) in every row",
 }
 """PEFT types that cannot be trained on plain conversations, with the reason."""
 
@@ -65,6 +66,10 @@ def build_table() -> dict[str, Any]:
         if peft_type.value not in UNSUPPORTED_PEFT_TYPES
     }
     for name, fields in peft.items():
+        if "lora_ga_config" in fields:
+            # The class takes it, and its annotation forgets it.
+            names, *_ = fields["init_lora_weights"]["anyOf"][0]["anyOf"]
+            names["enum"].append("lora_ga")
         fields["peft_type"] = {"enum": [name], "description": "The PEFT method."}
         fields["task_type"] = {"enum": ["CAUSAL_LM"], "description": "The kind of model."}
     training = {method: _fields_of(_load(path)) for method, path in METHODS.items()}

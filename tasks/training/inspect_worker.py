@@ -1,5 +1,6 @@
 """The process that answers for `loraline check` what a training would be: parameters, memory, time."""
 
+import logging
 import time
 from typing import Any
 
@@ -8,6 +9,7 @@ import transformers
 from peft import get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, TrainerCallback
 
+from tasks.methods import PREFERENCE_METHODS
 from tasks.quantization import quantization_config
 from tasks.training import loading
 from tasks.training.engine import (
@@ -20,10 +22,14 @@ from tasks.training.engine import (
     steps_of,
     training_as_configured,
 )
+from tasks.training.guard_settings import Guards
 from tasks.training.job import Inspection, InspectionJob, TrainingJob
+from tasks.training.peft_needs import refuse_what_this_machine_lacks
+from tasks.training.slicing import untrained_parameters
 from tasks.training.targets import coverage
 from tasks.worker import main, write_result
 
+_log = logging.getLogger(__name__)
 LARGEST_MEASURED_ON_CPU = 200_000_000
 """Parameters. Two steps of a larger model on a CPU would try a person's patience."""
 MEASURED_STEPS = 2
@@ -41,10 +47,11 @@ def inspect(job: InspectionJob) -> None:
         # Says at once that bitsandbytes is missing.
         quantization_config(job.quantization, precision.base, field="training.quantization")
     model = adapted_without_weights(job)
-    trainable, total = model.get_nb_trainable_parameters()
+    held, total = model.get_nb_trainable_parameters()
+    trainable = held - untrained_parameters(model, job.target_slices, job.base_name)
     small = total < LARGEST_MEASURED_ON_CPU or torch.cuda.is_available()
     steps = steps_of(job.training_config, job.rows)
-    memory = memory_estimate(model.config, job, precision, trainable, total)
+    memory = memory_estimate(model.config, job, precision, held, total)
     write_result(
         job.result,
         Inspection(
@@ -68,20 +75,31 @@ def inspect(job: InspectionJob) -> None:
 def adapted_without_weights(job: InspectionJob) -> Any:
     """The model with its adapter on torch's meta device: shapes and names, no memory.
 
+    The few methods whose adapter is shaped by the weights' values get them loaded.
+
     Raises: UserError for target modules that the model does not have.
     """
     config = AutoConfig.from_pretrained(job.base, local_files_only=True, trust_remote_code=False)
+    peft_config = build_peft_config(job.peft_config, steps_of(job.training_config, job.rows))
+    refuse_what_this_machine_lacks(peft_config)
+    start = getattr(peft_config, "init_lora_weights", None)
+    if start != "mica" and start not in (None, True, False, "gaussian"):
+        # PiSSA and its kind decompose the weights, of which there are none here.
+        peft_config.init_lora_weights = True
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-        peft_config = build_peft_config(job.peft_config)
         resolve_targets(peft_config, model, job.base_name)
-        if getattr(peft_config, "init_lora_weights", None) not in (None, True, False, "gaussian"):
-            # PiSSA and its kind decompose the weights, of which there are none here.
-            peft_config.init_lora_weights = True
         try:
             return get_peft_model(model, peft_config)
+        except (NotImplementedError, RuntimeError) as error:
+            _log.info("Loading the weights to count parameters: %s", error)
         except REFUSALS as error:
             raise refused(error) from error
+    model = loading.load_base(job.base, loading.choose_precision(job.dtype), "none")
+    try:
+        return get_peft_model(model, peft_config)
+    except (*REFUSALS, RuntimeError) as error:
+        raise refused(error) from error
 
 
 def memory_estimate(
@@ -100,6 +118,9 @@ def memory_estimate(
         embeddings = text.vocab_size * text.hidden_size * (1 if text.tie_word_embeddings else 2)
         base = (frozen - embeddings) * _QUANTIZED_BYTES[job.quantization] + embeddings * 4
     batch = int(job.training_config.get("per_device_train_batch_size", 8))
+    if job.method in PREFERENCE_METHODS:
+        # Both answers of a pair; for KTO each answer, and a foreign one behind the same prompt.
+        batch *= 2
     tokens = batch * job.longest
     inner = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
     layer = tokens * size * (12 * text.hidden_size + 5 * inner)
@@ -129,6 +150,8 @@ def seconds_per_step(job: InspectionJob, precision: loading.Precision) -> float:
         base_commit=None,
         tokens=job.working,
         seed=0,
+        # Its steps judge nothing but time.
+        guards=Guards(untrained_base="allow"),
     )
     quiet = {
         "max_steps": 1 + MEASURED_STEPS,

@@ -12,10 +12,11 @@ from tasks.artifacts import Tokens
 from tasks.base import Base
 from tasks.errors import StageFailed
 from tasks.home import Home
+from tasks.methods import ROWS
 from tasks.training.job import Inspection, InspectionJob
 from tasks.training.packs import packed_table, read_packs
 from tasks.training.settings import TrainingSettings
-from tasks.training.work import worker_environment
+from tasks.training.starting import worker_environment
 
 MEASURED_STEPS = 3
 """One to warm up and two that count."""
@@ -34,20 +35,26 @@ def inspect_training(
     working = home.work / f"inspection-{uuid.uuid4().hex[:8]}"
     config = settings.resolved_training_config()
     try:
-        table = pq.read_table(tokens.path / "train.parquet", columns=["input_ids", "labels"])
+        columns = ["input_ids", "labels"]
+        if ROWS[settings.method] == "pairs":
+            columns += ["prompt_length", "rejected_ids"]
+        table = pq.read_table(tokens.path / "train.parquet", columns=columns)
         if packs := read_packs(tokens.path):
             table = packed_table(table, packs)
-        lengths = pc.list_value_length(table["input_ids"])
+        lengths = _lengths(table)
         working.mkdir(parents=True)
         pq.write_table(_sample(table, lengths, config), working / "train.parquet")
         job = InspectionJob(
             base=base.path,
             base_name=base.model,
             working=working,
-            rows=table.num_rows,
+            # KTO reads either answer of a pair as a row of its own.
+            rows=table.num_rows * (2 if settings.method == "kto" else 1),
             longest=pc.max(lengths).as_py(),
             longest_answer=_longest_answer(table),
+            method=settings.method,
             peft_config=settings.resolved_peft_config(),
+            target_slices=settings.target_slices,
             training_config=config,
             quantization=settings.quantization,
             dtype=settings.dtype,
@@ -65,6 +72,15 @@ def inspect_training(
         return Inspection.model_validate_json(job.result.read_text(encoding="utf-8"))
     finally:
         shutil.rmtree(working, ignore_errors=True)
+
+
+def _lengths(table: pa.Table) -> pa.ChunkedArray:
+    """Tokens of each row, or of the longer answer of a pair with its prompt."""
+    lengths = pc.list_value_length(table["input_ids"])
+    if "rejected_ids" not in table.column_names:
+        return lengths
+    worse = pc.add(table["prompt_length"], pc.list_value_length(table["rejected_ids"]))
+    return pc.max_element_wise(lengths, worse)
 
 
 def _sample(table: pa.Table, lengths: pa.ChunkedArray, config: dict[str, object]) -> pa.Table:

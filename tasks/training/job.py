@@ -5,7 +5,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from tasks.methods import Method
 from tasks.quantization import Quantization
+from tasks.training.guard_settings import Budget, Guards
 
 
 class TrainingJob(BaseModel):
@@ -24,12 +26,23 @@ class TrainingJob(BaseModel):
     working: Path
     """Checkpoints (`checkpoints/`), the output (`output/`) and `result.json` are written here."""
     seed: int
+    method: Method = "sft"
     peft_config: dict[str, Any]
     """Every field for the PEFT class that `peft_type` names."""
     training_config: dict[str, Any]
-    """Fields for TRL's SFTConfig, without those that the worker owns."""
+    """Fields for the TRL configuration class of `method`, without those that the worker owns."""
     quantization: Quantization = "none"
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    guards: Guards = Guards()
+    budget: Budget = Budget()
+    stall_seconds: float | None = None
+    """After so long without an event the parent gives up; shortly before, stacks are worth a look."""
+    loraplus_lr_ratio: float | None = None
+    target_slices: dict[str, list[str]] = {}
+    processes: int = 1
+    """Of this training, on all machines; they share the rows of every optimizer step."""
+    inputs: dict[str, Any] = {}
+    """What decides the adapter, by the names that a person knows: what a checkpoint belongs to."""
 
     @property
     def checkpoints(self) -> Path:
@@ -106,7 +119,9 @@ class InspectionJob(BaseModel):
     """Tokens of the longest row or pack."""
     longest_answer: int
     """Trained tokens of the row or pack that has most."""
+    method: Method = "sft"
     peft_config: dict[str, Any]
+    target_slices: dict[str, list[str]] = {}
     training_config: dict[str, Any]
     quantization: Quantization = "none"
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"

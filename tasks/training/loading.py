@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 from tasks.cores import available_cores
 from tasks.errors import UserError
 from tasks.quantization import Quantization, quantization_config
+from tasks.training.targets import unmatched
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 LONGEST_PLAIN_ATTENTION = 512
@@ -22,7 +23,7 @@ class Precision:
     """How numbers are held and multiplied."""
 
     base: torch.dtype
-    """Of the frozen weights. Adapters are always trained in float32, and in bfloat16 on a quantized base."""
+    """Of the frozen weights. Adapters are always trained in float32."""
     autocast: Literal["bf16", "fp16"] | None
     """Format of matrix products where it differs from float32."""
     reason: str
@@ -114,7 +115,9 @@ def load_base(
         options["quantization_config"] = quantization_config(
             quantization, precision.base, field="training.quantization"
         )
-        options["device_map"] = {"": 0 if torch.cuda.is_available() else "cpu"}
+        options["device_map"] = {
+            "": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
+        }
     model = AutoModelForCausalLM.from_pretrained(folder, **options)
     if quantization != "none":
         from peft import prepare_model_for_kbit_training
@@ -133,6 +136,25 @@ def linear_modules(model: Any) -> list[str]:
 
     kinds = (torch.nn.Linear, torch.nn.Conv1d, Conv1D)
     return [name for name, module in model.named_modules() if isinstance(module, kinds)]
+
+
+def adaptable_modules(model: Any, peft_type: str, targets: Any = None) -> list[str]:
+    """Full names that the targets of this PEFT type may mean.
+
+    Linear modules, and embeddings beside them where `targets` ask for one: they are not offered otherwise.
+    """
+    leaves = [(n, m) for n, m in model.named_modules() if not any(m.children())]
+    embeddings = [n for n, m in leaves if isinstance(m, torch.nn.Embedding)]
+    if peft_type == "LN_TUNING":
+        weights = [(n, getattr(m, "weight", None)) for n, m in leaves]
+        return [n for n, weight in weights if weight is not None and weight.dim() == 1]
+    if peft_type == "TRAINABLE_TOKENS":
+        return embeddings
+    linear = linear_modules(model)
+    asked = isinstance(targets, list | tuple | set) and len(unmatched(targets, embeddings)) < len(
+        targets
+    )
+    return [*linear, *embeddings] if asked else linear
 
 
 def head_name(model: Any) -> str | None:
@@ -159,4 +181,21 @@ def free_memory_bytes() -> int | None:
     except OSError:
         return None
     lines = dict(line.split(":", 1) for line in text.splitlines())
-    return int(lines["MemAvailable"].split()[0]) * 1024
+    of_machine = int(lines["MemAvailable"].split()[0]) * 1024
+    of_container = _left_in_container()
+    return of_machine if of_container is None else min(of_machine, of_container)
+
+
+def _left_in_container(folder: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """What the control group's limit leaves; None without one. At it the kernel kills, whatever is free."""
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        try:
+            # Without a limit: the word `max`, or a number beyond any machine.
+            most = int((folder / limit).read_text())
+            return max(0, most - int((folder / used).read_text())) if most < 1 << 60 else None
+        except (OSError, ValueError):
+            continue
+    return None

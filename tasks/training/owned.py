@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from tasks.methods import PREFERENCE_METHODS
+
 SAMPLE_OUTPUT_DIRS = ("./checkpoint_dir", "./phi-3-mini-LoRA", "./phi-3-mini-QLoRA")
 """Of Microsoft's sample_finetune.py and the two notebooks beside the Phi-3 LoRA guide."""
 SAMPLE_SEEDS = (0, 42)
@@ -108,6 +110,10 @@ TRAINING: dict[str, Owned] = {
     "metric_for_best_model": Owned(SELECTION, (None,)),
     "greater_is_better": Owned(SELECTION, (None,)),
     "local_rank": Owned(_LAUNCH, (-1,)),
+    "average_tokens_across_devices": Owned(
+        "the loss is a mean over the tokens of all devices, so that their number changes nothing",
+        (True,),
+    ),
     "fsdp": Owned(_LAUNCH, (None, "", [])),
     "fsdp_config": Owned(_LAUNCH, (None, {})),
     "deepspeed": Owned(_LAUNCH, (None,)),
@@ -125,6 +131,29 @@ TRAINING: dict[str, Owned] = {
 }
 """Owned fields of `training_config`."""
 
+_REFERENCE = "the reference is the base itself, the adapter switched off"
+
+PREFERENCE: dict[str, Owned] = {
+    "max_completion_length": Owned(
+        "write `tokenization.max_length`; answers are never cut", (None,)
+    ),
+    "padding_value": Owned("padding carries no loss, whatever the token", (None,)),
+    "is_encoder_decoder": Owned("the base is a causal language model", (None, False)),
+    "generate_during_eval": Owned("the evaluation stage lets every model answer", (False,)),
+    "precompute_ref_log_probs": Owned(_REFERENCE, (False,)),
+    "precompute_ref_batch_size": Owned(_REFERENCE, (None,)),
+    "sync_ref_model": Owned(_REFERENCE, (False,)),
+    "ref_model_mixup_alpha": Owned(_REFERENCE, (0.6,)),
+    "ref_model_sync_steps": Owned(_REFERENCE, (512,)),
+}
+"""Owned fields that only the configuration classes of DPO, ORPO and KTO have."""
+
+
+def of(method: str) -> dict[str, Owned]:
+    """Owned fields of `training_config` for a `training.method`."""
+    return TRAINING | PREFERENCE if method in PREFERENCE_METHODS else TRAINING
+
+
 _PROVENANCE = Owned("`base` names the model, and its commit is recorded", (None,))
 
 PEFT: dict[str, Owned] = {
@@ -135,14 +164,8 @@ PEFT: dict[str, Owned] = {
     "inference_mode": Owned("an adapter that is trained is not frozen", (False,)),
     "runtime_config": Owned("it concerns one process and is not stored with an adapter", ({},)),
     "arrow_config": Owned("it routes between adapters that exist already", (None,)),
-    "eva_config": Owned("see `init_lora_weights`", (None,)),
-    "corda_config": Owned("see `init_lora_weights`", (None,)),
-    "lora_ga_config": Owned("see `init_lora_weights`", (None,)),
 }
 """Owned fields of `peft_config`."""
-
-UNTRAINABLE_INITIALISATIONS = ("eva", "corda", "lora_ga")
-"""`init_lora_weights` values that need a pass over the data before training, which no stage makes."""
 
 
 def is_harmless(owned: Owned, value: Any) -> bool:

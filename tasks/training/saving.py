@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from tasks.errors import StageFailed
 from tasks.training.collators import NO_LOSS
+from tasks.training.plain_lora import StartingPoint, forget_the_start
 from tasks.training.trainer import finite
 
 WEIGHTS = "adapter_model.safetensors"
@@ -29,12 +30,20 @@ FIXTURE_TOKENS = 512
 
 
 def save_adapter(
-    model: Any, folder: Path, *, base: Path, base_name: str, commit: str | None, stops: list[int]
+    model: Any,
+    folder: Path,
+    *,
+    base: Path,
+    base_name: str,
+    commit: str | None,
+    stops: list[int],
+    start: StartingPoint | None = None,
 ) -> None:
     """PEFT's folder: weights in safetensors, configuration, tokenizer files, generation config.
 
     The tokenizer's files are the base's, byte by byte: saving them anew could change ids. The
-    configuration names the base as the recipe does, never by a path of this machine.
+    configuration names the base as the recipe does, never by a path of this machine. An adapter with a
+    `start`, which it took out of the base, is written for the untouched base.
     """
     adapter = model.peft_config["default"]
     adapter.base_model_name_or_path = portable_name(base_name)
@@ -43,6 +52,9 @@ def save_adapter(
     model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
     # PEFT's model card is a form to fill in; the registry's description says what is known.
     (folder / "README.md").unlink(missing_ok=True)
+    if start is not None:
+        start.make_plain(folder)
+    forget_the_start(folder)
     configuration = folder / "adapter_config.json"
     _readable_like(configuration, folder / WEIGHTS)
     values = json.loads(configuration.read_text(encoding="utf-8"))
@@ -94,14 +106,23 @@ def refuse_untrained(model: Any) -> None:
             f"Training ended with numbers that are not finite in {len(broken)} of {len(state)} "
             f"adapter tensors (first: {broken[0]}). Lower training.training_config.learning_rate."
         )
-    ups = [tensor for name, tensor in state.items() if "lora_B" in name]
+    ups = {name: tensor for name, tensor in state.items() if "lora_B" in name}
     fresh = model.peft_config["default"]
     starts_at_zero = getattr(fresh, "init_lora_weights", None) in (True, "gaussian")
-    if ups and starts_at_zero and not any(bool(tensor.any()) for tensor in ups):
+    if ups and starts_at_zero and not any(bool(tensor.any()) for tensor in ups.values()):
         raise StageFailed(
             "Training changed nothing: every lora_B is still zero. The learning rate may be 0 "
             "(training.training_config.learning_rate, lr_scheduler_type, warmup_steps), or no "
             "gradient reached the adapter."
+        )
+    # An expert that no token was sent to has rightly learned nothing.
+    still = [n for n, tensor in ups.items() if "expert" not in n and not tensor.any()]
+    if still and starts_at_zero:
+        modules = [name.removeprefix("base_model.model.").split(".lora_B")[0] for name in still]
+        raise StageFailed(
+            f"{len(still)} of {len(ups)} adapted modules learned nothing: their lora_B is still zero "
+            f"(first: {modules[0]}). No gradient reaches them; the base does not use them for text. "
+            "Leave them out: training.peft_config.exclude_modules, or a narrower target_modules."
         )
 
 

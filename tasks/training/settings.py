@@ -5,18 +5,26 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError, ValidationError
 
+from tasks.methods import Method
 from tasks.quantization import Quantization
 from tasks.settings import Settings
 from tasks.suggest import did_you_mean
 from tasks.training import fields, owned
 from tasks.training.defaults import resolve_peft, resolve_training
+from tasks.training.guard_settings import Budget, Guards
+from tasks.training.lora_only import cached_starts, lora_only_problem
+from tasks.training.methods.limits import method_mistakes, needs_one_process
+from tasks.training.spread import Spread
 
 
 class TrainingSettings(Settings):
     """How the adapter is trained. The two dictionaries keep the names of Microsoft's Phi-3 LoRA guide."""
 
-    method: Literal["sft"] = "sft"
-    """`sft`: supervised fine-tuning with TRL's SFTTrainer; `training_config` holds fields of its SFTConfig."""
+    method: Method = "sft"
+    """What is learned from a row, and from which rows. `sft`: the answers of conversations. `pretraining`:
+    every token of plain texts. `dpo`, `orpo`, `kto`: to prefer the better of two answers; `dpo` and `kto`
+    hold on to the base by their `beta`, `orpo` also learns the better answers as `sft` does.
+    `training_config` holds the fields of TRL's SFTConfig, DPOConfig, ORPOConfig or KTOConfig."""
     peft_config: dict[str, Any] = Field(default={})
     """Fields of the PEFT configuration class that `peft_type` names (default LORA)."""
     training_config: dict[str, Any] = Field(default={})
@@ -25,10 +33,30 @@ class TrainingSettings(Settings):
     """`nf4` loads the base in 4 bits with double quantization (QLoRA): less memory, slower steps."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Arithmetic of the base. `auto` takes bfloat16 where the hardware has it, else float32."""
+    processes: int = Field(default=1, ge=1, le=1024)
+    """Worker processes on each machine, one for each GPU. They share the rows of every optimizer step:
+    per_device_train_batch_size x gradient_accumulation_steps stays what it is, and so does the adapter
+    but for rounding and dropout."""
+    machines: int = Field(default=1, ge=1, le=1024)
+    """Machines with `processes` each. The flow runs on one and prints what to start on the others."""
+    main_address: str | None = Field(default=None, min_length=1)
+    """Where the other machines reach the one that runs the flow. Default: the variable MASTER_ADDR."""
+    main_port: int | None = Field(default=None, ge=1, le=65535)
+    """A free port there. Default: the variable MASTER_PORT, or 29500."""
+    loraplus_lr_ratio: float | None = Field(default=None, ge=1, le=1000)
+    """LoRA+: `lora_B` learns at so many times the learning rate (16 is its paper's), which then is often
+    halved. Default: both matrices at one rate."""
+    target_slices: dict[str, list[str]] = Field(default={})
+    """Blocks of fused projections that are trained, `{qkv_proj: [q, v]}`; the other rows of those modules
+    stay exactly the base's. Modules that are not named here are trained whole."""
+    guards: Guards = Guards()
+    """Checks before and during training, and which of them to relax."""
+    budget: Budget = Budget()
+    """What a training may cost: stopped early when it is seen to cost more."""
     timeout_minutes: float | None = Field(default=None, gt=0)
     """Stop a training that runs longer than this. Default: no limit."""
     stall_minutes: float = Field(default=30, gt=0)
-    """Stop a training that reports nothing for this long."""
+    """Stop a training that reports nothing for this long. A step that takes longer needs a larger value."""
 
     def resolved_peft_config(self) -> dict[str, Any]:
         """Every field that the PEFT class is given: the recipe's over the project's defaults."""
@@ -36,11 +64,22 @@ class TrainingSettings(Settings):
 
     def resolved_training_config(self) -> dict[str, Any]:
         """The fields that the TRL class is given, besides those that the worker owns."""
-        return resolve_training(self.training_config)
+        return resolve_training(self.training_config, self.method)
+
+    @property
+    def spread(self) -> Spread:
+        """Over how many processes the training is spread, seen from the machine that runs the flow."""
+        return Spread(self.processes, self.machines, self.main_address, self.main_port)
 
     def content(self) -> dict[str, Any]:
         """What decides the adapter: fit for a fingerprint. Guards against stalls do not."""
+        spread = {} if self.spread.total == 1 else {"processes": self.spread.total}
         return {
+            **spread,
+            **_given(
+                loraplus_lr_ratio=self.loraplus_lr_ratio,
+                target_slices={m: sorted(set(b)) for m, b in self.target_slices.items()},
+            ),
             "method": self.method,
             "peft_config": self.resolved_peft_config(),
             "training_config": self.resolved_training_config(),
@@ -59,11 +98,7 @@ class TrainingSettings(Settings):
             hint = did_you_mean(str(peft_type), fields.peft_types())
             _refuse([("peft_type", f"PEFT has no type {fields.shown(peft_type)}. {hint}".rstrip())])
         wrong = _mistakes(value, fields.peft_fields(peft_type), owned.PEFT, f"PEFT's {peft_type}")
-        start = value.get("init_lora_weights")
-        if start in owned.UNTRAINABLE_INITIALISATIONS:
-            text = f"`{start}` needs a pass over the data before training, which no stage makes"
-            wrong = [w for w in wrong if w[0] != "init_lora_weights"]
-            wrong.append(("init_lora_weights", f"{text}. Take true, `olora` or `pissa`"))
+        wrong += cached_starts(value)
         _refuse(wrong)
         return value
 
@@ -72,7 +107,10 @@ class TrainingSettings(Settings):
     def _check_training_config(cls, value: dict[str, Any], info: Any) -> dict[str, Any]:
         method = info.data.get("method", "sft")
         known = fields.training_fields(method)
-        wrong = _mistakes(value, known, owned.TRAINING, f"TRL's {method.upper()} configuration")
+        wrong = _mistakes(
+            value, known, owned.of(method), f"TRL's {fields.trl_class(method)} configuration"
+        )
+        wrong += [(name, text) for name, text in method_mistakes(method, value)]
         scheduler, arguments = value.get("lr_scheduler_type"), value.get("lr_scheduler_kwargs")
         if arguments and not scheduler:
             wrong.append(("lr_scheduler_kwargs", "needs `lr_scheduler_type` beside it"))
@@ -85,12 +123,32 @@ class TrainingSettings(Settings):
         return value
 
     @model_validator(mode="after")
+    def _check_processes(self) -> "TrainingSettings":
+        if self.spread.total > 1 and needs_one_process(self.method):
+            raise ValueError(
+                f"`method: {self.method}` trains in one process; leave `processes` and `machines` at 1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_lora_only(self) -> "TrainingSettings":
+        if problem := lora_only_problem(
+            self.peft_config, self.target_slices, self.loraplus_lr_ratio
+        ):
+            raise ValueError(problem)
+        return self
+
+    @model_validator(mode="after")
     def _check_quantization(self) -> "TrainingSettings":
         if self.quantization != "none" and self.peft_config.get("loftq_config"):
             raise ValueError(
                 "`quantization` and `peft_config.loftq_config` both quantize the base; keep one"
             )
         return self
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value}
 
 
 _WITH_MINIMUM = ("cosine_with_min_lr", "cosine_warmup_with_min_lr")

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.durations import duration
+from tasks.methods import Method
 from tasks.training.job import TrainingResult
 
 LARGEST_PICTURE_BYTES = 40_000
@@ -19,17 +20,27 @@ _SHOWN = (
     "warmup_steps",
     "optim",
 )
+_UNITS: dict[Method, str] = {
+    "sft": " nats per answer token",
+    "pretraining": " nats per token",
+    "dpo": " (of DPO)",
+    "orpo": " (of ORPO: nats per token of the better answers, and of the odds)",
+    "kto": " (of KTO)",
+}
 _SHOWN_PEFT = ("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora")
 
 
 def summary(
     result: TrainingResult,
     *,
+    method: Method = "sft",
     peft_config: dict[str, Any],
     training_config: dict[str, Any],
     quantization: str,
     seed: int,
     picture: Path | None,
+    target_slices: dict[str, list[str]] | None = None,
+    loraplus_lr_ratio: float | None = None,
 ) -> str:
     """Markdown: what was trained, how it went, the loss curve, the settings that matter."""
     share = result.trainable_parameters / result.total_parameters
@@ -48,7 +59,7 @@ def summary(
         "",
         f"{result.steps} optimizer steps over {_rows(result)} ({result.epochs:.2f} epochs) took "
         f"{duration(result.seconds)}. The loss went from {result.first_loss:.3f} to "
-        f"{result.final_loss:.3f} nats per answer token.{resumed}",
+        f"{result.final_loss:.3f}{_UNITS[method]}.{resumed}",
         "",
         *_picture(picture),
         "| | |",
@@ -69,6 +80,8 @@ def summary(
         "| Setting | Value |",
         "| --- | --- |",
         f"| `seed` | {seed} |",
+        *(f"| `target_slices.{m}` | {', '.join(b)} |" for m, b in (target_slices or {}).items()),
+        *([f"| `loraplus_lr_ratio` | {loraplus_lr_ratio:g} |"] if loraplus_lr_ratio else []),
         *(f"| `peft_config.{n}` | {peft_config[n]} |" for n in _SHOWN_PEFT if n in peft_config),
         *(
             f"| `training_config.{n}` | {training_config[n]} |"

@@ -4,25 +4,46 @@ import contextvars
 import time
 from typing import Any
 
-from prefect import get_run_logger, task
+from prefect import State, get_run_logger, task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 
 from tasks.artifacts import Adapter, Tokens
 from tasks.base import Base
+from tasks.errors import Preempted
 from tasks.home import Home
 from tasks.progress import announce
 from tasks.stage_report import ended, started
 from tasks.store import Store
 from tasks.training.settings import TrainingSettings
 
+SECONDS_BEFORE_RETRIES: list[float] = [15, 120, 600]
 SECONDS_BETWEEN_LOG_LINES = 2.0
 SECONDS_BETWEEN_ARTIFACT_UPDATES = 5.0
 
 
-# The store is the cache: it is keyed by content and checked byte by byte. No retries: what fails here
-# fails again, and a killed training goes on from its checkpoint when the flow is run again.
-@task(name="train adapter", persist_result=False, cache_policy=NO_CACHE)
+def was_preempted(task: Any, task_run: Any, state: State[Any]) -> bool:
+    """Whether a failed attempt left a checkpoint to go on from, and nothing is wrong with the recipe."""
+    try:
+        state.result()
+    except Preempted:
+        return True
+    except BaseException:
+        return False
+    return False
+
+
+# The store is the cache: it is keyed by content and checked byte by byte. Retried is only what was
+# preempted, on this machine, after the time that a scheduler takes to give it back; all else that fails
+# here fails again, and a killed training goes on from its checkpoint when the flow is run again.
+@task(
+    name="train adapter",
+    persist_result=False,
+    cache_policy=NO_CACHE,
+    retries=len(SECONDS_BEFORE_RETRIES),
+    retry_delay_seconds=SECONDS_BEFORE_RETRIES,
+    retry_condition_fn=was_preempted,
+)
 def train_adapter(
     store: Store,
     settings: TrainingSettings,

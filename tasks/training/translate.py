@@ -33,7 +33,7 @@ def translate(document: Document) -> list[str]:
         translation.names()
         translation.tokenizer()
         translation.drop_removed()
-        translation.drop_owned(TRAINING, owned.TRAINING)
+        translation.drop_owned(TRAINING, owned.of(str(document.get(("training", "method"), "sft"))))
     if isinstance(document.get(PEFT), dict):
         translation.task_type()
         translation.drop_owned(PEFT, owned.PEFT)

@@ -1,6 +1,5 @@
 """Train one adapter in a worker process, go on from its checkpoints, and publish what came out."""
 
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -10,18 +9,17 @@ from typing import Any
 from tasks import launch
 from tasks.artifacts import Adapter, Tokens
 from tasks.base import Base
-from tasks.cores import available_cores
-from tasks.errors import Interrupted, StageFailed, WorkerFailed
+from tasks.errors import Interrupted, Preempted, StageFailed, WorkerFailed
 from tasks.home import Home
 from tasks.store import Store, fingerprint
 from tasks.training.job import TrainingJob, TrainingResult
 from tasks.training.settings import TrainingSettings
+from tasks.training.starting import elsewhere, worker_command, worker_environment
 from tasks.training.summary import summary
 
 OUTPUT_VERSION = 2
 """To be raised when the same inputs give another adapter than before."""
 RESULT = "result.json"
-_CONFIGURATION = Path(__file__).parent / "accelerate" / "single.yaml"
 Event = dict[str, Any]
 
 
@@ -33,12 +31,28 @@ def fingerprint_of(
         "training",
         OUTPUT_VERSION,
         settings.content() | {"seed": seed},
-        {
-            "tokens": tokens_fingerprint,
-            "base": base.weights_sha256,
-            "tokenizer": base.tokenizer_sha256,
-        },
+        _fingerprints(tokens_fingerprint, base),
     )
+
+
+def inputs_of(
+    settings: TrainingSettings, *, seed: int, tokens_fingerprint: str, base: Base
+) -> dict[str, Any]:
+    """The same by the names that a person knows: a checkpoint goes on with these inputs only."""
+    return {
+        **settings.content(),
+        "seed": seed,
+        "output_version": OUTPUT_VERSION,
+        **_fingerprints(tokens_fingerprint, base),
+    }
+
+
+def _fingerprints(tokens: str, base: Base) -> dict[str, str]:
+    return {
+        "tokens": tokens,
+        "base": base.weights_sha256,
+        "tokenizer": base.tokenizer_sha256,
+    }
 
 
 def train_adapter(
@@ -64,6 +78,7 @@ def train_adapter(
     started = time.monotonic()
     key = fingerprint_of(settings, seed=seed, tokens_fingerprint=tokens.fingerprint, base=base)
     working = home.work / f"training-{key[:16]}"
+    inputs = inputs_of(settings, seed=seed, tokens_fingerprint=tokens.fingerprint, base=base)
 
     def build(folder: Path) -> None:
         if on_event is not None:
@@ -76,10 +91,18 @@ def train_adapter(
             tokens=tokens.path,
             working=working,
             seed=seed,
+            method=settings.method,
             peft_config=settings.resolved_peft_config(),
             training_config=settings.resolved_training_config(),
             quantization=settings.quantization,
             dtype=settings.dtype,
+            loraplus_lr_ratio=settings.loraplus_lr_ratio,
+            target_slices=settings.target_slices,
+            guards=settings.guards,
+            budget=settings.budget,
+            stall_seconds=settings.stall_minutes * 60,
+            processes=settings.spread.total,
+            inputs=inputs,
         )
         result = _run_worker(job, settings, home.logs / f"training-{key[:16]}.log", on_event)
         shutil.copytree(job.output, folder, dirs_exist_ok=True)
@@ -87,10 +110,13 @@ def train_adapter(
         (folder / "summary.md").write_text(
             summary(
                 result,
+                method=job.method,
                 peft_config=job.peft_config,
                 training_config=job.training_config,
                 quantization=job.quantization,
                 seed=seed,
+                target_slices=job.target_slices,
+                loraplus_lr_ratio=job.loraplus_lr_ratio,
                 picture=folder / "loss.png",
             ),
             encoding="utf-8",
@@ -111,30 +137,9 @@ def train_adapter(
     )
 
 
-def worker_command(module: str, job: Path) -> list[str]:
-    """`accelerate launch` of a worker module, on one device, deaf to configurations of the user's."""
-    return launch.module(
-        "accelerate.commands.launch",
-        "--config_file",
-        str(_CONFIGURATION),
-        "--num_processes=1",
-        "--num_machines=1",
-        "--mixed_precision=no",
-        "--dynamo_backend=no",
-        # Its default is one thread.
-        f"--num_cpu_threads_per_process={available_cores()}",
-        # The worker's own last words stand at the end of the log, not the launcher's traceback.
-        "--quiet",
-        "--module",
-        module,
-        str(job),
-    )
-
-
-def worker_environment() -> dict[str, str]:
-    """One visible device, and nothing from the network: the base is on this machine by now."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-    return {"CUDA_VISIBLE_DEVICES": visible, "HF_HUB_OFFLINE": "1", "WANDB_DISABLED": "true"}
+def read_result(adapter: Adapter) -> TrainingResult:
+    """What the training that made the adapter came to."""
+    return TrainingResult.model_validate_json((adapter.path / RESULT).read_text(encoding="utf-8"))
 
 
 def _run_worker(
@@ -145,14 +150,18 @@ def _run_worker(
 ) -> TrainingResult:
     said = _LastWords(on_event)
     job.result.unlink(missing_ok=True)
-    argv = worker_command("tasks.training.worker", launch.write_job(job.working, job))
+    argv = worker_command(
+        "tasks.training.worker", launch.write_job(job.working, job), settings.spread
+    )
+    if settings.machines > 1:
+        said.hear({"event": "note", "message": elsewhere(argv)})
     try:
         launch.run(
             argv,
             log=log,
             name="Training",
             on_event=said.hear,
-            environment=worker_environment(),
+            environment=worker_environment(settings.processes),
             timeout_seconds=settings.timeout_minutes and settings.timeout_minutes * 60,
             stall_seconds=settings.stall_minutes * 60,
         )
@@ -173,7 +182,13 @@ class _LastWords:
         self._step = 0
         self._saved: int | None = None
         self._failed: str | None = None
-        self._crashed = False
+        self._crashed = ""
+        self._preempted = False
+        self._advice = (
+            "Lower training.training_config.per_device_train_batch_size (and raise "
+            "gradient_accumulation_steps by as much), set activation_checkpointing: true, or shorten "
+            "tokenization.max_length."
+        )
 
     def hear(self, event: Event) -> None:
         kind = event["event"]
@@ -181,10 +196,14 @@ class _LastWords:
             self._step = int(event["step"])
         elif kind in ("saved", "interrupted"):
             self._saved = int(event["step"])
+            self._preempted = kind == "interrupted"
+        elif kind == "memory":
+            self._advice = str(event["advice"])
         elif kind == "failed":
             self._failed = str(event["message"])
-        elif kind == "crashed":
-            self._crashed = True
+        elif kind == "crashed" and not self._crashed:
+            # Of several processes the first to go says why; the others only miss it.
+            self._crashed = f"{event['error']}: {event['message']}"
         if self._on_event is not None and kind in ("step", "note"):
             self._on_event(event)
 
@@ -197,13 +216,29 @@ class _LastWords:
         if self._failed is not None:
             return StageFailed(f"{self._failed}\nFull log: {log}")
         text = f"{error}\n{self.where_it_goes_on()}"
-        if not self._crashed and "stopped with exit code" in text:
+        if " gave no sign of life " in text:
+            return WorkerFailed(
+                f"After step {self._step} nothing was heard of the training for as long as "
+                "training.stall_minutes allows. Where it hung, the log's last lines say, if they hold "
+                "stacks. If its steps, its evaluation or loading the base really take so long, raise "
+                f"training.stall_minutes.\n{text}"
+            )
+        if " ran longer than " in text:
+            return WorkerFailed(f"{text} Raise training.timeout_minutes to let it.")
+        if self._preempted:
+            return Preempted(
+                "Preempted: the training process was told to end (SIGTERM), and not by this run: by a "
+                "scheduler that takes the machine back, or a person. "
+                f"{self.where_it_goes_on()}\nFull log: {log}"
+            )
+        if self._crashed and self._crashed not in text:
+            # The launcher of several processes has the last word in the log.
+            text = f"{self._crashed}\n{text}"
+        if not self._crashed:
             # The launcher in between turns a child killed by a signal into exit code 1.
             text = (
                 f"The training process was ended from outside after step {self._step}: it left no "
-                "traceback. When nobody did that, the kernel did for lack of memory: lower "
-                "training.training_config.per_device_train_batch_size (and raise "
-                "gradient_accumulation_steps by as much), set activation_checkpointing: true, or "
-                f"shorten tokenization.max_length.\n{text}"
+                "traceback. When nobody did that, the kernel did for lack of memory. "
+                f"{self._advice}\n{text}"
             )
         return WorkerFailed(text)

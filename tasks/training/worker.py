@@ -18,13 +18,16 @@ import transformers
 from transformers import TrainerState
 
 from tasks.errors import StageFailed
-from tasks.training import checkpoints, loading, saving
+from tasks.training import checkpoints, disk, loading, out_of_memory, ranks, saving
+from tasks.training.budget import BudgetWatch
 from tasks.training.curve import draw_loss
 from tasks.training.engine import build_trainer, in_packs, read_rows, training_as_configured
 from tasks.training.job import TrainingJob, TrainingResult
 from tasks.training.packs import read_packs
+from tasks.training.preflight import Preflight
+from tasks.training.stalls import StacksBeforeStall
 from tasks.training.targets import coverage
-from tasks.training.trainer import AdapterTrainer, SignOfLife, StopAtStep
+from tasks.training.trainer import MethodTrainer, SignOfLife, StopAtStep
 from tasks.worker import emit, main, write_result
 
 TERMINATED = 128 + signal.SIGTERM
@@ -36,6 +39,7 @@ _log = logging.getLogger(__name__)
 def train(job: TrainingJob) -> None:
     """Train, save, prove that the saved adapter is the trained one, and only then answer."""
     stop = _stop_on_sigterm()
+    ranks.take_own_device()
     transformers.utils.logging.disable_progress_bar()
     loading.use_all_cores()
     precision = loading.choose_precision(job.dtype)
@@ -44,9 +48,18 @@ def train(job: TrainingJob) -> None:
     packs = read_packs(job.tokens)
     batched = rows if packs is None else in_packs(rows, packs)
     before = saving.base_state(job.base)
-    trainer = build_trainer(job, batched, precision, [StopAtStep(stop), SignOfLife()])
+    free = loading.free_memory_bytes()
+    budget = _watch_budget(job)
+    callbacks = [StopAtStep(stop), SignOfLife(), budget]
+    if job.stall_seconds is not None:
+        callbacks.append(StacksBeforeStall(job.stall_seconds))
+    with out_of_memory.explained(
+        lambda: "while the base model was loaded", out_of_memory.smaller_base(free)
+    ):
+        trainer = build_trainer(job, batched, precision, callbacks)
     model = trainer.model
     trainable, total = model.get_nb_trainable_parameters()
+    trainable -= trainer.needs.untrained
     if trainable == 0:
         raise StageFailed(
             "The adapter has no trainable parameter. Check training.peft_config: target_modules, "
@@ -60,9 +73,20 @@ def train(job: TrainingJob) -> None:
         _note(_describe_packs(job.training_config, len(rows), len(batched), fill))
     _refuse_a_full_disk(job, trainable)
 
-    resumed = checkpoints.newest_complete(job.checkpoints)
+    resumed = ranks.told_by_the_first(
+        checkpoints.newest_complete(job.checkpoints) if ranks.is_first() else None
+    )
+    if resumed is None and job.guards.preflight:
+        trainer.add_callback(Preflight(trainer, _note))
+    advice = out_of_memory.advice(job, trainer, precision, free)
+    if ranks.is_first():
+        # Now, for a process that the kernel kills says nothing any more.
+        emit("memory", advice=advice)
+    if resumed is not None:
+        checkpoints.refuse_other_inputs(resumed, job.inputs)
     started = time.monotonic()
-    _run(trainer, resumed, stop)
+    _run(trainer, resumed, stop, advice)
+    budget.refuse_excess()
     seconds = time.monotonic() - started
     state = trainer.state
     if state.global_step == 0:
@@ -70,16 +94,28 @@ def train(job: TrainingJob) -> None:
             f"Training made no optimizer step on {len(rows)} rows. "
             "Check num_train_epochs and max_steps in training.training_config."
         )
+    ranks.part()
+    if not ranks.is_first():
+        return
 
     saving.refuse_untrained(model)
+    trainer.needs.check()
     tokenizer = trainer.processing_class
-    stops = saving.stop_token_ids(rows["labels"], job.base, tokenizer.eos_token_id)
+    # A piece of a text ends anywhere: only the tokenizer's own end says where generation does.
+    ends = [] if job.method == "pretraining" else rows["labels"]
+    stops = saving.stop_token_ids(ends, job.base, tokenizer.eos_token_id)
     shutil.rmtree(job.output, ignore_errors=True)
     folder = job.output / "adapter"
     folder.mkdir(parents=True)
     model = trainer.as_loaded()
     saving.save_adapter(
-        model, folder, base=job.base, base_name=job.base_name, commit=job.base_commit, stops=stops
+        model,
+        folder,
+        base=job.base,
+        base_name=job.base_name,
+        commit=job.base_commit,
+        stops=stops,
+        start=trainer.needs.start,
     )
     _write_history(state.log_history, job.output)
     prompts = saving.fixture_rows(_prompts(job.tokens))
@@ -137,23 +173,47 @@ def train(job: TrainingJob) -> None:
     )
 
 
-def _run(trainer: AdapterTrainer, resumed: Path | None, stop: threading.Event) -> None:
+def _run(
+    trainer: MethodTrainer, resumed: Path | None, stop: threading.Event, on_lack_of_memory: str
+) -> None:
     """The training loop, from the checkpoint if there is one; ends the process when asked to stop."""
     if stop.is_set():
         _end_interrupted(0 if resumed is None else checkpoints.step_of(resumed))
     if resumed is not None:
         _note(f"Going on from the checkpoint of step {checkpoints.step_of(resumed)}.")
-        emit("saved", step=checkpoints.step_of(resumed))
+        if ranks.is_first():
+            emit("saved", step=checkpoints.step_of(resumed))
     trainer.start_clock()
     if resumed is not None and _was_last(resumed):
         # The trainer would make one step more before it notices.
         trainer._load_from_checkpoint(str(resumed))
         trainer.state = TrainerState.load_from_json(str(resumed / "trainer_state.json"))
         return
-    with training_as_configured(trainer):
+    with (
+        out_of_memory.explained(lambda: _at_step(trainer.state), on_lack_of_memory),
+        training_as_configured(trainer),
+    ):
         trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     if stop.is_set():
         _end_interrupted(trainer.state.global_step)
+
+
+def _watch_budget(job: TrainingJob) -> BudgetWatch:
+    cuda = torch.cuda.is_available()
+    if job.budget.gpu_hours is not None and not cuda:
+        _note("training.budget.gpu_hours is without effect: there is no GPU here.")
+    return BudgetWatch(
+        job.budget,
+        gpus=job.processes if cuda else 0,
+        ledger=job.working / "spent.json",
+    )
+
+
+def _at_step(state: TrainerState) -> str:
+    step = state.global_step
+    if step == 0:
+        return "on the longest rows, before the first step"
+    return f"in step {step + 1} of {state.max_steps}"
 
 
 def _was_last(checkpoint: Path) -> bool:
@@ -168,7 +228,8 @@ def _stop_on_sigterm() -> threading.Event:
 
 
 def _end_interrupted(step: int) -> None:
-    emit("interrupted", step=step)
+    if ranks.is_first():
+        emit("interrupted", step=step)
     sys.exit(TERMINATED)
 
 
@@ -228,6 +289,8 @@ def _describe_packs(settings: dict[str, Any], rows: int, packs: int, fill: float
 
 
 def _note(message: str) -> None:
+    if not ranks.is_first():
+        return
     _log.info(message)
     emit("note", message=message)
 
@@ -239,6 +302,10 @@ def _main(job: TrainingJob) -> None:
         emit("failed", message=str(error))
         raise
     except Exception as error:
+        if disk.is_full(error):
+            failure = disk.full("the training's output", job.working, error)
+            emit("failed", message=str(failure))
+            raise failure from error
         # The parent tells a crash from a kill by whether anything was said.
         emit("crashed", error=type(error).__name__, message=str(error)[:2000])
         raise

@@ -11,6 +11,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tasks.home import Home
@@ -59,6 +60,61 @@ def test_a_killed_training_goes_on_from_its_checkpoint(small: Any, tmp_path: Pat
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id])
     assert sorted(run.info.status for run in runs) == ["FINISHED", "KILLED"]
+
+
+@pytest.mark.slow
+def test_a_preempted_training_is_retried_within_its_run_and_registered(small: Any) -> None:
+    """SIGTERM to the training process alone, as a scheduler sends that takes a GPU back."""
+    arguments = ["run", "recipes/small.yaml", "--json", "--set", "name=preempted"]
+    for override in ("max_steps=120", "save_steps=1000"):
+        arguments += ["--set", f"training.training_config.{override}"]
+    process = subprocess.Popen(
+        [str(small.python), "-P", "-m", "flows.cli", *arguments],
+        cwd=small.folder,
+        env=small.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        end = time.monotonic() + 240
+        steps = 0
+        logs = small.folder / ".loraline" / "logs"
+        before = {log: log.stat().st_size for log in logs.glob("training-*.log")}
+        while steps < 4:
+            assert process.poll() is None, process.communicate()[1][-3000:]
+            assert time.monotonic() < end
+            time.sleep(0.2)
+            new = [log for log in logs.glob("training-*.log") if log not in before]
+            steps = sum(log.read_text().count('"event": "step"') for log in new)
+        worker = max(
+            (
+                p
+                for p in psutil.Process(process.pid).children(recursive=True)
+                if "tasks.training.worker" in p.cmdline()
+            ),
+            key=lambda p: p.create_time(),
+        )
+        worker.terminate()
+        out, err = process.communicate(timeout=400)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 0, err[-3000:]
+    answer = json.loads(out)
+    assert answer["outcome"] == "registered"
+    (result,) = (small.folder / ".loraline" / "store" / "training").glob(
+        f"{answer['stages']['training']['fingerprint']}/result.json"
+    )
+    assert json.loads(result.read_text())["resumed_from_step"] >= 4
+    client = Tracker(Home(small.folder / ".loraline")).client
+    experiment = client.get_experiment_by_name("preempted")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED"
+    points = client.get_metric_history(run.info.run_id, "train.loss")
+    assert sorted(point.step for point in points) == [1, *range(2, 121, 2)]
 
 
 def test_an_interrupted_training_is_cancelled_in_prefect_and_killed_in_mlflow(small: Any) -> None:

@@ -166,7 +166,8 @@ def test_beside_a_champion_on_another_base_a_person_must_decide(
     small: Any, first_run: dict[str, Any], tiny_base: Path
 ) -> None:
     """Its answers cannot be compared on this base, so no policy promotes over it."""
-    held = small.json("run", "recipes/small.yaml", "--set", f"base={tiny_base}")
+    random_weights = ["--set", "training.guards.untrained_base=allow"]
+    held = small.json("run", "recipes/small.yaml", "--set", f"base={tiny_base}", *random_weights)
     assert held["exit_code"] == 0, held["stderr"][-3000:]
     assert held["outcome"] == "awaiting_approval"
     assert "another base" in held["reason"]

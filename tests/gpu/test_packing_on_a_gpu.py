@@ -80,6 +80,7 @@ def job(tmp_path: Path, base: Path, tokens: Path) -> TrainingJob:
         seed=1,
         peft_config=settings.resolved_peft_config(),
         training_config=settings.resolved_training_config(),
+        guards={"untrained_base": "allow"},
     )
 
 

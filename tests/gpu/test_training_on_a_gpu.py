@@ -39,6 +39,7 @@ def job(tmp_path: Path, base: Path, **changes: Any) -> TrainingJob:
         "seed": 1,
         "peft_config": settings.resolved_peft_config(),
         "training_config": settings.resolved_training_config(),
+        "guards": {"untrained_base": "allow"},
     }
     return TrainingJob(**(values | changes))
 

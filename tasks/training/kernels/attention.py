@@ -1,4 +1,4 @@
-"""Causal attention inside each example of a flat line of tokens, as plain matrix products.
+"""Causal attention inside each example of a flat line of tokens: on a CPU as plain matrix products.
 
 A block-diagonal mask over the whole line pays for its zeros, and on a CPU the backward pass of torch's
 fused attention is several times slower in bfloat16 than the products it is made of. Here examples of
@@ -14,14 +14,18 @@ import torch
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from tasks.training.kernels import varlen
 from tasks.training.kernels.layout import Group, groups_of
 
 NAME = "per_example"
 """As transformers' `attn_implementation`."""
 LENGTHS = "example_lengths"
 """The model's keyword argument: a tuple with the tokens of each example of the line."""
-_BLOCK = 512
-"""Queries that are compared with all keys before them at once."""
+_BLOCK = 256
+"""Queries that are compared with all keys up to them at once: smaller ones see fewer keys in vain."""
+_KEPT = 512
+"""Tokens of an example up to which the probabilities are kept for the backward pass. Of longer ones
+they are computed again: that memory grows with the square."""
 
 
 def register() -> None:
@@ -51,9 +55,10 @@ def _attend(
     # A line that says nothing is one example.
     lengths: tuple[int, ...] = kwargs.get(LENGTHS) or (query.shape[2],)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    output = _PerExample.apply(
-        query[0], key[0], value[0], groups_of(lengths), scale, sliding_window or None
-    )
+    window = sliding_window or None
+    if query.is_cuda:
+        return varlen.attend(query[0], key[0], value[0], lengths, scale, window)[None], None
+    output = _PerExample.apply(query[0], key[0], value[0], groups_of(lengths), scale, window)
     return output.transpose(0, 1)[None], None
 
 
@@ -86,8 +91,7 @@ class _PerExample(torch.autograd.Function):
                 )
                 kept.append(p)
             group.put(_heads(attended, len(key)), output)
-            # Of long examples they are computed again: that memory grows with the square.
-            saved += [q, k, v, attended, *(kept if len(kept) == 1 else [])]
+            saved += [q, k, v, attended, *(kept if group.length <= _KEPT else [])]
         ctx.save_for_backward(*saved)
         ctx.groups, ctx.scale, ctx.window = groups, scale, window
         ctx.shapes = query.shape, key.shape, value.shape
@@ -101,25 +105,26 @@ class _PerExample(torch.autograd.Function):
         grads = [gradient.new_empty(n, h, w).transpose(0, 1) for h, n, w in ctx.shapes]
         for group in ctx.groups:
             q, k, v, attended = (next(saved) for _ in range(4))
-            short = group.length <= _BLOCK
+            blocks = list(_blocks(group.length))
+            kept = [next(saved) for _ in blocks] if group.length <= _KEPT else None
             g = _queries(group.take(gradient), kv_heads)
             # What softmax's derivative subtracts: one number per query.
             mean = (g * attended).sum(-1, keepdim=True)
             dq = torch.empty_like(q)
-            dk, dv = (torch.zeros_like(x, dtype=torch.float32) for x in (k, v))
-            for block in _blocks(group.length):
-                p = next(saved) if short else _probabilities(q, k, block, ctx.scale, ctx.window)
+            dk, dv = torch.empty(0), torch.empty(0)
+            # From the last block, whose queries see every key, so that the others add to its sums.
+            for at in reversed(range(len(blocks))):
+                block = blocks[at]
+                p = kept[at] if kept else _probabilities(q, k, block, ctx.scale, ctx.window)
                 gb, qb, mb = (x[:, :, block].flatten(1, 2) for x in (g, q, mean))
-                kb, vb = k[:, : block.stop], v[:, : block.stop]
-                dp = torch.bmm(gb, vb.transpose(1, 2)).sub_(mb).mul_(p)
-                dq[:, :, block] = torch.bmm(dp, kb).unflatten(1, (q.shape[1], -1))
-                dk_block = torch.bmm(dp.transpose(1, 2), qb)
-                dv_block = torch.bmm(p.transpose(1, 2), gb)
-                if short:
-                    dk, dv = dk_block, dv_block
+                dp = torch.bmm(gb, v[:, : block.stop].transpose(1, 2)).sub_(mb).mul_(p)
+                dq[:, :, block] = torch.bmm(dp, k[:, : block.stop]).unflatten(1, (q.shape[1], -1))
+                k_part, v_part = torch.bmm(dp.transpose(1, 2), qb), torch.bmm(p.transpose(1, 2), gb)
+                if block.stop == group.length:
+                    dk, dv = (x if at == 0 else x.float() for x in (k_part, v_part))
                 else:
-                    dk[:, : block.stop] += dk_block
-                    dv[:, : block.stop] += dv_block
+                    dk[:, : block.stop] += k_part
+                    dv[:, : block.stop] += v_part
             group.put(_heads(dq.mul_(ctx.scale), kv_heads), grads[0])
             group.put(dk.mul_(ctx.scale).to(k.dtype).unflatten(0, (kv_heads, -1)), grads[1])
             group.put(dv.to(v.dtype).unflatten(0, (kv_heads, -1)), grads[2])

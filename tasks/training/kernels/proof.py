@@ -18,7 +18,14 @@ _SPREAD = 0.05
 zero, and with them half of the gradients."""
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 """Allowed difference of the gradients, relative to their norm; a tenth of that for the loss."""
-_OTHER_CALLS = (NotImplementedError, TypeError, AttributeError, KeyError, RuntimeError)
+_OTHER_CALLS = (
+    NotImplementedError,
+    TypeError,
+    AttributeError,
+    KeyError,
+    RuntimeError,
+    ValueError,
+)
 """What a model raises that calls its parts otherwise than the kernels expect."""
 
 

@@ -48,7 +48,10 @@ def test_a_recipe_with_three_mistakes_reports_three_lines(write_recipe):
         ("seed: -1\n", "6: seed: must be at least 0, not -1."),
         ("seed:\n", "6: seed: must be an integer, not empty (null)."),
         ("training: 3\n", "6: training: must be a mapping of fields, not 3."),
-        ("training:\n  method: dpoo\n", "7: training.method: must be one of sft, not 'dpoo'."),
+        (
+            "training:\n  method: dpoo\n",
+            "7: training.method: must be one of sft, pretraining, dpo, orpo, kto, not 'dpoo'. Did you mean `dpo`?",
+        ),
         (
             "training:\n  dtype: bfloat\n",
             "7: training.dtype: must be one of auto, bfloat16, float16, float32, not 'bfloat'. "
@@ -90,7 +93,7 @@ def test_a_recipe_with_three_mistakes_reports_three_lines(write_recipe):
         (
             "training:\n  peft_config: {init_lora_weights: gausian}\n",
             "7: training.peft_config.init_lora_weights: must be one of gaussian, eva, olora, pissa, "
-            "corda, loftq, orthogonal, mica or a text that matches ^pissa_niter_[0-9]+$ or true or "
+            "corda, loftq, orthogonal, mica, lora_ga or a text that matches ^pissa_niter_[0-9]+$ or true or "
             "false, not 'gausian'. Did you mean `gaussian`?",
         ),
         (
@@ -108,9 +111,9 @@ def test_a_recipe_with_three_mistakes_reports_three_lines(write_recipe):
             "Did you mean `alpha`?",
         ),
         (
-            "training:\n  peft_config: {init_lora_weights: eva}\n",
-            "7: training.peft_config.init_lora_weights: `eva` needs a pass over the data before "
-            "training, which no stage makes. Take true, `olora` or `pissa`.",
+            "training:\n  peft_config: {init_lora_weights: corda, corda_config: {cache_file: x.pt}}\n",
+            "7: training.peft_config.corda_config: `cache_file` is read as a pickle, which may run any "
+            "code. Leave it out: the rows are looked at anew.",
         ),
         (
             "training:\n  peft_config: {loftq_config: {bits: 4}}\n",

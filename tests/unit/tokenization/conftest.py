@@ -28,6 +28,7 @@ from tokenizers import (
 
 from tasks.artifacts import Dataset, Tokens
 from tasks.base import Base
+from tasks.methods import RowKind
 from tasks.store import Store
 from tasks.tokenization.settings import TokenizationSettings
 from tasks.tokenization.work import tokenize_dataset
@@ -207,6 +208,7 @@ def tokenize(tmp_path: Path) -> Callable[..., Tokens]:
         base: Base,
         train: list[dict[str, Any]],
         test: list[dict[str, Any]] | None = None,
+        kind: RowKind = "conversations",
         **settings: Any,
     ) -> Tokens:
         path = tmp_path / "dataset"
@@ -224,7 +226,11 @@ def tokenize(tmp_path: Path) -> Callable[..., Tokens]:
             rows={side: len(rows) for side, rows in sides.items()},
         )
         return tokenize_dataset(
-            Store(tmp_path / "store"), TokenizationSettings(**settings), dataset=dataset, base=base
+            Store(tmp_path / "store"),
+            TokenizationSettings(**settings),
+            dataset=dataset,
+            base=base,
+            kind=kind,
         )
 
     return run

@@ -94,6 +94,8 @@ def settings() -> TrainingSettings:
         peft_config={"r": 4, "lora_dropout": 0.1},
         training_config=TRAINED | {"gradient_accumulation_steps": 1, "save_steps": 3},
         dtype="float32",
+        # The tiny base has random weights.
+        guards={"untrained_base": "allow"},
     )
 
 
@@ -126,6 +128,7 @@ def make_job(tokens: Tokens, base: Base, settings: TrainingSettings) -> MakeJob:
             "peft_config": settings.resolved_peft_config() | (peft or {}),
             "training_config": settings.resolved_training_config() | (training or {}),
             "dtype": settings.dtype,
+            "guards": settings.guards,
         }
         return TrainingJob(**values | changes)
 

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from transformers import Phi3Config
 
@@ -10,6 +12,7 @@ from tasks.artifacts import Tokens
 from tasks.base import Base
 from tasks.errors import UserError
 from tasks.home import Home
+from tasks.methods import Method
 from tasks.training import inspect_worker, loading
 from tasks.training.inspection import inspect_training
 from tasks.training.job import InspectionJob
@@ -23,6 +26,7 @@ PHI3_MINI = Phi3Config(
     num_key_value_heads=32,
     vocab_size=32064,
 )
+END = 4092
 LINEAR = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
 
 
@@ -100,6 +104,38 @@ def test_an_inspection_measures_a_small_model_and_leaves_nothing(
     assert 0 < found.seconds < 600
     assert found.memory_bytes["base"] == 4 * (found.total_parameters - 3328)
     assert not list(home.work.iterdir())
+
+
+@pytest.mark.parametrize(("method", "steps"), [("dpo", 3), ("orpo", 3), ("kto", 6)])
+def test_pairs_are_measured_with_both_answers(
+    method: Method, steps: int, base: Base, home: Home, tmp_path: Path
+) -> None:
+    rows = [
+        {
+            "id": str(at),
+            "input_ids": [*range(300, 310), 400 + at, END],
+            "labels": [-100] * 10 + [400 + at, END],
+            "prompt_length": 10,
+            "rejected_ids": [*range(500, 520 + at), END],
+        }
+        for at in range(12)
+    ]
+    for side in ("train", "test"):
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{side}.parquet")
+    counts = {"train": 12, "test": 12}
+    tokens = Tokens(
+        path=tmp_path, fingerprint="0", reused=False, seconds=0,
+        rows=counts, tokens=counts, trained_tokens=counts,
+    )  # fmt: skip
+    settings = TrainingSettings(
+        method=method,
+        training_config={"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1},
+        dtype="float32",
+    )
+    found = inspect_training(settings, base=base, tokens=tokens, home=home)
+    assert found.steps == steps
+    assert found.seconds is not None
+    assert 0 < found.seconds < 600
 
 
 def test_what_peft_refuses_is_told_in_words(phi3_mini: Path) -> None:

@@ -15,7 +15,7 @@ from tasks.artifacts import Adapter, Tokens
 from tasks.base import Base
 from tasks.errors import Interrupted, StageFailed, UserError, WorkerFailed
 from tasks.home import Home
-from tasks.training import work
+from tasks.training import starting, work
 from tasks.training.job import TrainingJob, TrainingResult
 from tasks.training.settings import TrainingSettings
 
@@ -207,9 +207,9 @@ def test_an_interrupted_training_goes_on_from_its_checkpoints_by_force_too(
 def test_a_worker_sees_one_device_of_those_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
     for given, expected in (("2,3", "2"), ("", ""), ("MIG-1", "MIG-1")):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
-        assert work.worker_environment()["CUDA_VISIBLE_DEVICES"] == expected
+        assert starting.worker_environment()["CUDA_VISIBLE_DEVICES"] == expected
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    assert work.worker_environment()["CUDA_VISIBLE_DEVICES"] == "0"
+    assert starting.worker_environment()["CUDA_VISIBLE_DEVICES"] == "0"
 
 
 def test_the_fingerprint_changes_with_everything_that_decides_the_adapter_and_nothing_else(
@@ -244,8 +244,21 @@ def test_the_fingerprint_changes_with_everything_that_decides_the_adapter_and_no
 
 
 def test_no_configuration_of_the_users_reaches_the_launcher() -> None:
-    argv = work.worker_command("tasks.training.worker", Path("job.json"))
+    argv = starting.worker_command("tasks.training.worker", Path("job.json"))
     assert "-P" in argv
     assert "--config_file" in argv
     assert Path(argv[argv.index("--config_file") + 1]).is_file()
     assert argv[-1] == "job.json"
+
+
+def test_a_crash_among_several_processes_is_told_before_the_launchers_words(
+    train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crashes(argv: list[str], *, on_event: Any, **_: Any) -> None:
+        on_event({"event": "crashed", "error": "RuntimeError", "message": "boom"})
+        on_event({"event": "crashed", "error": "DistBackendError", "message": "Connection reset"})
+        raise WorkerFailed("Training stopped with exit code 1. Last lines:\n  ChildFailedError")
+
+    monkeypatch.setattr(launch, "run", crashes)
+    with pytest.raises(WorkerFailed, match=r"^RuntimeError: boom\nTraining stopped"):
+        train()

@@ -314,7 +314,7 @@ def test_gradients_that_are_not_numbers_write_no_checkpoint(
 
     monkeypatch.setattr(trainer.AdapterTrainer, "training_step", broken)
     task = job(training={"logging_steps": 100})
-    with pytest.raises(StageFailed, match="Training diverged by step 3"):
+    with pytest.raises(StageFailed, match=r"at step 2 of 14 the loss is 8\.\d+ .* norm nan"):
         worker.train(task)
     assert not list(task.checkpoints.glob("checkpoint-*"))
 
@@ -330,7 +330,7 @@ def test_a_base_far_worse_than_guessing_stops_at_the_first_step(
         return model
 
     monkeypatch.setattr(loading, "load_base", scaled)
-    with pytest.raises(StageFailed, match=r"guessing among all tokens costs 8\.3"):
+    with pytest.raises(StageFailed, match=r"guessing among all 4,096 tokens costs 8\.3"):
         worker.train(job())
 
 

@@ -1,0 +1,96 @@
+"""The command line and the environment of a training's worker processes, on one machine or several."""
+
+import os
+import shlex
+from pathlib import Path
+
+from tasks import launch
+from tasks.cores import available_cores
+from tasks.errors import UserError
+from tasks.training.spread import Spread
+
+_ACCELERATE = Path(__file__).parent / "accelerate"
+ALONE = Spread()
+"""One process."""
+
+
+def worker_command(module: str, job: Path, spread: Spread = ALONE) -> list[str]:
+    """`accelerate launch` of a worker module, deaf to configurations of the user's.
+
+    Raises: UserError for several machines without an address to meet at.
+    """
+    several = spread.total > 1
+    return launch.module(
+        "accelerate.commands.launch",
+        "--config_file",
+        str(_ACCELERATE / ("ddp.yaml" if several else "single.yaml")),
+        f"--num_processes={spread.total}",
+        f"--num_machines={spread.machines}",
+        *(_meeting_place(spread) if several else ()),
+        "--mixed_precision=no",
+        "--dynamo_backend=no",
+        # Its default is one thread.
+        f"--num_cpu_threads_per_process={max(1, available_cores() // spread.processes)}",
+        # The worker's own last words stand at the end of the log, not the launcher's traceback.
+        "--quiet",
+        "--module",
+        module,
+        str(job),
+    )
+
+
+def worker_environment(processes: int = 1) -> dict[str, str]:
+    """One visible device for each process, and nothing from the network: the base is here by now.
+
+    Memory is given back at the end alone. glibc returns large freed blocks to the system, and each
+    step's activations would find their pages cleared anew: `benchmarks/train.py` shows what it costs.
+
+    Raises: UserError when fewer devices may be used than there are processes.
+    """
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is None:
+        visible = ",".join(map(str, range(processes)))
+    else:
+        devices = given.split(",")
+        if given and len(devices) < processes:
+            raise UserError(
+                f"training.processes is {processes}, and CUDA_VISIBLE_DEVICES={given} names "
+                f"{len(devices)}. Lower training.processes, or name more devices."
+            )
+        visible = ",".join(devices[:processes])
+    return {
+        "CUDA_VISIBLE_DEVICES": visible,
+        "HF_HUB_OFFLINE": "1",
+        "WANDB_DISABLED": "true",
+        "MALLOC_MMAP_THRESHOLD_": str(1 << 32),
+        "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
+    }
+
+
+def elsewhere(argv: list[str]) -> str:
+    """What a person starts on each of the other machines, given the command of this one."""
+    line = shlex.join(argv).replace("--machine_rank=0", "--machine_rank=N")
+    return (
+        "This training waits for the other machines. On each of them (N = 1, 2, ...), with the same "
+        f"software and the same files under the same paths, run: {line}"
+    )
+
+
+def _meeting_place(spread: Spread) -> list[str]:
+    # A free port where all processes are on one machine.
+    address, port = "127.0.0.1", 0
+    if spread.machines > 1:
+        found = spread.address or os.environ.get("MASTER_ADDR")
+        if not found:
+            raise UserError(
+                f"training.machines is {spread.machines}, and nothing says where they meet. Set "
+                "training.main_address (or MASTER_ADDR) to the address of the machine that runs the "
+                "flow, as the others reach it."
+            )
+        address, port = found, spread.port or int(os.environ.get("MASTER_PORT") or 29500)
+    return [
+        "--multi_gpu",
+        f"--machine_rank={spread.machine_rank}",
+        f"--main_process_ip={address}",
+        f"--main_process_port={port}",
+    ]
