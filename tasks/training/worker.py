@@ -279,13 +279,10 @@ def _modules(adapted: dict[str, int]) -> str:
 def _describe_packs(settings: dict[str, Any], rows: int, packs: int, fill: float) -> str:
     batch = int(settings.get("per_device_train_batch_size", 8))
     step = batch * int(settings.get("gradient_accumulation_steps", 1))
-    text = (
+    return (
         f"Reading {rows:,} rows in {packs:,} packs, {fill:.1%} full: an optimizer step of {step} packs "
         f"takes in about {step * rows / packs:,.0f} rows."
     )
-    if torch.cuda.is_available():
-        return text
-    return f"{text} On a CPU, rows grouped by length train faster: `tokenization.packing: false`."
 
 
 def _note(message: str) -> None:

@@ -84,8 +84,8 @@ class Cli:
 
 
 @pytest.fixture(scope="session")
-def small(tmp_path_factory: pytest.TempPathFactory, starter: Path) -> Cli:
-    """A folder with `recipes/small.yaml`."""
+def fresh(tmp_path_factory: pytest.TempPathFactory, starter: Path) -> Cli:
+    """A folder with `recipes/small.yaml` in which nothing has run."""
     folder = tmp_path_factory.mktemp("small")
     (folder / "recipes").mkdir()
     (folder / "recipes" / "small.yaml").write_text(RECIPE.format(base=starter))
@@ -93,9 +93,15 @@ def small(tmp_path_factory: pytest.TempPathFactory, starter: Path) -> Cli:
 
 
 @pytest.fixture(scope="session")
-def first_run(small: Cli) -> dict[str, Any]:
+def first_run(fresh: Cli) -> dict[str, Any]:
     """The outcome of the first run of `recipes/small.yaml`."""
-    return small.json("run", "recipes/small.yaml")
+    return fresh.json("run", "recipes/small.yaml")
+
+
+@pytest.fixture(scope="session")
+def small(fresh: Cli, first_run: dict[str, Any]) -> Cli:
+    """The folder after its first run, whichever test comes first."""
+    return fresh
 
 
 @pytest.fixture(scope="session")
