@@ -30,7 +30,7 @@ run: install  ## run the quickstart: data, training, evaluation, a registered ve
 ui: install  ## serve this folder's Prefect (4200) and MLflow (5000) on loopback
 	@$(BIN)/loraline ui
 
-test: install  ## run the tests (nine minutes on two cores)
+test: install  ## run the tests (a quarter of an hour on two cores)
 	@$(PYTEST) -m "not slow and not torture"
 
 test-all: install  ## run every test, the slow ones too
