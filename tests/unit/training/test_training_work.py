@@ -15,8 +15,9 @@ from tasks.artifacts import Adapter, Tokens
 from tasks.base import Base
 from tasks.errors import Interrupted, StageFailed, UserError, WorkerFailed
 from tasks.home import Home
+from tasks.store import Store
 from tasks.training import starting, work
-from tasks.training.job import TrainingJob, TrainingResult
+from tasks.training.job import TrainingResult
 from tasks.training.settings import TrainingSettings
 
 Train = Callable[..., Adapter]
@@ -51,7 +52,8 @@ def test_interrupted_then_killed_then_finished_gives_the_uninterrupted_adapter(
     train: Train,
     home: Home,
     long: TrainingSettings,
-    make_job: Callable[..., TrainingJob],
+    tokens: Tokens,
+    base: Base,
     tmp_path: Path,
 ) -> None:
     events: list[dict[str, Any]] = []
@@ -100,14 +102,11 @@ def test_interrupted_then_killed_then_finished_gives_the_uninterrupted_adapter(
     ]
     assert steps == list(range(1, STEPS + 1))
 
-    from tasks.training import worker
-
-    handler = signal.getsignal(signal.SIGTERM)
-    plain = make_job(tmp_path / "plain", training=long.resolved_training_config())
-    worker.train(plain)
-    signal.signal(signal.SIGTERM, handler)
-    uninterrupted = TrainingResult.model_validate_json(plain.result.read_text())
-    assert adapter.sha256 == uninterrupted.adapter_sha256
+    elsewhere = Home(tmp_path / "elsewhere")
+    uninterrupted = work.train_adapter(
+        Store(elsewhere.store), long, seed=7, tokens=tokens, base=base, home=elsewhere
+    )
+    assert adapter.sha256 == uninterrupted.sha256
 
 
 def test_a_finished_training_is_published_whole_and_reused_without_a_worker(
