@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from harness import Result, main
-from train_work import LINEARS, RANK, Shape, fast, token_rows, write_tokens
+from train_work import LINEARS, RANK, Shape, token_rows, write_base, write_tokens
 from transformers import Phi3ForCausalLM, TrainerCallback
 
 from tasks.evaluation.answering import generate
@@ -45,18 +45,15 @@ class Steps(TrainerCallback):
         self.ends.append(time.perf_counter())
 
 
-def write_base(shape: Shape, folder: Path) -> Path:
-    """Random weights in bfloat16; made on the GPU, where there is one, in seconds."""
+def made_on_the_device(shape: Shape) -> Any:
+    """The shape's model with random weights in bfloat16; on a GPU it takes seconds."""
     torch.set_default_dtype(torch.bfloat16)
     try:
         with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
             torch.manual_seed(0)
-            model = Phi3ForCausalLM(shape.config())
+            return Phi3ForCausalLM(shape.config())
     finally:
         torch.set_default_dtype(torch.float32)
-    model.save_pretrained(folder)
-    fast(shape.vocabulary).save_pretrained(folder)
-    return folder
 
 
 def train(
@@ -182,7 +179,7 @@ def measure(quick: bool) -> Result:
     values = result.values
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        base = write_base(shape, folder / "base")
+        base = write_base(shape, folder / "base", made_on_the_device(shape))
         short = tokens_of(shape, 2048 if not tiny else 512, folder / "short")
         long = tokens_of(shape, 4096 if not tiny else 512, folder / "long")
         values["gemm_tflops"] = tflops()

@@ -101,9 +101,9 @@ def token_rows(vocabulary: int, count: int) -> list[dict[str, list[int]]]:
     return rows
 
 
-def write_base(shape: Shape, folder: Path) -> Path:
-    """The model and its tokenizer as a base that a recipe could name."""
-    shape.model().save_pretrained(folder)
+def write_base(shape: Shape, folder: Path, model: Any = None) -> Path:
+    """The shape's model (made here, or given) and its tokenizer as a base that a recipe could name."""
+    (model or shape.model()).save_pretrained(folder)
     fast(shape.vocabulary).save_pretrained(folder)
     return folder
 

@@ -18,26 +18,28 @@ from tasks.home import Home
 from tasks.tracking import Tracker
 
 
-def test_a_killed_training_goes_on_from_its_checkpoint(small: Any, tmp_path: Path) -> None:
-    """SIGKILL of the whole run in the middle of training; the next one resumes and registers."""
-    arguments = [
-        "run",
-        "recipes/small.yaml",
-        "--set",
-        "name=killed",
-        "--set",
-        "training.training_config.max_steps=120",
-        "--set",
-        "training.training_config.save_steps=5",
-    ]
-    process = subprocess.Popen(
-        [str(small.python), "-P", "-m", "flows.cli", *arguments],
+def arguments_of(name: str, *training: str) -> list[str]:
+    """Of a run under another name, with fields of `training.training_config` set."""
+    sets = [f"name={name}", *(f"training.training_config.{field}" for field in training)]
+    return ["run", "recipes/small.yaml", *(word for value in sets for word in ("--set", value))]
+
+
+def start(small: Any, arguments: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [str(small.python), "-P", "-m", "flows.cli", *arguments, "--json"],
         cwd=small.folder,
         env=small.environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
         start_new_session=True,
     )
+
+
+def test_a_killed_training_goes_on_from_its_checkpoint(small: Any, tmp_path: Path) -> None:
+    """SIGKILL of the whole run in the middle of training; the next one resumes and registers."""
+    arguments = arguments_of("killed", "max_steps=120", "save_steps=5")
+    process = start(small, arguments)
     work = small.folder / ".loraline" / "work"
     try:
         end = time.monotonic() + 240
@@ -65,18 +67,7 @@ def test_a_killed_training_goes_on_from_its_checkpoint(small: Any, tmp_path: Pat
 @pytest.mark.slow
 def test_a_preempted_training_is_retried_within_its_run_and_registered(small: Any) -> None:
     """SIGTERM to the training process alone, as a scheduler sends that takes a GPU back."""
-    arguments = ["run", "recipes/small.yaml", "--json", "--set", "name=preempted"]
-    for override in ("max_steps=120", "save_steps=1000"):
-        arguments += ["--set", f"training.training_config.{override}"]
-    process = subprocess.Popen(
-        [str(small.python), "-P", "-m", "flows.cli", *arguments],
-        cwd=small.folder,
-        env=small.environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    process = start(small, arguments_of("preempted", "max_steps=120", "save_steps=1000"))
     try:
         end = time.monotonic() + 240
         steps = 0
@@ -118,18 +109,7 @@ def test_a_preempted_training_is_retried_within_its_run_and_registered(small: An
 
 
 def test_an_interrupted_training_is_cancelled_in_prefect_and_killed_in_mlflow(small: Any) -> None:
-    arguments = ["run", "recipes/small.yaml", "--json", "--set", "name=stopped"]
-    for override in ("max_steps=400", "save_steps=5"):
-        arguments += ["--set", f"training.training_config.{override}"]
-    process = subprocess.Popen(
-        [str(small.python), "-P", "-m", "flows.cli", *arguments],
-        cwd=small.folder,
-        env=small.environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        start_new_session=True,
-    )
+    process = start(small, arguments_of("stopped", "max_steps=400", "save_steps=5"))
     work = small.folder / ".loraline" / "work"
     before = set(work.glob("training-*"))
     try:
