@@ -16,7 +16,9 @@ from tasks.home import Home
 from tasks.methods import ROWS
 from tasks.recipe import Recipe, load_recipe, recipe_digest
 from tasks.registration.making import Making
+from tasks.start import Beginning, Start, recorded_start
 from tasks.store import Store
+from tasks.tracking import Tracker
 
 _log = logging.getLogger(__name__)
 
@@ -51,7 +53,9 @@ def reproduce(
     `recipe` is the recipe's file today, where it is not found by itself: paths in the recorded one
     start from its folder. Nothing is registered. Where base or dataset differ, nothing is trained.
 
-    Raises: UserError when recipe, base or data cannot be found; StageFailed when a stage fails.
+    A version that started from another one is started from it again.
+
+    Raises: UserError when recipe, base, data or that version cannot be found; StageFailed when a stage fails.
     """
     place = (recipe or _find(making, home)).expanduser().absolute()
     scratch = home.work / f"reproduction-{uuid.uuid4().hex[:12]}"
@@ -60,7 +64,8 @@ def reproduce(
     base = resolve_base(recorded.base, place, home)
     differences = _libraries(making)
     inputs = _base_differences(making, base)
-    tokens, digest = _tokens(recorded, place, base, home)
+    start = recorded_start(making.training.get("start"), Tracker(home))
+    tokens, digest = _tokens(recorded, place, base, home, start)
     if digest != making.dataset_digest:
         inputs.append(
             f"dataset: its digest was {making.dataset_digest[:12]} and is {digest[:12]}; the sources hold "
@@ -75,7 +80,7 @@ def reproduce(
             on_note(str(event["message"]))
 
     # Left behind when it fails: the log is below.
-    adapter = _trained(recorded, tokens, base, Home(scratch), hear)
+    adapter = _trained(recorded, tokens, base, Home(scratch), hear, start)
     differences += _hardware(making, adapter)
     shutil.rmtree(scratch)
     return Reproduction(making.uri, making.adapter_sha256, adapter.sha256, differences)
@@ -121,7 +126,10 @@ def _as_it_was(making: Making, place: Path) -> Recipe | None:
     return recipe if recipe_digest(recipe) == making.recipe_digest else None
 
 
-def _tokens(recipe: Recipe, place: Path, base: Base, home: Home) -> tuple[Any, str]:
+def _tokens(
+    recipe: Recipe, place: Path, base: Base, home: Home, start: Start | None
+) -> tuple[Any, str]:
+    from tasks.dataset.replay import add_replayed_rows
     from tasks.dataset.work import prepare_dataset
     from tasks.tokenization.work import tokenize_dataset
 
@@ -129,13 +137,23 @@ def _tokens(recipe: Recipe, place: Path, base: Base, home: Home) -> tuple[Any, s
     dataset = prepare_dataset(
         store, recipe.dataset, salt=recipe.split_salt, recipe_folder=place.parent
     )
+    share = recipe.training.replay.share
+    if share and start is not None:
+        dataset = add_replayed_rows(
+            store, recipe.dataset.cleaning, dataset=dataset, start=start, share=share
+        )
     kind = ROWS[recipe.training.method]
     tokens = tokenize_dataset(store, recipe.tokenization, dataset=dataset, base=base, kind=kind)
     return tokens, dataset.digest
 
 
 def _trained(
-    recipe: Recipe, tokens: Any, base: Base, home: Home, hear: Callable[[dict[str, Any]], None]
+    recipe: Recipe,
+    tokens: Any,
+    base: Base,
+    home: Home,
+    hear: Callable[[dict[str, Any]], None],
+    start: Start | None,
 ) -> Adapter:
     from tasks.training.work import train_adapter
 
@@ -146,6 +164,8 @@ def _trained(
         tokens=tokens,
         base=base,
         home=home,
+        # Rows that it had seen before are no reason not to repeat what was done.
+        beginning=Beginning(start, seen="drop"),
         on_event=hear,
     )
 

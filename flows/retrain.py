@@ -8,7 +8,7 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed
 
 from flows.run_record import PrefectRun, RunRecord
-from tasks.dataset.task import compare_with_champion, prepare_dataset
+from tasks.dataset.task import compare_with_champion, prepare_dataset, replay_rows
 from tasks.errors import Interrupted
 from tasks.evaluation.task import evaluate_adapter
 from tasks.promotion.task import promote_version
@@ -50,11 +50,14 @@ def _retrained(
 ) -> State[dict[str, Any]]:
     with RunRecord(recipe, overrides, force, here) as run:
         dataset = run.keep(prepare_dataset(run.store, **run.for_dataset()))
-        tokens = run.keep(tokenize_dataset(run.store, **run.for_tokenization(dataset)))
         champion = find_champion(run.tracker, run.recipe.model_name)
+        run.begin(dataset, champion)
+        if replay := run.for_replay(dataset):
+            dataset = run.keep(replay_rows(run.store, **replay))
+        tokens = run.keep(tokenize_dataset(run.store, **run.for_tokenization(dataset)))
         if comparison := run.for_comparison(dataset, champion):
             run.drift = compare_with_champion(**comparison)
-        adapter = run.keep(train_adapter(run.store, **run.for_training(tokens)))
+        adapter = run.keep(train_adapter(run.store, **run.for_training(dataset, tokens)))
         if run.is_done(tokens, adapter):
             return _ended("Skipped", run)
         # Again: another one may have been promoted while this one was trained.

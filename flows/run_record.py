@@ -3,7 +3,7 @@
 import json
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
@@ -29,6 +29,19 @@ from tasks.progress import Event, announce, listening
 from tasks.recipe import recipe_digest
 from tasks.registration.provenance import Provenance
 from tasks.registration.task import find_registered, registration_key
+from tasks.registry import EARLIER_ROWS
+from tasks.seen import together
+from tasks.start import (
+    BASE,
+    CHAMPION,
+    FROM_BASE,
+    Beginning,
+    Start,
+    asked_for,
+    named_start,
+    refuse_own_alias,
+    start_at_champion,
+)
 from tasks.store import Store
 from tasks.tracking import Tracker, refuse_unreachable
 
@@ -81,6 +94,10 @@ class RunRecord:
         self.tracker = Tracker(self.home)
         self.force = force
         self.prefect = prefect
+        self.beginning = FROM_BASE
+        """What the training starts from, once `begin` has decided it."""
+        self._rows_today = 0
+        self._named_start = self._resolved_start()
         self.outcome = Outcome(
             outcome="failed", reason="did not finish", prefect_flow_run_id=prefect.id
         )
@@ -148,13 +165,22 @@ class RunRecord:
                 params={
                     "seed": recipe.seed,
                     "base": {**recipe.base.model_dump(mode="json"), "model": self.base.shown},
-                    "training": recipe.training.content(),
+                    "training": {
+                        **recipe.training.content(),
+                        **recipe.training.beginning,
+                        **self._start_params,
+                    },
                     **recipe.model_dump(mode="json", include=sections),
                 },
             )
             self.outcome.mlflow_run_id = self._run_id
             self._announce()
         return self._run_id
+
+    @property
+    def _start_params(self) -> dict[str, Any]:
+        start = self.beginning.start
+        return {} if start is None else {"started_from": start.record}
 
     def _portable(self, text: str) -> str:
         """The recipe's text without absolute paths of its base and its sources: it travels far."""
@@ -169,6 +195,14 @@ class RunRecord:
                 text = text.replace(place, Path(place).name)
         return text
 
+    def _resolved_start(self) -> Start | None:
+        """The version that the recipe names itself: looked up before anything is made."""
+        asked = self.recipe.training.init_from
+        if asked in (BASE, CHAMPION):
+            return None
+        refuse_own_alias(asked, self.recipe.model_name)
+        return named_start(self.tracker, asked, base_sha256=self.base.weights_sha256)
+
     @property
     def _experiment(self) -> str:
         return self.recipe.registration.experiment or self.recipe.name
@@ -182,6 +216,49 @@ class RunRecord:
             "force": self.force,
         }
 
+    def begin(self, dataset: Dataset, champion: "Champion | None") -> None:
+        """Decide, once today's rows are known, what the training starts from.
+
+        Raises: UserError for a version that is not there, or that belongs on another base.
+        """
+        recipe = self.recipe
+        asked = None
+        start = self._named_start
+        if recipe.training.init_from == CHAMPION:
+            asked = asked_for(
+                dataset=dataset.fingerprint,
+                tokenization=recipe.tokenization.model_dump(mode="json"),
+                training={**recipe.training.content(), **recipe.training.beginning},
+                seed=recipe.seed,
+                base=self.base.weights_sha256,
+                tokenizer=self.base.tokenizer_sha256,
+            )
+            start = start_at_champion(
+                asked,
+                champion,
+                base_sha256=self.base.weights_sha256,
+                store=self.store,
+                tracker=self.tracker,
+            )
+        self.beginning = Beginning(start, asked, recipe.dataset.split.seen_by_champion)
+        if start is not None:
+            self.outcome.started_from = dict(start.record)
+            self._announce()
+
+    def for_replay(self, dataset: Dataset) -> dict[str, Any] | None:
+        """What `replay_rows` is given; None where nothing is replayed."""
+        share, start = self.recipe.training.replay.share, self.beginning.start
+        self._rows_today = dataset.rows["train"]
+        if not share or start is None:
+            return None
+        return {
+            "cleaning": self.recipe.dataset.cleaning,
+            "dataset": dataset,
+            "start": start,
+            "share": share,
+            "force": self.force,
+        }
+
     def for_tokenization(self, dataset: Dataset) -> dict[str, Any]:
         """What `tokenize_dataset` is given."""
         return {
@@ -192,14 +269,16 @@ class RunRecord:
             "force": self.force,
         }
 
-    def for_training(self, tokens: Tokens) -> dict[str, Any]:
+    def for_training(self, dataset: Dataset, tokens: Tokens) -> dict[str, Any]:
         """What `train_adapter` is given."""
+        replayed = dataset.rows["train"] - self._rows_today
         return {
             "settings": self.recipe.training,
             "seed": self.recipe.seed,
             "tokens": tokens,
             "base": self.base,
             "home": self.home,
+            "beginning": replace(self.beginning, replayed_rows=replayed),
             "force": self.force,
         }
 
@@ -215,6 +294,7 @@ class RunRecord:
             "champion": f"version {champion.version}",
             "card": champion.dataset_card,
             "rows": champion.train_rows,
+            "earlier": champion.earlier_rows,
         }
 
     def for_evaluation(
@@ -236,11 +316,19 @@ class RunRecord:
             "base": self.base,
             "champion": champion and champion.folder,
             "champion_sha256": champion and champion.adapter_sha256,
-            "champion_rows": champion and champion.train_rows,
+            "champion_rows": self._seen_rows(adapter, champion),
             "seen_by_champion": self.recipe.dataset.split.seen_by_champion,
             "home": self.home,
             "force": self.force,
         }
+
+    def _seen_rows(self, adapter: Adapter, champion: "Champion | None") -> Path | None:
+        """The ids of all rows that the champion, or what the adapter started from, was ever trained on."""
+        files = [adapter.path / EARLIER_ROWS]
+        if champion is not None:
+            files += [path for path in (champion.train_rows, champion.earlier_rows) if path]
+        files = [path for path in files if path.is_file()]
+        return together(files, self.home.cache / "seen_rows")
 
     def for_registration(
         self, dataset: Dataset, tokens: Tokens, adapter: Adapter, report: Report
@@ -266,6 +354,7 @@ class RunRecord:
                 recipe_digest=self.recipe_digest,
                 run_id=self.run_id,
                 prefect_flow_run_id=self.prefect.id,
+                started_from=None if (start := self.beginning.start) is None else start.uri,
             ),
             "max_tokens": self.recipe.evaluation.max_new_tokens,
         }

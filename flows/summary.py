@@ -129,6 +129,8 @@ def _facts(outcome: Outcome) -> list[tuple[str, str]]:
         facts.append(
             ("version", f"{version.get('name')} {version.get('version')} (aliases: {marks})")
         )
+    if outcome.started_from:
+        facts.append(("started from", str(outcome.started_from["uri"])))
     if outcome.trainable_parameters:
         facts.append(("trained", f"{outcome.trainable_parameters:,} parameters"))
     if outcome.report:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 STAGES = ("dataset", "tokenization", "training", "evaluation", "registration")
 Stage = Literal["dataset", "tokenization", "training", "evaluation", "registration"]
@@ -109,6 +109,8 @@ class Outcome(BaseModel):
     metrics: dict[str, dict[str, float] | None] = {"base": {}, "champion": None, "challenger": {}}
     differences: dict[str, dict[str, dict[str, float]] | None] = {"base": {}, "champion": None}
     gate: dict[str, object] | None = None
+    started_from: dict[str, object] | None = Field(default=None, exclude_if=lambda it: it is None)
+    """The version whose adapter the training went on with, with its sha256; left out where it is the base."""
     trainable_parameters: int = 0
     """0 while there is no adapter."""
     report: str | None = None

@@ -15,12 +15,13 @@ from tasks.base import (
 from tasks.base_folder import folder_problem
 from tasks.errors import BaseModelError
 from tasks.model_files import ModelFiles, Unreadable, read_model
-from tasks.module_fit import wrong_modules
+from tasks.module_fit import wrong_modules, wrong_slices
 from tasks.recipe_file import Document, Loc
 from tasks.tokenization.settings import TokenizationSettings
 
 MAX_LENGTH: Loc = ("tokenization", "max_length")
 PEFT: Loc = ("training", "peft_config")
+SLICES: Loc = ("training", "target_slices")
 
 
 def base_misfits(document: Document, recipe: Path) -> Iterator[str]:
@@ -51,6 +52,9 @@ def base_misfits(document: Document, recipe: Path) -> Iterator[str]:
         yield document.line(MAX_LENGTH, text)
     for field, text in wrong_modules(document.get(PEFT, {}), model, settings.model):
         yield document.line((*PEFT, field), text)
+    slices, peft_config = document.get(SLICES, {}), document.get(PEFT, {})
+    for module, text in wrong_slices(slices, peft_config, model, settings.model):
+        yield document.line((*SLICES, module), text)
 
 
 def _local(settings: BaseSettings, recipe: Path) -> Path:

@@ -1,6 +1,10 @@
 """Where loraline keeps its state: one folder, made absolute once and handed to every child process."""
 
 import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +53,16 @@ class Home:
     def work(self) -> Path:
         """Working folders of unfinished stages: checkpoints live here until the stage is complete."""
         return self.root / "work"
+
+    @contextmanager
+    def scratch(self, purpose: str) -> Iterator[Path]:
+        """A new folder in `work` that does not stay behind, whatever happens inside the block."""
+        folder = self.work / f"{purpose}-{uuid.uuid4().hex[:12]}"
+        folder.mkdir(parents=True)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
     @property
     def stack_file(self) -> Path:

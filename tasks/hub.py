@@ -19,9 +19,7 @@ def commit_of(model: str, revision: str) -> str:
     from huggingface_hub import HfApi, constants, try_to_load_from_cache
     from huggingface_hub.errors import (
         GatedRepoError,
-        HfHubHTTPError,
         HFValidationError,
-        OfflineModeIsEnabled,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
@@ -55,13 +53,7 @@ def commit_of(model: str, revision: str) -> str:
             "a local folder starts with `./`, `../`, `~` or `/`."
         ) from error
     except Exception as error:
-        # The Hub client raises its HTTP library's errors, its own, and OSError.
-        if isinstance(error, OfflineModeIsEnabled):
-            reason = "the Hub is switched off (HF_HUB_OFFLINE)"
-        elif isinstance(error, HfHubHTTPError) and error.response is not None:
-            reason = f"the Hub answered with status {error.response.status_code}"
-        else:
-            reason = f"the Hub did not answer ({error.__class__.__name__})"
+        reason = why_silent(error)
         cached = try_to_load_from_cache(model, "config.json", revision=revision)
         if isinstance(cached, str):
             # The cache remembers which commit the branch pointed to when it was downloaded.
@@ -82,6 +74,17 @@ def commit_of(model: str, revision: str) -> str:
     if not sha:
         raise BaseModelError(f"The Hub names no commit for {name}. Write a commit as `revision`.")
     return sha
+
+
+def why_silent(error: Exception) -> str:
+    """Why the Hub did not answer, in words; the client raises its HTTP library's errors, its own, and OSError."""
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    if isinstance(error, OfflineModeIsEnabled):
+        return "the Hub is switched off (HF_HUB_OFFLINE)"
+    if isinstance(error, HfHubHTTPError) and error.response is not None:
+        return f"the Hub answered with status {error.response.status_code}"
+    return f"the Hub did not answer ({error.__class__.__name__})"
 
 
 def snapshot(model: str, commit: str, patterns: list[str]) -> Path:

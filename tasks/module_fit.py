@@ -1,4 +1,4 @@
-"""Whether a `peft_config` names modules and layers that the model's files have."""
+"""Whether `peft_config` and `target_slices` name modules, layers and blocks that the model's files have."""
 
 import re
 from collections.abc import Iterator
@@ -8,6 +8,7 @@ from tasks.model_files import ModelFiles
 from tasks.training import fields
 from tasks.training.defaults import OTHER_TARGETS, resolve_peft
 from tasks.training.field_coverage import unmatched_entries
+from tasks.training.fused import slices_problem
 from tasks.training.matching import adapted_modules, chosen_layers, layer_of
 from tasks.training.targets import own_names, target_problem, unmatched
 
@@ -24,15 +25,7 @@ def wrong_modules(given: Any, model: ModelFiles, name: str) -> Iterator[tuple[st
     if config is None:
         return
     linear, head = model.linear_modules()
-    # Some files hold the inner model, whose names lack the outer one's prefix.
-    inner = [module for module in linear if module != head]
-    names = [*linear, *(f"{outer}.{n}" for outer in ("model", "transformer") for n in inner)]
-    asked = config.get("target_modules")
-    if isinstance(asked, list):
-        # Embeddings are no linear modules, and may be named all the same.
-        stored = [tensor.rpartition(".")[0] for tensor in model.shapes]
-        tables = [module for module in stored if module not in linear and "norm" not in module]
-        names += [module for module in tables if len(unmatched(asked, [module])) < len(asked)]
+    names = _module_names(config, model)
     try:
         if problem := target_problem(config.get("target_modules"), names, name, head):
             yield "target_modules", " ".join(problem.split("\n"))
@@ -63,6 +56,56 @@ def wrong_modules(given: Any, model: ModelFiles, name: str) -> Iterator[tuple[st
             _no_expression(config),
             f"is no regular expression ({error}). Correct it, or write plain names.",
         )
+
+
+def wrong_slices(
+    given: Any, peft_config: Any, model: ModelFiles, name: str
+) -> Iterator[tuple[str, str]]:
+    """(module, what is wrong and the way out) for every entry of `target_slices` that the model lacks.
+
+    `given` is the recipe's `target_slices`, valid or not, and `peft_config` what stands beside it.
+    """
+    renamed = model.model_type in fields.renamed_at_loading()
+    if not isinstance(given, dict) or not model.config or model.is_composite or renamed:
+        return
+    adapted = _adapted(peft_config, model)
+    for module, blocks in given.items():
+        if not (isinstance(blocks, list) and all(isinstance(block, str) for block in blocks)):
+            # Told as the mistake in the recipe that it is.
+            continue
+        try:
+            problem = slices_problem({str(module): blocks}, model.config, adapted, name)
+        except (KeyError, TypeError, ValueError, ZeroDivisionError):
+            # A config without sizes; the worker, which has the real model, knows.
+            return
+        if problem:
+            yield str(module), problem
+
+
+def _module_names(config: dict[str, Any], model: ModelFiles) -> list[str]:
+    """Modules that `target_modules` may name, as the model calls them once it is loaded."""
+    linear, head = model.linear_modules()
+    # Some files hold the inner model, whose names lack the outer one's prefix.
+    inner = [module for module in linear if module != head]
+    names = [*linear, *(f"{outer}.{n}" for outer in ("model", "transformer") for n in inner)]
+    asked = config.get("target_modules")
+    if isinstance(asked, list):
+        # Embeddings are no linear modules, and may be named all the same.
+        stored = [tensor.rpartition(".")[0] for tensor in model.shapes]
+        tables = [module for module in stored if module not in linear and "norm" not in module]
+        names += [module for module in tables if len(unmatched(asked, [module])) < len(asked)]
+    return names
+
+
+def _adapted(peft_config: Any, model: ModelFiles) -> list[str] | None:
+    """Modules that get an adapter; None where that is not known from the files."""
+    config = _readable(peft_config)
+    if config is None or not model.shapes:
+        return None
+    try:
+        return adapted_modules(config, _module_names(config, model), model.linear_modules()[1])
+    except re.error:
+        return None
 
 
 def _readable(given: Any) -> dict[str, Any] | None:

@@ -11,8 +11,8 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from tasks.base import BaseSettings
 from tasks.dataset.settings import DatasetSettings
 from tasks.errors import RecipeError
-from tasks.evaluation.settings import EvaluationSettings
-from tasks.methods import ROWS
+from tasks.evaluation.settings import PREFERENCE_METRICS, EvaluationSettings
+from tasks.methods import COMPARED, ROWS
 from tasks.names import NAME_PATTERN
 from tasks.promotion.settings import PromotionSettings
 from tasks.registration.settings import RegistrationSettings
@@ -53,22 +53,32 @@ class Recipe(Settings):
         """What `tokenization` may say depends on the rows that `training.method` learns from."""
         kind, asked = ROWS[self.training.method], self.tokenization
         where = f"training.method is {self.training.method}"
-        if kind == "pairs" and asked.packing:
+        if kind in COMPARED and asked.packing:
             raise ValueError(f"{where}, whose pairs are never packed: delete tokenization.packing")
-        if kind == "pairs" and asked.train_on == "all":
+        if kind in COMPARED and asked.train_on == "all":
             raise ValueError(
                 f"{where}, which compares answers: delete tokenization.train_on, or train by sft"
             )
-        if kind == "pairs" and asked.long_rows == "split_turns":
+        if kind in COMPARED and asked.long_rows == "split_turns":
             raise ValueError(
                 f"{where}, and a pair has one answer to compare: tokenization.long_rows may be "
                 "error, drop or truncate_prompt"
             )
+        if kind not in COMPARED:
+            self._refuse_preference_rules(where)
         if kind == "texts" and asked.train_on != "assistant":
             raise ValueError(
                 f"{where}, which learns every token of a text: delete tokenization.train_on"
             )
         return self
+
+    def _refuse_preference_rules(self, where: str) -> None:
+        rules = [rule.metric for rule in self.evaluation.gate if rule.metric in PREFERENCE_METRICS]
+        if rules:
+            raise ValueError(
+                f"{where}, so no test row has a worse answer, and evaluation.gate asks for {rules[0]}: no "
+                "adapter could pass. Take the rule out, or train by dpo, orpo or kto"
+            )
 
     @property
     def model_name(self) -> str:

@@ -5,7 +5,7 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote, urlsplit
@@ -24,17 +24,23 @@ if TYPE_CHECKING:
 CHALLENGER = "challenger"
 CHAMPION = "champion"
 TRAIN_ROWS = "train_rows.npy"
+EARLIER_ROWS = "earlier_rows.npy"
+"""Hashes of the rows that the adapters were trained on which a training started from."""
+TRAINING = "training.json"
+"""The training's `result.json` among a version's papers."""
 DATASET_CARD = "dataset.json"
 PROMOTED_AT = "loraline.promoted_at"
 PREVIOUS = "previous"
 FINGERPRINT_TAG = "loraline.fingerprint"
 ADAPTER_TAG = "loraline.adapter_sha256"
 BASE_TAG = "loraline.base_sha256"
+METRICS_TAG = "loraline.metrics"
+"""JSON of `{"base": {...}, "challenger": {...}}` on each version: a list needs no run for it."""
 
 
 @dataclass(frozen=True)
-class Champion:
-    """The version that the alias `champion` names, with its files on this machine."""
+class VersionFiles:
+    """A registered version with its files on this machine."""
 
     name: str
     version: str
@@ -43,6 +49,8 @@ class Champion:
     adapter_sha256: str
     base_sha256: str
     """The base it belongs on; another one makes it another model."""
+    metrics: dict[str, Any] = field(default_factory=dict)
+    """What its evaluation measured of the version itself; empty where nothing is recorded."""
 
     @property
     def train_rows(self) -> Path | None:
@@ -50,13 +58,34 @@ class Champion:
         return self._paper(TRAIN_ROWS)
 
     @property
+    def earlier_rows(self) -> Path | None:
+        """The hashes of the rows that its training's start had seen; None where it started from the base."""
+        return self._paper(EARLIER_ROWS)
+
+    @property
     def dataset_card(self) -> Path | None:
         """The `card.json` of its dataset; None for a version that keeps none."""
         return self._paper(DATASET_CARD)
 
+    @property
+    def training(self) -> dict[str, Any]:
+        """What its training came to; empty for a version that keeps no record of it."""
+        path = self._paper(TRAINING)
+        return {} if path is None else dict(json.loads(path.read_text(encoding="utf-8")))
+
+    @property
+    def fixture(self) -> Path:
+        """The folder of `fixture.json` and `fixture.safetensors`."""
+        return self.folder.parent / "fixture"
+
     def _paper(self, name: str) -> Path | None:
         path = self.folder.parent / "about" / name
         return path if path.is_file() else None
+
+
+@dataclass(frozen=True)
+class Champion(VersionFiles):
+    """The version that the alias `champion` names."""
 
 
 @contextmanager
@@ -138,6 +167,37 @@ def aliased(tracker: Tracker, name: str, alias: str) -> "ModelVersion | None":
         return tracker.client.get_model_version(name, str(aliases[alias]))
 
 
+def version_at(tracker: Tracker, uri: str) -> "ModelVersion":
+    """The version behind `models:/NAME/VERSION` or `models:/NAME@ALIAS`.
+
+    Raises: UserError when there is none.
+    """
+    from mlflow.exceptions import MlflowException
+
+    name, _, alias = uri.removeprefix("models:/").partition("@")
+    name, _, number = name.partition("/")
+    with tracker.explained(f"read {uri}"):
+        try:
+            if alias:
+                return tracker.client.get_model_version_by_alias(name, alias)
+            return tracker.client.get_model_version(name, number)
+        except MlflowException as error:
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise
+            raise UserError(
+                f"{uri} is not in the registry. `loraline versions {name}` lists what there is."
+            ) from error
+
+
+def version_files(tracker: Tracker, version: "ModelVersion", home: Home) -> VersionFiles:
+    """A version's files, in place when they are on this machine, else downloaded and kept.
+
+    Raises: StageFailed when they are missing, damaged or not loraline's.
+    """
+    what = f"Version {version.version} of {version.name!r} is asked for"
+    return _files(tracker, version, home, what, "Restore its artifacts, or name another version.")
+
+
 def current_champion(tracker: Tracker, name: str, home: Home) -> Champion | None:
     """The champion with its adapter on this machine, or None while the name has none.
 
@@ -147,13 +207,19 @@ def current_champion(tracker: Tracker, name: str, home: Home) -> Champion | None
     version = aliased(tracker, name, CHAMPION)
     if version is None:
         return None
-    number, tags = str(version.version), version.tags
-    what = f"Version {number} of {name!r} is the champion"
     ways_out = (
         "Restore its artifacts, or move the alias to a version that loads "
         f"(`mlflow` UI, or MlflowClient().set_registered_model_alias({name!r}, 'champion', VERSION)), "
         "or delete the alias; then run again."
     )
+    what = f"Version {version.version} of {name!r} is the champion"
+    return Champion(**vars(_files(tracker, version, home, what, ways_out)))
+
+
+def _files(
+    tracker: Tracker, version: "ModelVersion", home: Home, what: str, ways_out: str
+) -> VersionFiles:
+    name, number, tags = str(version.name), str(version.version), version.tags
     if ADAPTER_TAG not in tags or BASE_TAG not in tags:
         raise StageFailed(f"{what}, but it was not registered by loraline. {ways_out}")
     cached = home.cache / "champions" / tags[ADAPTER_TAG]
@@ -176,12 +242,13 @@ def current_champion(tracker: Tracker, name: str, home: Home) -> Champion | None
         raise StageFailed(
             f"{what}, but its adapter in {folder / 'artifacts' / 'adapter'} is missing or damaged. {ways_out}"
         )
-    return Champion(
+    return VersionFiles(
         name=name,
         version=number,
         folder=folder / "artifacts" / "adapter",
         adapter_sha256=tags[ADAPTER_TAG],
         base_sha256=tags[BASE_TAG],
+        metrics=dict((json.loads(tags.get(METRICS_TAG) or "{}") or {}).get("challenger") or {}),
     )
 
 

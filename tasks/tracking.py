@@ -69,6 +69,16 @@ def refuse_unreachable(home: Home) -> None:
     )
 
 
+def reachable_tracker(home: Home) -> "Tracker":
+    """The tracker of a home that is ready to be written to, its server asked once.
+
+    Raises: UserError and StageFailed, as `Home.prepare` and `refuse_unreachable` do.
+    """
+    home.prepare()
+    refuse_unreachable(home)
+    return Tracker(home)
+
+
 class Tracker:
     """Writes one MLflow run per pipeline run, by explicit run id and never through an active run.
 

@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     from flows.streams import own_standard_output
     from tasks.errors import UserError
     from tasks.registration.prediction import Row, answer_rows, model_uri, read_rows, write_rows
-    from tasks.tracking import Tracker, refuse_unreachable
+    from tasks.tracking import reachable_tracker
 
     if (args.input is None) != (args.output is None):
         raise UserError(
@@ -57,15 +57,13 @@ def run(args: argparse.Namespace) -> int:
     else:
         raise UserError("--prompt is empty.")
     with own_standard_output() as out:
-        state = home()
-        state.prepare()
-        refuse_unreachable(state)
+        tracker = reachable_tracker(home())
         answers = answer_rows(
             rows,
-            tracker=Tracker(state),
+            tracker=tracker,
             uri=uri,
             base=args.base.absolute() if args.base else None,
-            home=state,
+            home=tracker.home,
             max_tokens=args.max_tokens,
             on_event=_show_progress if len(rows) > 1 else None,
         )

@@ -35,16 +35,17 @@ def run(args: argparse.Namespace) -> int:
     from tasks.home import home
     from tasks.registration.making import read_making
     from tasks.registration.prediction import model_uri
-    from tasks.tracking import Tracker, refuse_unreachable
+    from tasks.tracking import reachable_tracker
 
     uri = model_uri(args.model)
     with own_standard_output() as out:
-        state = home()
-        state.prepare()
-        refuse_unreachable(state)
-        making = read_making(Tracker(state), uri, state)
+        tracker = reachable_tracker(home())
+        making = read_making(tracker, uri, tracker.home)
         made = reproduce(
-            making, state, recipe=args.recipe, on_note=lambda text: print(text, file=sys.stderr)
+            making,
+            tracker.home,
+            recipe=args.recipe,
+            on_note=lambda text: print(text, file=sys.stderr),
         )
         if args.json:
             out.write(json.dumps(asdict(made) | {"equal": made.equal}) + "\n")

@@ -29,15 +29,13 @@ def run(args: argparse.Namespace) -> int:
     from flows.streams import own_standard_output
     from tasks.registration.checking import check_version
     from tasks.registration.prediction import model_uri
-    from tasks.tracking import Tracker, refuse_unreachable
+    from tasks.tracking import reachable_tracker
 
     uri = model_uri(args.model)
     with own_standard_output() as out:
-        state = home()
-        state.prepare()
-        refuse_unreachable(state)
+        tracker = reachable_tracker(home())
         base = args.base.absolute() if args.base else None
-        checks = check_version(Tracker(state), uri, base=base, home=state)
+        checks = check_version(tracker, uri, base=base, home=tracker.home)
         if args.json:
             found = {"model": uri, "checks": [asdict(check) for check in checks]}
             out.write(json.dumps(found) + "\n")

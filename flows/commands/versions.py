@@ -17,13 +17,10 @@ def run(args: argparse.Namespace) -> int:
     """Print a table, or one JSON object. Raises UserError when there is no model of that name."""
     from flows.streams import own_standard_output
     from tasks.registration.listing import list_versions
-    from tasks.tracking import Tracker, refuse_unreachable
+    from tasks.tracking import reachable_tracker
 
     with own_standard_output() as answer:
-        state = home()
-        state.prepare()
-        refuse_unreachable(state)
-        entries = list_versions(Tracker(state), args.name)
+        entries = list_versions(reachable_tracker(home()), args.name)
         if args.json:
             answer.write(json.dumps({"versions": [e.model_dump() for e in entries]}) + "\n")
             return 0

@@ -3,8 +3,6 @@
 import json
 import shutil
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -93,7 +91,7 @@ def _convert(
             "sidecar file); loralib does not store it."
         )
     base, name, commit = _base_config(sidecar.base)
-    with _working_folder(home) as working:
+    with home.scratch("conversion") as working:
         job = ConversionJob(
             to=to,
             source=source.absolute(),
@@ -179,13 +177,3 @@ def _publish(draft: Path, output: Path) -> None:
             shutil.rmtree(near, ignore_errors=True)
         else:
             near.unlink(missing_ok=True)
-
-
-@contextmanager
-def _working_folder(home: Home) -> Iterator[Path]:
-    folder = home.work / f"conversion-{uuid.uuid4().hex[:12]}"
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

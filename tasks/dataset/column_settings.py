@@ -10,6 +10,7 @@ ChatFormat = Literal[
     "messages",
     "conversations",
     "prompt/completion",
+    "prompt/completion/label",
     "instruction/output",
     "instruction/instances",
     "prompt/chosen/rejected",
@@ -33,12 +34,16 @@ class ColumnsSettings(Settings):
     """The system prompt; a text without a template is the same in every row. Default: none."""
     rejected: str | None = None
     """The worse answer of a preference pair; kept for preference training."""
+    desirable: str | None = None
+    """Whether the answer is good: a template that gives `true` or `false`, for example
+    `{{ stars > 3 }}`. KTO learns to give good answers and to avoid bad ones; `sft` leaves bad ones out."""
     text: str | None = None
     """A text that is learned whole, without roles and chat template; instead of `user` and `assistant`."""
 
     @model_validator(mode="after")
     def _turns_or_text(self) -> "ColumnsSettings":
-        turns = {name: getattr(self, name) for name in ("user", "assistant", "system", "rejected")}
+        names = ("user", "assistant", "system", "rejected", "desirable")
+        turns = {name: getattr(self, name) for name in names}
         given = [name for name, text in turns.items() if text is not None]
         if self.text is not None and given:
             raise ValueError(f"`text` stands alone; take {', '.join(given)} out, or `text`")
@@ -47,11 +52,15 @@ class ColumnsSettings(Settings):
                 f"{' and '.join(sorted(missing))} missing: a conversation needs `user` and "
                 "`assistant`; a text that is nobody's answer is `text`"
             )
+        if self.rejected is not None and self.desirable is not None:
+            raise ValueError(
+                "`rejected` compares two answers and `desirable` judges one; keep one of them"
+            )
         return self
 
     @model_validator(mode="after")
     def _templates(self) -> "ColumnsSettings":
-        for name in ("user", "assistant", "rejected", "text"):
+        for name in ("user", "assistant", "rejected", "desirable", "text"):
             text = getattr(self, name)
             # One word is a column's name that lacks its braces; trained as it stands it would be noise.
             if text is not None and "{{" not in text and (name != "user" or text.isidentifier()):

@@ -28,6 +28,8 @@ class Row:
     """JSON schemas of the functions that the assistant may call, as the chat template wants them."""
     rejected: tuple[Message, ...] = ()
     """The worse ending of a preference pair, instead of the last answer; kept for preference training."""
+    desirable: bool | None = None
+    """Whether the last answer was judged good, where the data has a verdict on each answer by itself."""
     time: str | None = None
     """When the row was made, ISO 8601 in UTC; for a split by time."""
     slice: str | None = None
@@ -38,11 +40,13 @@ class Row:
     @cached_property
     def id(self) -> str:
         """16 hexadecimal digits that depend on what the row teaches: its messages or its text, and
-        where there are any its tools and its rejected ending.
+        where there are any its tools, its rejected ending and the verdict on its answer.
         """
         said = self.messages if self.text is None else self.text
         beside = {"tools": self.tools, "rejected": self.rejected}
-        told = {name: value for name, value in beside.items() if value}
+        told: dict[str, Any] = {name: value for name, value in beside.items() if value}
+        if self.desirable is not None:
+            told["desirable"] = self.desirable
         return short_hash(_json([said, told] if told else said))
 
     @property

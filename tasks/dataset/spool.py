@@ -140,6 +140,8 @@ def as_line(row: Row) -> bytes:
     for name in ("tools", "rejected", "time", "slice", "text"):
         if value := getattr(row, name):
             line[name] = value
+    if row.desirable is not None:
+        line["desirable"] = row.desirable
     return orjson.dumps(line)
 
 
@@ -153,6 +155,7 @@ def from_line(line: bytes) -> Row:
         label=value["label"],
         tools=tuple(value.get("tools", ())),
         rejected=tuple(value.get("rejected", ())),
+        desirable=value.get("desirable"),
         time=value.get("time"),
         slice=value.get("slice"),
         text=value.get("text"),

@@ -122,6 +122,8 @@ def _row(row: Row) -> list[str]:
     if row.text is not None:
         return [*told, code_block(row.text, SHOWN_CHARACTERS)]
     said = [(str(message["role"]), message) for message in row.messages]
+    if row.desirable is not None:
+        said[-1] = (f"{said[-1][0]}, {'good' if row.desirable else 'bad'}", said[-1][1])
     said += [(f"{message['role']}, rejected", message) for message in row.rejected]
     for role, message in said:
         text = str(message.get("content") or message.get("tool_calls") or "")

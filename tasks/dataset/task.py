@@ -8,9 +8,11 @@ from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
 from tasks.artifacts import Dataset
+from tasks.dataset.cleaning_settings import CleaningSettings
 from tasks.dataset.settings import DatasetSettings
 from tasks.seen import seen_by_champion
 from tasks.stage_report import ended, show, started
+from tasks.start import Start
 from tasks.store import Store
 
 
@@ -44,6 +46,34 @@ def prepare_dataset(
     return dataset
 
 
+@task(name="replay rows", persist_result=False, cache_policy=NO_CACHE)
+def replay_rows(
+    store: Store,
+    cleaning: CleaningSettings,
+    *,
+    dataset: Dataset,
+    start: Start,
+    share: float,
+    force: bool = False,
+) -> Dataset:
+    """The dataset with rows of the version that training starts from among its training rows.
+
+    Raises: UserError when this store does not have that version's rows.
+    """
+    from tasks.dataset.replay import add_replayed_rows
+
+    replayed = add_replayed_rows(
+        store, cleaning, dataset=dataset, start=start, share=share, force=force
+    )
+    ended(
+        "dataset",
+        replayed,
+        f"{replayed.rows['train'] - dataset.rows['train']} rows of {start.uri} are replayed",
+        description="Rows, where they come from, and what was left out",
+    )
+    return replayed
+
+
 @task(name="compare with the champion's data", persist_result=False, cache_policy=NO_CACHE)
 def compare_with_champion(
     dataset: Dataset,
@@ -52,10 +82,12 @@ def compare_with_champion(
     champion: str,
     card: Path,
     rows: Path,
+    earlier: Path | None = None,
 ) -> dict[str, Any]:
     """`drift.drift` of today's rows and the champion's, shown in Prefect; warns above the threshold.
 
-    `card` and `rows` are the `card.json` and `train_rows.npy` that the champion's version keeps.
+    `card` and `rows` are the `card.json` and `train_rows.npy` that the champion's version keeps,
+    `earlier` the rows that it had seen before, where its training started from another version.
 
     Raises: DataError when test rows of today were training rows of the champion, unless the recipe
     says to drop them: before a GPU is touched.
@@ -65,7 +97,8 @@ def compare_with_champion(
     from tasks.dataset.drift import ASPECTS, drift, drift_summary
 
     test_ids = np.load(dataset.path / "test_rows.npy", allow_pickle=False)
-    seen_by_champion(test_ids, rows, settings.split.seen_by_champion)
+    for seen in filter(None, (rows, earlier)):
+        seen_by_champion(test_ids, seen, settings.split.seen_by_champion)
     found = drift(
         json.loads((dataset.path / "card.json").read_text(encoding="utf-8")),
         json.loads(card.read_text(encoding="utf-8")),

@@ -19,7 +19,7 @@ from tasks.dataset.settings import DatasetSettings
 from tasks.dataset.summary import summary
 from tasks.store import Store, fingerprint
 
-OUTPUT_VERSION = 3
+OUTPUT_VERSION = 4
 """Raise it when the same sources and settings give other bytes; a golden test watches."""
 
 _log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ def prepare_dataset(
     left out.
 
     A line is `{"id", "group", "messages": [{"role", "content"}, ...], "source", "label"}`, with
-    `tools`, `rejected`, `time` and `slice` where the row has them.
+    `tools`, `rejected`, `desirable`, `time` and `slice` where the row has them.
 
     Raises: DataError with every bad row, or when one side of the split is empty.
     """

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tasks.evaluation.settings import LOWER_IS_BETTER, GateRule
+from tasks.evaluation.settings import LOWER_IS_BETTER, PREFERENCE_METRICS, GateRule
 
 Metrics = Mapping[str, float]
 Intervals = Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]
@@ -50,7 +50,10 @@ def _judge_rule(
     challenger = metrics["challenger"]
     value = None if challenger is None else challenger.get(rule.metric)
     if value is None or not math.isfinite(value):
-        verdict |= {"passed": False, "why": f"the adapter's {rule.metric} is missing or no number"}
+        why = f"the adapter's {rule.metric} is missing or no number"
+        if rule.metric in PREFERENCE_METRICS:
+            why += "; it is measured where test rows are pairs of answers"
+        verdict |= {"passed": False, "why": why}
         return verdict
     verdict["value"] = value
     return verdict | (

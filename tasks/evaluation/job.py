@@ -43,6 +43,8 @@ class AnswerResult(BaseModel):
     batch_size: int
     max_new_tokens: int
     stop_tokens: list[int]
+    bad_answers: int = 0
+    """Rows whose answer was judged bad: nothing to be measured by, so they are left out."""
     shortened_rows: int
     """Rows whose prompt leaves less room in the model's context than `max_new_tokens`."""
     seconds: dict[str, float]
@@ -91,6 +93,8 @@ class ScoreResult(BaseModel):
     """Every number of the evaluation. A value that is not finite is left out and named."""
 
     rows: int
+    pairs: int = 0
+    """Rows with a worse answer too, on which preference accuracy is measured."""
     metrics: dict[str, dict[str, float]]
     differences: dict[str, dict[str, Interval]]
     intervals: dict[str, dict[str, dict[str, tuple[float, float]]]]

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tasks.evaluation.samples import Sample
-from tasks.evaluation.settings import LOWER_IS_BETTER, METRICS, NO_DIRECTION
+from tasks.evaluation.settings import LOWER_IS_BETTER, METRICS, NO_DIRECTION, PREFERENCE_METRICS
 from tasks.markdown import cell, code_block, table
 
 NAMES = {"base": "base", "champion": "champion", "challenger": "adapter"}
@@ -52,6 +52,17 @@ def _how(facts: Mapping[str, Any]) -> str:
         f"Intervals are paired bootstrap intervals at 95 % from {facts['bootstrap_samples']} "
         "resamples of the rows. “Better” and “worse” mean that the interval excludes zero.",
     ]
+    if facts["pairs"]:
+        lines.append(
+            f"Preference accuracy is the share of the {facts['pairs']} pairs among the rows whose better "
+            "answer is the more likely one to the model: as a whole, and by its mean over tokens, which "
+            "does not favour short answers."
+        )
+    if answers["bad_answers"]:
+        lines.append(
+            f"{answers['bad_answers']} more test rows hold answers that were judged bad; nothing is "
+            "measured by them."
+        )
     for model, ends in answers.get("ended_with", {}).items():
         told = [f"{count} with `{token}`" for token, count in ends.items()]
         told.append(f"{facts['rows'] - sum(ends.values())} at the limit")
@@ -116,6 +127,8 @@ def _metric_table(facts: Mapping[str, Any]) -> str:
     head += [f"adapter − {NAMES[model]} (95 % interval)" for model in others]
     lines = []
     for name in METRICS:
+        if name in PREFERENCE_METRICS and not facts["pairs"]:
+            continue
         line = [name + (" (lower is better)" if name in LOWER_IS_BETTER else "")]
         line += [_number(facts["metrics"][model].get(name)) for model in models]
         line += [_difference(name, facts["differences"][model].get(name)) for model in others]

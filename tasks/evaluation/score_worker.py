@@ -22,20 +22,23 @@ from tasks.worker import main, write_result
 METRICS = Path(__file__).resolve().parent / "metrics"
 TEXT_MODULES = ("exact_match", "rouge", "bleu", "chrf")
 MODULES = ("loss", *TEXT_MODULES, "stop_rate", "mean_length")
+PAIR_MODULES = ("preference",)
+"""Computed where rows are pairs of answers."""
 
 
 def score(job: ScoreJob) -> None:
     """Read the predictions, write each row's scores and, last, every number."""
-    modules = load_modules()
     table = pq.read_table(job.predictions)
     columns: dict[str, list[Any]] = table.to_pydict()
+    pairs = sum(tokens is not None for tokens in columns.get("rejected_tokens", ()))
+    names = (*MODULES, *(PAIR_MODULES if pairs else ()))
+    modules = load_modules(names)
     values: dict[str, dict[str, float]] = {}
     rows: dict[str, list[Any]] = {"id": columns["id"]}
     statistics: dict[str, Statistics] = {}
     for model in job.models:
         found = [
-            _compute(modules[name], table.num_rows, _inputs(name, model, columns))
-            for name in MODULES
+            _compute(modules[name], table.num_rows, _inputs(name, model, columns)) for name in names
         ]
         values[model], statistics[model] = _merge(found)
         for one in found:
@@ -56,6 +59,7 @@ def score(job: ScoreJob) -> None:
     confidences = sorted({CONFIDENCE, *job.confidences})
     result = ScoreResult(
         rows=table.num_rows,
+        pairs=pairs,
         metrics={model: _finite(values[model]) for model in job.models},
         differences={model: comparisons.against("challenger", model) for model in others},
         intervals={
@@ -79,7 +83,7 @@ def score(job: ScoreJob) -> None:
         bootstrap_samples=job.bootstrap_samples,
         bootstrap_seed=SEED,
         metric_modules={
-            name: hashlib.sha256(_source(name).read_bytes()).hexdigest() for name in MODULES
+            name: hashlib.sha256(_source(name).read_bytes()).hexdigest() for name in names
         },
         versions={name: version(name) for name in ("evaluate", "rouge-score", "sacrebleu")},
     )
@@ -87,7 +91,7 @@ def score(job: ScoreJob) -> None:
     write_result(job.result, result)
 
 
-def load_modules() -> dict[str, Any]:
+def load_modules(names: Sequence[str] = (*MODULES, *PAIR_MODULES)) -> dict[str, Any]:
     """The metric modules, loaded by path: nothing is asked of the network."""
     # evaluate imports transformers, and with it torch, for its pipelines, which are not used here.
     # It does without when that import fails, in half the time. Only where nobody has imported it.
@@ -106,7 +110,7 @@ def load_modules() -> dict[str, Any]:
             keep_in_memory=True,
             experiment_id=uuid.uuid4().hex,
         )
-        for name in MODULES
+        for name in names
     }
 
 
@@ -118,6 +122,13 @@ def _inputs(module: str, model: str, columns: Mapping[str, list[Any]]) -> dict[s
             "nll": columns[f"{model}_nll"],
             "correct": columns[f"{model}_correct"],
             "trained_tokens": columns["trained_tokens"],
+        }
+    if module == "preference":
+        return {
+            "nll": columns[f"{model}_nll"],
+            "trained_tokens": columns["trained_tokens"],
+            "rejected_nll": columns[f"{model}_rejected_nll"],
+            "rejected_tokens": columns["rejected_tokens"],
         }
     name = {"stop_rate": "stopped", "mean_length": "tokens"}[module]
     return {name: columns[f"{model}_{name}"]}

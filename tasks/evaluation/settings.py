@@ -20,9 +20,13 @@ Metric = Literal[
     "chrf",
     "stop_rate",
     "mean_length",
+    "preference_accuracy",
+    "preference_accuracy_per_token",
 ]
 METRICS: tuple[Metric, ...] = get_args(Metric)
 LOWER_IS_BETTER = frozenset({"loss", "perplexity"})
+PREFERENCE_METRICS: tuple[Metric, ...] = ("preference_accuracy", "preference_accuracy_per_token")
+"""Measured where test rows are pairs of answers, as `dpo`, `orpo` and `kto` learn from them."""
 NO_DIRECTION = frozenset({"mean_length"})
 """Neither more nor less of it is better, so that no gain can be asked of it."""
 

@@ -22,7 +22,7 @@ from tasks.home import Home
 from tasks.seen import SeenPolicy
 from tasks.store import Store, fingerprint
 
-OUTPUT_VERSION = 2
+OUTPUT_VERSION = 3
 """Raise it when the same adapter and rows give another output; a golden test watches."""
 
 OnEvent = Callable[[dict[str, Any]], None]

@@ -6,6 +6,7 @@ from importlib.metadata import version
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from tokenizers import Tokenizer
@@ -15,7 +16,10 @@ from tasks.errors import UserError
 from tasks.evaluation.answering import NO_LOSS, generate, measure
 from tasks.evaluation.job import AnswerJob, AnswerResult
 from tasks.evaluation.models import arithmetic, load_base, room, wearing
+from tasks.evaluation.rejected import Rejected
 from tasks.worker import emit, main, write_result
+
+DESIRABLE = "desirable"
 
 
 def answer(job: AnswerJob) -> None:
@@ -24,13 +28,22 @@ def answer(job: AnswerJob) -> None:
     Columns: `id`, `prompt`, `reference`, `label`, `trained_tokens`; then for each model
     `<model>_answer` (text without special tokens, stripped), `<model>_stopped`, `<model>_tokens`
     (generated, the stop token not counted), `<model>_nll` (nats summed over the trained tokens of
-    the reference), `<model>_correct` (of these, how many were the model's first choice).
+    the reference), `<model>_correct` (of these, how many were the model's first choice). Where rows
+    are pairs also `rejected_tokens` and `<model>_rejected_nll`, the same of the worse answer; null in
+    rows that are none. Rows whose answer was judged bad are left out.
     """
     torch.set_num_threads(available_cores())
     device, dtype, why = arithmetic(job)
     emit("note", stage="evaluation", message=f"Using {dtype} on {device}: {why}")
-    table = pq.read_table(job.rows).to_pydict()
+    read = pq.read_table(job.rows)
+    good = read if DESIRABLE not in read.column_names else read.filter(_no_bad_answer(read))
+    table = good.to_pydict()
     count = len(table["id"])
+    if not count:
+        raise UserError(
+            f"None of the {read.num_rows:,} test rows holds a good answer to measure by. Add good answers, "
+            "or give the recipe a dataset.holdout with some."
+        )
     prompts = [
         ids[:length] for ids, length in zip(table["input_ids"], table["prompt_length"], strict=True)
     ]
@@ -41,6 +54,9 @@ def answer(job: AnswerJob) -> None:
     columns["trained_tokens"] = [
         sum(label != NO_LOSS for label in labels[1:]) for labels in table["labels"]
     ]
+    rejected = Rejected.of(table)
+    if rejected is not None:
+        columns["rejected_tokens"] = rejected.tokens
     seconds: dict[str, float] = {}
     generated: dict[str, int] = {}
     ended_with: dict[str, dict[str, int]] = {}
@@ -50,6 +66,9 @@ def answer(job: AnswerJob) -> None:
             nll, correct = measure(
                 model, table["input_ids"], table["labels"], job.batch_size, job.stop_tokens[0], name
             )
+            if rejected is not None:
+                worse = rejected.measure(model, job.batch_size, job.stop_tokens[0], name)
+                columns[f"{name}_rejected_nll"] = worse
             answers = generate(model, prompts, rooms, job.batch_size, job.stop_tokens, name)
         texts = tokenizer.decode_batch([ids for ids, _ in answers], skip_special_tokens=True)
         columns |= {
@@ -76,6 +95,7 @@ def answer(job: AnswerJob) -> None:
         batch_size=job.batch_size,
         max_new_tokens=job.max_new_tokens,
         stop_tokens=job.stop_tokens,
+        bad_answers=read.num_rows - count,
         shortened_rows=sum(room < job.max_new_tokens for room in rooms),
         seconds=seconds,
         generated_tokens=generated,
@@ -83,6 +103,11 @@ def answer(job: AnswerJob) -> None:
         versions={name: version(name) for name in ("torch", "transformers", "peft")},
     )
     write_result(job.result, result)
+
+
+def _no_bad_answer(table: pa.Table) -> Any:
+    """Whether each row's answer is one to be measured by: a good one, or the better one of a pair."""
+    return pc.fill_null(table[DESIRABLE], True)
 
 
 def _answer_or_explain(job: AnswerJob) -> None:

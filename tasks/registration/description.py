@@ -17,6 +17,10 @@ def description(made: Provenance, *, name: str, purpose: str | None) -> str:
         purpose or f"LoRA adapter `{name}`.",
         f"It belongs on `{base.shown}`{commit} (sha256 `{base.weights_sha256[:12]}`), which is not part "
         f"of this version, and has {adapter.trainable_parameters:,} parameters of its own.",
+        *(
+            [f"Its training went on with the adapter of {made.started_from}."]
+            * bool(made.started_from)
+        ),
         f"Trained on {tokens.rows['train']:,} conversations ({tokens.trained_tokens['train']:,} tokens with "
         f"loss), evaluated on {tokens.rows['test']:,} others; dataset digest `{made.dataset.digest[:12]}`.",
         metrics_table(made.report),

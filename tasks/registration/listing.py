@@ -5,10 +5,8 @@ import json
 from pydantic import BaseModel
 
 from tasks.errors import UserError
+from tasks.registry import METRICS_TAG
 from tasks.tracking import Tracker, filter_text
-
-METRICS_TAG = "loraline.metrics"
-"""JSON of `{"base": {...}, "challenger": {...}}` on each version: a list needs no run for it."""
 
 
 class Listed(BaseModel):

@@ -11,11 +11,9 @@ from tasks.errors import StageFailed
 from tasks.home import Home
 from tasks.registration.checking import model_id_of_uri
 from tasks.registration.prediction import check_registered
-from tasks.registry import ADAPTER_TAG, model_files
+from tasks.registry import ADAPTER_TAG, TRAINING, model_files
 from tasks.tracking import Tracker
 
-TRAINING = "training.json"
-"""The training's `result.json` among a version's papers."""
 _DATASET_TAG = "loraline.dataset_digest"
 _RECIPE_TAG = "loraline.recipe_digest"
 

@@ -12,7 +12,7 @@ from tasks.errors import DataError, UserError
 from tasks.home import Home
 from tasks.registration.job import Answer, PredictJob, Request
 from tasks.registration.listing import list_versions
-from tasks.registration.process import run_worker, worker_folder
+from tasks.registration.process import run_worker
 from tasks.tracking import Tracker
 
 SHOWN_MISTAKES = 20
@@ -112,7 +112,7 @@ def answer_rows(
     """
     check_registered(tracker, uri)
     # The rows may be confidential: they do not stay behind, whatever happens.
-    with worker_folder(home, "predict") as folder:
+    with home.scratch("predict") as folder:
         job = PredictJob(
             model_uri=uri,
             base=base,

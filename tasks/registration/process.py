@@ -1,9 +1,6 @@
 """Run this slice's workers: which registry is theirs, nothing secret on disk, failures in words."""
 
-import shutil
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,14 +52,3 @@ def run_worker(
         if failures:
             raise StageFailed(f"{failures[-1]} Log: {log}") from error
         raise
-
-
-@contextmanager
-def worker_folder(home: Home, stage: str) -> Iterator[Path]:
-    """A working folder that does not stay behind, whatever happens inside the block."""
-    folder = home.work / f"{stage}-{uuid.uuid4().hex[:12]}"
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

@@ -23,3 +23,5 @@ class Provenance:
     run_id: str
     """The MLflow run of the pipeline run."""
     prefect_flow_run_id: str | None
+    started_from: str | None = None
+    """`models:/NAME/VERSION` whose adapter the training went on with; None: from the base."""

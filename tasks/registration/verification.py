@@ -6,7 +6,7 @@ from tasks import launch
 from tasks.errors import StageFailed
 from tasks.home import Home
 from tasks.registration.job import Verification, VerifyJob
-from tasks.registration.process import run_worker, worker_folder
+from tasks.registration.process import run_worker
 from tasks.tracking import Tracker
 
 
@@ -20,7 +20,7 @@ def verify_version(
     """
     name = model_uri.removeprefix("models:/").replace("/", "-")
     log = home.logs / f"verify-{name}.log"
-    with worker_folder(home, "verify") as folder:
+    with home.scratch("verify") as folder:
         job = VerifyJob(
             model_uri=model_uri, base=base, fixture=fixture, result=folder / "result.json"
         )

@@ -2,11 +2,8 @@
 
 import json
 import logging
-import shutil
 import subprocess
-import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,11 +11,8 @@ from urllib.parse import urlsplit
 
 from tasks.artifacts import Version
 from tasks.base import lock_path
-from tasks.home import Home
 from tasks.registration.description import description, summary
 from tasks.registration.job import Verification
-from tasks.registration.listing import METRICS_TAG
-from tasks.registration.making import TRAINING
 from tasks.registration.package import Contents, gather, model_config, recorded_path, write_model
 from tasks.registration.provenance import Provenance
 from tasks.registration.settings import RegistrationSettings
@@ -30,9 +24,12 @@ from tasks.registry import (
     CHALLENGER,
     CHAMPION,
     DATASET_CARD,
+    EARLIER_ROWS,
     FINGERPRINT_TAG,
+    METRICS_TAG,
     PROMOTED_AT,
     TRAIN_ROWS,
+    TRAINING,
     locked,
     version_of,
 )
@@ -134,7 +131,7 @@ def register_adapter(
     home = tracker.home
     text = description(made, name=name, purpose=settings.description)
     verification: Verification | None = None
-    with _scratch(home) as scratch, locked(home, name):
+    with home.scratch("registration") as scratch, locked(home, name):
         contents = gather(
             scratch / "contents",
             adapter=made.adapter.folder,
@@ -300,6 +297,7 @@ def _tags(made: Provenance, contents: Contents) -> dict[str, str]:
         **_optional("loraline.base_commit", base.commit),
         "loraline.dataset_digest": made.dataset.digest,
         "loraline.recipe_digest": made.recipe_digest,
+        **_optional("loraline.started_from", made.started_from),
         METRICS_TAG: json.dumps(
             {model: metrics.get(model) for model in ("base", "champion", "challenger")}
         ),
@@ -320,19 +318,10 @@ def _about(made: Provenance) -> Mapping[str, Path | str]:
         ("recipe.lock", lock_path(made.recipe_path)),
         (DATASET_CARD, made.dataset.path / "card.json"),
         (TRAIN_ROWS, made.dataset.path / TRAIN_ROWS),
+        (EARLIER_ROWS, made.adapter.path / EARLIER_ROWS),
         ("report.md", made.report.document),
         (TRAINING, made.adapter.path / "result.json"),
     ):
         if path.is_file():
             papers[name] = path
     return papers
-
-
-@contextmanager
-def _scratch(home: Home) -> Iterator[Path]:
-    folder = home.work / f"registration-{uuid.uuid4().hex[:12]}"
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

@@ -17,6 +17,7 @@ from tasks.tokenization.chat import Chat
 from tasks.tokenization.drops import Drops
 from tasks.tokenization.encoder import Encoder, EncoderName
 from tasks.tokenization.fidelity import Fidelity
+from tasks.tokenization.judged import JudgedTokenizer
 from tasks.tokenization.pairs import PairTokenizer
 from tasks.tokenization.rows import RowTokenizer, TokenRow
 from tasks.tokenization.settings import TokenizationSettings
@@ -37,19 +38,29 @@ SCHEMA = pa.schema(
 )
 
 REJECTED = pa.field("rejected_ids", pa.list_(pa.int32()), nullable=False)
+DESIRABLE = pa.field("desirable", pa.bool_())
 
 Answer = tuple[pa.RecordBatch, Tally]
 """Rows of `schema_of`, and their counts."""
 
-TOKENIZERS: dict[RowKind, type[RowTokenizer] | type[TextTokenizer] | type[PairTokenizer]] = {
+TOKENIZERS: dict[
+    RowKind,
+    type[RowTokenizer] | type[TextTokenizer] | type[PairTokenizer] | type[JudgedTokenizer],
+] = {
     "conversations": RowTokenizer,
     "texts": TextTokenizer,
     "pairs": PairTokenizer,
+    "judged": JudgedTokenizer,
 }
 
 
 def schema_of(kind: RowKind) -> pa.Schema:
-    """The columns of token rows; pairs have `rejected_ids`, the worse answer behind the same prompt."""
+    """The columns of token rows; pairs have `rejected_ids`, the worse answer behind the same prompt.
+
+    Judged rows have both `rejected_ids` (null but of pairs) and `desirable` (null of pairs).
+    """
+    if kind == "judged":
+        return SCHEMA.append(REJECTED.with_nullable(True)).append(DESIRABLE)
     return SCHEMA.append(REJECTED) if kind == "pairs" else SCHEMA
 
 
@@ -151,4 +162,7 @@ def _table(rows: Sequence[TokenRow | TextRow], schema: pa.Schema) -> pa.RecordBa
     if REJECTED.name in schema.names:
         worse = [row.rejected for row in rows if isinstance(row, TokenRow)]
         columns.append(pa.array(worse, REJECTED.type))
+    if DESIRABLE.name in schema.names:
+        verdicts = [row.desirable for row in rows if isinstance(row, TokenRow)]
+        columns.append(pa.array(verdicts, DESIRABLE.type))
     return pa.RecordBatch.from_arrays(columns, schema=schema)

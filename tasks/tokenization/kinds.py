@@ -13,6 +13,8 @@ _WAYS_OUT: dict[RowKind, str] = {
     "texts": "or give the source a column `text` (`chat_format: text`)",
     "pairs": "or give the source a better and a worse answer to each prompt (`prompt`, `chosen`, "
     "`rejected`)",
+    "judged": "or give each answer of the source a verdict (`prompt`, `completion`, `label`: true or "
+    "false), or a better and a worse answer to each prompt (`prompt`, `chosen`, `rejected`)",
 }
 
 
@@ -20,13 +22,21 @@ def kind_of(row: dict[str, Any]) -> RowKind:
     """What a line of the dataset is."""
     if row.get("text") is not None:
         return "texts"
+    if row.get("desirable") is not None:
+        return "judged"
     return "pairs" if row.get("rejected") else "conversations"
 
 
 def fits(row: dict[str, Any], wanted: RowKind) -> bool:
-    """Whether the row can be learned from. Of a pair the better answer alone can be."""
+    """Whether the row can be learned from. Of a pair the better answer alone can be, and of judged
+    answers a good one; a pair is two judged answers.
+    """
     kind = kind_of(row)
-    return kind == wanted or (wanted == "conversations" and kind == "pairs")
+    return (
+        kind == wanted
+        or (wanted == "conversations" and kind in ("pairs", "judged"))
+        or (wanted == "judged" and kind == "pairs")
+    )
 
 
 def misfit(row: dict[str, Any]) -> str:
@@ -34,6 +44,7 @@ def misfit(row: dict[str, Any]) -> str:
     return {
         "texts": "a text without roles",
         "pairs": "a pair of answers",
+        "judged": "one answer with a verdict",
         "conversations": "a conversation with one answer",
     }[kind_of(row)]
 
@@ -42,7 +53,12 @@ def refuse_other_kinds(drops: Drops, wanted: RowKind) -> None:
     """Raises: DataError when a side holds rows of another kind, with how many and the ways out."""
     if not (count := drops.reasons[OTHER_KIND]):
         return
-    wants = {"conversations": "conversations", "texts": "texts", "pairs": "pairs of answers"}
+    wants = {
+        "conversations": "conversations",
+        "texts": "texts",
+        "pairs": "pairs of answers",
+        "judged": "judged answers",
+    }
     others = [kind for kind in METHODS_FOR if kind != wanted]
     choices = "; ".join(f"{wants[kind]}: {METHODS_FOR[kind]}" for kind in others)
     raise DataError(

@@ -12,7 +12,7 @@ from tasks.tokenization.chat import Chat
 from tasks.tokenization.conversation import CONTROL, Conversation, Skipped, conversation
 from tasks.tokenization.drops import Drops
 from tasks.tokenization.encoder import Encoder, Ids
-from tasks.tokenization.kinds import OTHER_KIND, fits, misfit
+from tasks.tokenization.kinds import OTHER_KIND, kind_of, misfit
 from tasks.tokenization.long_rows import Part, truncate_prompt
 from tasks.tokenization.reasons import NEUTRALISED, TOO_LONG, TRUNCATED, UNFIT, UNSEEN_TOOLS
 from tasks.tokenization.rendering import Rendered, Unfit, render
@@ -43,7 +43,7 @@ class PairTokenizer:
         pairs: list[tuple[dict[str, Any], tuple[Conversation, Conversation]]] = []
         rendered: list[Rendered] = []
         for row in rows:
-            if not fits(row, "pairs"):
+            if kind_of(row) != "pairs":
                 drops.add(OTHER_KIND, row, misfit(row))
                 continue
             try:
@@ -100,7 +100,12 @@ class PairTokenizer:
             part, rejected = shorter
             drops.count(TRUNCATED)
         return TokenRow(
-            row["id"], row["source"], part.rendered, part.encoded, row["label"], rejected
+            row["id"],
+            row["source"],
+            part.rendered,
+            part.encoded,
+            row["label"],
+            rejected=rejected,
         )
 
     def _truncated(self, both: tuple[Conversation, Conversation]) -> tuple[Part, Ids] | None:

@@ -2,6 +2,7 @@
 
 TOO_LONG = "longer than tokenization.max_length"
 UNFIT = "cannot be trained on"
+BAD_ANSWER = "answers that were judged bad"
 
 NEUTRALISED = "control token's text kept as ordinary text"
 TRUNCATED = "prompt cut to tokenization.max_length"

@@ -10,6 +10,7 @@ from tasks.tokenization.encoder import Encoder, Ids
 from tasks.tokenization.kinds import OTHER_KIND, fits, misfit
 from tasks.tokenization.long_rows import Part, split_turns, truncate_prompt
 from tasks.tokenization.reasons import (
+    BAD_ANSWER,
     LOST,
     NEUTRALISED,
     SPLIT,
@@ -34,6 +35,8 @@ class TokenRow(NamedTuple):
     rendered: Rendered
     encoded: Encoded
     label: str | None
+    desirable: bool | None = None
+    """Whether the last answer was judged good, where answers are judged one by one."""
     rejected: Ids | None = None
     """Ids of the worse answer that a preference pair has in place of the last one, with the token that
     ends it."""
@@ -69,6 +72,9 @@ class RowTokenizer:
         for row in rows:
             if not fits(row, "conversations"):
                 drops.add(OTHER_KIND, row, misfit(row))
+                continue
+            if row.get("desirable") is False:
+                drops.add(BAD_ANSWER, row, "sft would learn to give it")
                 continue
             try:
                 given = conversation(self._chat, row, self._settings.train_on)

@@ -44,7 +44,7 @@ def summary(chat: Chat, facts: dict[str, Any], tallies: dict[str, Tally]) -> str
         "## What was changed",
         _counts(facts["changed"]),
     ]
-    parts += _notes(facts)
+    parts += [*_verdicts(facts), *_notes(facts)]
     parts += [
         "## Rows as they are trained",
         f"The text between {OPEN} and {CLOSE} is trained; {SPECIAL_OPEN} and {SPECIAL_CLOSE} stand "
@@ -99,6 +99,31 @@ def _counts(counts: dict[str, dict[str, int]]) -> str:
         for reason in reasons
     ]
     return table(("rows", "train", "test"), lines)
+
+
+def _verdicts(facts: dict[str, Any]) -> list[str]:
+    if "verdicts" not in facts:
+        return []
+    sides = facts["verdicts"]
+    lines = [
+        _line(name, {side: counts.get(kind, 0) for side, counts in sides.items()})
+        for kind, name in (("good", "good answers"), ("bad", "bad answers"), ("pairs", "pairs"))
+    ]
+    told = ["## Verdicts", table(("", "train", "test"), lines)]
+    return told + ([f"**{warning}**"] if (warning := one_sided(sides["train"])) else [])
+
+
+def one_sided(verdicts: dict[str, int]) -> str | None:
+    """What is to be said of answers that were all judged alike; None of others."""
+    good, bad, pairs = (verdicts.get(name, 0) for name in ("good", "bad", "pairs"))
+    if pairs or bool(good) == bool(bad):
+        return None
+    return (
+        f"All {good + bad:,} judged training answers are {'good' if good else 'bad'}: nothing says what "
+        f"sets a {'bad' if good else 'good'} one apart, and KTO moves the model "
+        f"{'towards' if good else 'away from'} them all alike. Add {'bad' if good else 'good'} answers"
+        + (", or train by sft." if good else ".")
+    )
 
 
 def _notes(facts: dict[str, Any]) -> list[str]:

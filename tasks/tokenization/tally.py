@@ -2,6 +2,7 @@
 
 import heapq
 from array import array
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -38,6 +39,8 @@ class Tally:
     unindented_answers: int = 0
     prefixed_answers: int = 0
     altered_answers: int = 0
+    verdicts: Counter[str] = field(default_factory=Counter)
+    """`good` and `bad` answers that were judged one by one, and `pairs`; of other kinds nothing."""
     samples: list[Sample] = field(default_factory=list)
     """The rows with the smallest ids."""
 
@@ -46,6 +49,10 @@ class Tally:
         for row in rows:
             self.lengths.append(len(row.encoded.input_ids))
             self.trained.append(row.encoded.trained_tokens)
+            if isinstance(row, TokenRow) and row.desirable is not None:
+                self.verdicts["good" if row.desirable else "bad"] += 1
+            elif isinstance(row, TokenRow) and row.rejected is not None:
+                self.verdicts["pairs"] += 1
         verdicts = fidelity.verdicts(
             [(row.rendered, row.encoded) for row in rows if isinstance(row, TokenRow)]
         )
@@ -71,6 +78,7 @@ class Tally:
         self.unindented_answers += later.unindented_answers
         self.prefixed_answers += later.prefixed_answers
         self.altered_answers += later.altered_answers
+        self.verdicts.update(later.verdicts)
         self.samples += later.samples
         self._keep_samples()
 
@@ -80,7 +88,10 @@ class Tally:
 
 def card(tallies: dict[str, Tally], encoder: str) -> dict[str, Any]:
     """Counts as JSON; holds no text of the rows but the ids and sources of some."""
+    judged = any(tally.verdicts["good"] + tally.verdicts["bad"] for tally in tallies.values())
+    verdicts = {side: dict(sorted(tally.verdicts.items())) for side, tally in tallies.items()}
     return {
+        **({"verdicts": verdicts} if judged else {}),
         "encoder": encoder,
         "rows": {side: len(tally.lengths) for side, tally in tallies.items()},
         "tokens": {side: sum(tally.lengths) for side, tally in tallies.items()},

@@ -28,7 +28,7 @@ from tasks.tokenization.rows import refuse
 from tasks.tokenization.sample import sample_texts
 from tasks.tokenization.settings import TokenizationSettings
 from tasks.tokenization.speed import Speed
-from tasks.tokenization.summary import summary
+from tasks.tokenization.summary import one_sided, summary
 from tasks.tokenization.tally import Tally, card
 
 OUTPUT_VERSION = 3
@@ -83,7 +83,8 @@ def tokenize_dataset(
     or null. `last` means the last answer that is trained: what follows it is left out. A row that
     `long_rows: split_turns` made of a longer one has the id `<id>#<number>`, as have the pieces of a
     long text. `kind` is what the training method learns from: of texts every token is trained, and the
-    prompt is the first half of a row; pairs have `rejected_ids` too, and end with their answer.
+    prompt is the first half of a row; pairs have `rejected_ids` too, and end with their answer; so do
+    judged rows, with `desirable` (both null where they do not apply).
 
     Raises: DataError for rows that cannot be trained on; BaseModelError for an unusable tokenizer.
     """
@@ -191,6 +192,11 @@ def _side(
             f"Tokenization leaves no {side} row ({tally.drops.describe()}). "
             "Raise tokenization.max_length, or add shorter rows."
         )
+    if side == "test" and tally.verdicts["bad"] == len(tally.lengths):
+        raise DataError(
+            f"All {len(tally.lengths):,} test rows are bad answers, and models are compared on good ones. "
+            "Add good answers, or give the recipe a dataset.holdout with some."
+        )
     return tally
 
 
@@ -216,6 +222,8 @@ def _say(facts: dict[str, Any]) -> None:
         sum(facts["tokens"].values()),
         sum(facts["trained_tokens"].values()),
     )
+    if warning := one_sided(facts.get("verdicts", {}).get("train", {})):
+        _log.warning("%s", warning)
     for side in SIDES:
         for what, count in facts["changed"][side].items():
             _log.warning("%d %s rows: %s", count, side, what)

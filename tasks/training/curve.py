@@ -1,7 +1,16 @@
-"""The picture of the loss curve."""
+"""The loss curve: its points as JSON lines, and their picture."""
 
+import json
 from pathlib import Path
 from typing import Any
+
+
+def write_history(history: list[dict[str, Any]], folder: Path) -> None:
+    """`history.jsonl` and `loss.png` of the trainer's log entries that tell a loss."""
+    entries = [entry for entry in history if "loss" in entry or "eval_loss" in entry]
+    lines = "".join(json.dumps(entry, sort_keys=True) + "\n" for entry in entries)
+    (folder / "history.jsonl").write_text(lines, encoding="utf-8")
+    draw_loss(entries, folder / "loss.png")
 
 
 def draw_loss(history: list[dict[str, Any]], path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Recognise a full disk, whichever library ran into it."""
+"""Refuse a disk that will not do, and recognise a full one whichever library ran into it."""
 
 import errno
 import shutil
@@ -17,6 +17,21 @@ _SAID = (
     "PytorchStreamWriter failed writing file",
     "unexpected pos",
 )
+
+
+def refuse_full(checkpoints: Path, trainable: int, kept: int | None) -> None:
+    """Raises: StageFailed where the `kept` checkpoints (2 if None) of so many parameters will not fit."""
+    # Adapter in float32 and two moments of the optimizer, and what lies beside them.
+    checkpoint = trainable * 12 + 20_000_000
+    needed = checkpoint * (int(kept or 2) + 2)
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(checkpoints).free
+    if free < needed:
+        raise StageFailed(
+            f"The disk of {checkpoints} has {free / 1e9:.1f} GB free; checkpoints need about "
+            f"{needed / 1e9:.1f} GB. Free some space, point LORALINE_HOME at another disk, or lower "
+            "training.training_config.save_total_limit."
+        )
 
 
 def is_full(error: BaseException) -> bool:

@@ -5,50 +5,50 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from datasets import Dataset
 from datasets.table import InMemoryTable
-from peft import PeftConfig, get_peft_config
+from peft import PeftConfig
 from transformers import AutoTokenizer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils.generic import is_flash_attention_requested
-from trl import SFTConfig
 
 from tasks.errors import UserError
 from tasks.training import loading, ranks
-from tasks.training.batches import micro_batches_together, total_steps
+from tasks.training.arguments import batch_of, build_arguments, build_peft_config, steps_of
+from tasks.training.batches import micro_batches_together
 from tasks.training.collators import Collator, PackCollator
 from tasks.training.field_coverage import unmatched_entries
 from tasks.training.isolation import require_isolation
 from tasks.training.job import TrainingJob
 from tasks.training.matching import adapted_modules
-from tasks.training.methods.preference import REJECTED, Preference, lengths_of, preference_of
+from tasks.training.method_trainer import MethodTrainer
+from tasks.training.methods.preference import DESIRABLE, REJECTED, lengths_of, preference_of
 from tasks.training.packs import EXAMPLE_LENGTHS, Packs, packed_table
 from tasks.training.peft_needs import (
     PeftNeeds,
     before_the_adapter,
-    completed,
     refuse_what_this_machine_lacks,
 )
 from tasks.training.sharing import Share
 from tasks.training.targets import ALL_LINEAR, all_linear_names, check_targets
-from tasks.training.trainer import AdapterTrainer, MethodTrainer
+from tasks.training.trainer import AdapterTrainer
+from tasks.training.warm_start import load_start, prove_start
 
-_DEFAULT_SAVES = 10
 # What PEFT, TRL and transformers raise for settings that do not fit, and for libraries that are missing.
 REFUSALS = (ValueError, TypeError, NotImplementedError, ImportError)
-_LARGEST_SAVE_INTERVAL = 100
 
 
 def read_rows(path: Path) -> Dataset:
     """Rows of `input_ids` and `labels`, held in memory; `seq_lengths` where they are packed, and
-    `prompt_length` and `rejected_ids` where they are pairs.
+    `prompt_length`, `rejected_ids` and `desirable` where answers are compared or judged.
     """
     names = set(pq.read_schema(path).names)
     columns = {"input_ids", "labels", EXAMPLE_LENGTHS} & names
     if REJECTED in names:
-        columns |= {"prompt_length", REJECTED}
+        columns |= {"prompt_length", REJECTED, DESIRABLE} & names
     return Dataset(InMemoryTable(pq.read_table(path, columns=sorted(columns))))
 
 
@@ -73,7 +73,7 @@ def build_trainer(
     packed = EXAMPLE_LENGTHS in rows.column_names
     preference = preference_of(job.method)
     trained = rows if preference is None else preference.rows(rows.data.table)
-    lengths = [len(row) for row in rows["input_ids"]] if preference is None else lengths_of(trained)
+    lengths = _tokens_of(rows) if preference is None else lengths_of(trained)
     share = Share(*batch_of(job.training_config), job.processes, ranks.rank())
     share.refuse_idle()
     together = 1
@@ -96,7 +96,12 @@ def build_trainer(
     peft_config = build_peft_config(job.peft_config, steps_of(job.training_config, len(trained)))
     refuse_what_this_machine_lacks(peft_config)
     model = loading.load_base(
-        job.base, precision, job.quantization, checkpointing=arguments.gradient_checkpointing
+        job.base,
+        precision,
+        job.quantization,
+        checkpointing=arguments.gradient_checkpointing,
+        # From there each layer goes to the GPUs in parts: one of them might not hold all.
+        on_cpu=job.sharding != "none",
     )
     attention = model.config._attn_implementation
     if loading.plain_attention_is_faster(precision, max(lengths)):
@@ -138,6 +143,9 @@ def build_trainer(
             peft_config=peft_config,
             callbacks=list(callbacks),
         )
+        if job.start is not None:
+            # Before anything looks at the adapter: slices must find its rows as they will be trained.
+            load_start(trainer.model, job.start)
         trainer.needs = PeftNeeds(
             trainer,
             rows=rows,
@@ -147,15 +155,30 @@ def build_trainer(
         )
     except REFUSALS as error:
         raise refused(error) from error
+    if job.start is not None:
+        # As the version was recorded: with the attention of inference, and without our kernels.
+        quick = model.config._attn_implementation
+        model.set_attn_implementation(attention)
+        trainer.started_from = prove_start(
+            trainer.model, job.start, dtype=precision.name, quantization=job.quantization
+        )
+        model.set_attn_implementation(quick)
     # It prints dictionaries among the events.
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(ranks.TellSpread(trainer))
+    trainer.add_callback(ranks.TellSpread(trainer, job.sharding))
     if isinstance(collator, PackCollator):
         autocast = trainer.accelerator.autocast()
         require_isolation(trainer.model, collator, peft_config, autocast)
-    trainer.use_kernels()
+    if job.sharding == "none":
+        # They read the head's weights past its module, which is where parts are put together.
+        trainer.use_kernels()
     ranks.own_random_state(job.seed)
     return trainer
+
+
+def _tokens_of(rows: Dataset) -> list[int]:
+    lengths: list[int] = pc.list_value_length(rows.data.table["input_ids"]).to_pylist()
+    return lengths
 
 
 def refused(error: Exception) -> UserError:
@@ -215,92 +238,3 @@ def resolve_targets(peft_config: PeftConfig, model: Any, name: str) -> None:
     everything = [module for module, _ in model.named_modules()]
     for field, problem in unmatched_entries(values, named, adapted, everything):
         raise UserError(f"training.peft_config.{field}: {problem}")
-
-
-def steps_of(training_config: dict[str, Any], rows: int) -> int:
-    """Optimizer steps, on however many devices; the fallbacks are transformers' own defaults."""
-    return total_steps(
-        rows,
-        *batch_of(training_config),
-        float(training_config.get("num_train_epochs", 3.0)),
-        int(training_config.get("max_steps", -1)),
-    )
-
-
-def batch_of(training_config: dict[str, Any]) -> tuple[int, int]:
-    """Rows of a micro-batch, and micro-batches of an optimizer step."""
-    rows = int(training_config.get("per_device_train_batch_size", 8))
-    return rows, int(training_config.get("gradient_accumulation_steps", 1))
-
-
-def build_arguments(
-    training_config: dict[str, Any],
-    folder: Path,
-    seed: int,
-    precision: loading.Precision,
-    steps: int,
-    share: Share,
-    together: int = 1,
-    preference: Preference | None = None,
-) -> tuple[Any, str, int | None]:
-    """TRL's configuration with what the pipeline owns; the row order; how many checkpoints to keep.
-
-    `together` micro-batches are computed as one: the same rows in an optimizer step, the same loss.
-    """
-    values = dict(training_config)
-    strategy = values.pop("train_sampling_strategy", None) or "group_by_length"
-    limit = values.pop("save_total_limit", 2)
-    every = max(1, min(_LARGEST_SAVE_INTERVAL, -(-steps // _DEFAULT_SAVES)))
-    defaults = {
-        "save_strategy": "steps",
-        "save_steps": every,
-        "logging_steps": 5,
-        "activation_checkpointing": False,
-    }
-    if "gradient_checkpointing" in values:
-        defaults.pop("activation_checkpointing")
-    cuda = torch.cuda.is_available()
-    owned = {
-        "output_dir": str(folder),
-        "per_device_train_batch_size": share.own_batch * together,
-        "gradient_accumulation_steps": share.own_accumulation // together,
-        # The loss is a mean over the tokens of all processes.
-        "average_tokens_across_devices": True,
-        "seed": seed,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "push_to_hub": False,
-        "use_cpu": not cuda,
-        "bf16": precision.autocast == "bf16",
-        "fp16": precision.autocast == "fp16",
-        # A loss that is not a number must be seen, not replaced by an average.
-        "logging_nan_inf_filter": False,
-        "logging_first_step": True,
-        "prediction_loss_only": True,
-        "dataloader_pin_memory": cuda,
-        "train_sampling_strategy": "random" if strategy == "group_by_length" else strategy,
-        # We rotate checkpoints ourselves: the library does it before the new one is complete.
-        "save_total_limit": None,
-    }
-    configuration: Any = SFTConfig
-    if preference is None:
-        owned |= {
-            "max_length": None,
-            "packing": False,
-            "dataset_kwargs": {"skip_prepare_dataset": True},
-        }
-    else:
-        configuration = preference.configuration
-        owned |= {"remove_unused_columns": False, **preference.owned}
-    try:
-        return configuration(**(defaults | values | owned)), strategy, limit
-    except ValueError as error:
-        raise UserError(f"TRL refuses training.training_config: {error}") from error
-
-
-def build_peft_config(values: dict[str, Any], steps: int) -> PeftConfig:
-    """The PEFT class that `peft_type` names, with the recipe's fields; `steps` are the optimizer's."""
-    try:
-        return get_peft_config(completed(dict(values), steps))
-    except ValueError as error:
-        raise UserError(f"PEFT refuses training.peft_config: {error}") from error

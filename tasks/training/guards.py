@@ -144,3 +144,8 @@ def refuse_first_loss(
             "tokenizer belongs to another model. Name another `base.model`, or, where random weights "
             "are meant, write `training.guards.untrained_base: allow`."
         )
+
+
+def finite(tensor: torch.Tensor) -> bool:
+    """Whether no element is NaN or infinite."""
+    return bool(torch.isfinite(tensor.detach()).all())

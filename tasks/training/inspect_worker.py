@@ -12,14 +12,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, TrainerCallback
 from tasks.methods import PREFERENCE_METHODS
 from tasks.quantization import quantization_config
 from tasks.training import loading
+from tasks.training.arguments import build_peft_config, steps_of
 from tasks.training.engine import (
     REFUSALS,
-    build_peft_config,
     build_trainer,
     read_rows,
     refused,
     resolve_targets,
-    steps_of,
     training_as_configured,
 )
 from tasks.training.guard_settings import Guards

@@ -12,7 +12,7 @@ from tasks.artifacts import Tokens
 from tasks.base import Base
 from tasks.errors import StageFailed
 from tasks.home import Home
-from tasks.methods import ROWS
+from tasks.methods import COMPARED, ROWS
 from tasks.training.job import Inspection, InspectionJob
 from tasks.training.packs import packed_table, read_packs
 from tasks.training.settings import TrainingSettings
@@ -36,8 +36,11 @@ def inspect_training(
     config = settings.resolved_training_config()
     try:
         columns = ["input_ids", "labels"]
-        if ROWS[settings.method] == "pairs":
+        kind = ROWS[settings.method]
+        if kind in COMPARED:
             columns += ["prompt_length", "rejected_ids"]
+        if kind == "judged":
+            columns.append("desirable")
         table = pq.read_table(tokens.path / "train.parquet", columns=columns)
         if packs := read_packs(tokens.path):
             table = packed_table(table, packs)
@@ -48,8 +51,7 @@ def inspect_training(
             base=base.path,
             base_name=base.model,
             working=working,
-            # KTO reads either answer of a pair as a row of its own.
-            rows=table.num_rows * (2 if settings.method == "kto" else 1),
+            rows=table.num_rows + _pairs_read_twice(table),
             longest=pc.max(lengths).as_py(),
             longest_answer=_longest_answer(table),
             method=settings.method,
@@ -81,6 +83,11 @@ def _lengths(table: pa.Table) -> pa.ChunkedArray:
         return lengths
     worse = pc.add(table["prompt_length"], pc.list_value_length(table["rejected_ids"]))
     return pc.max_element_wise(lengths, worse)
+
+
+def _pairs_read_twice(table: pa.Table) -> int:
+    """KTO reads either answer of a pair as a row of its own."""
+    return 0 if "desirable" not in table.column_names else table["desirable"].null_count
 
 
 def _sample(table: pa.Table, lengths: pa.ChunkedArray, config: dict[str, object]) -> pa.Table:

@@ -8,6 +8,26 @@ from pydantic import BaseModel, ConfigDict
 from tasks.methods import Method
 from tasks.quantization import Quantization
 from tasks.training.guard_settings import Budget, Guards
+from tasks.training.spread import Sharding
+
+
+class StartJob(BaseModel):
+    """The version whose adapter the training goes on with."""
+
+    model_config = ConfigDict(frozen=True)
+
+    uri: str
+    """`models:/NAME/VERSION`, for words."""
+    adapter: Path
+    """Folder of the adapter."""
+    adapter_sha256: str
+    """Of its weights file, as the registry records it."""
+    base_sha256: str
+    fixture: Path
+    """Folder of the recorded prompts and logits."""
+    recorded_loss: float | None = None
+    """Nats per token on the test rows of the version's own evaluation; None where losses of `method`
+    cannot be compared with it."""
 
 
 class TrainingJob(BaseModel):
@@ -41,6 +61,10 @@ class TrainingJob(BaseModel):
     target_slices: dict[str, list[str]] = {}
     processes: int = 1
     """Of this training, on all machines; they share the rows of every optimizer step."""
+    sharding: Sharding = "none"
+    """What of the model each of them holds."""
+    start: StartJob | None = None
+    """None: a fresh adapter."""
     inputs: dict[str, Any] = {}
     """What decides the adapter, by the names that a person knows: what a checkpoint belongs to."""
 
@@ -58,6 +82,23 @@ class TrainingJob(BaseModel):
     def result(self) -> Path:
         """Written last."""
         return self.working / "result.json"
+
+
+class StartResult(BaseModel):
+    """What the training started from, and the proof."""
+
+    model_config = ConfigDict(frozen=True)
+
+    uri: str
+    adapter_sha256: str
+    base_sha256: str
+    logits_difference: float
+    """Largest difference of logits from those recorded with the version, before the first step."""
+    adapter_effect: float
+    """The same without the adapter: what loading it changed."""
+    recorded_loss: float | None = None
+    replayed_rows: int = 0
+    """Training rows that come from its dataset."""
 
 
 class TrainingResult(BaseModel):
@@ -101,6 +142,10 @@ class TrainingResult(BaseModel):
     reload_difference: float
     """Largest difference between logits of the trained and of the reloaded adapter."""
     versions: dict[str, str]
+    start: StartResult | None = None
+    """None: the adapter began fresh."""
+    asked: str | None = None
+    """`tasks.start.Beginning.asked`: the inputs but the champion."""
 
 
 class InspectionJob(BaseModel):

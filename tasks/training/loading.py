@@ -99,9 +99,14 @@ def plain_attention_is_faster(precision: Precision, longest: int) -> bool:
 
 
 def load_base(
-    folder: Path, precision: Precision, quantization: Quantization, *, checkpointing: bool = False
+    folder: Path,
+    precision: Precision,
+    quantization: Quantization,
+    *,
+    checkpointing: bool = False,
+    on_cpu: bool = False,
 ) -> Any:
-    """The base model on its device, frozen weights only, no code of its own.
+    """The base model on its device (or `on_cpu`), frozen weights only, no code of its own.
 
     Raises: UserError when quantization is asked for and bitsandbytes is not installed.
     """
@@ -123,7 +128,7 @@ def load_base(
         from peft import prepare_model_for_kbit_training
 
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=checkpointing)
-    elif torch.cuda.is_available():
+    elif torch.cuda.is_available() and not on_cpu:
         model = model.to("cuda")
     # A cache of keys and values is of no use while training, and wrong when rows are packed.
     model.config.use_cache = False

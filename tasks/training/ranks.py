@@ -5,10 +5,12 @@ from typing import Any
 
 import torch
 from torch import distributed
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback
 
 from tasks.errors import StageFailed, UserError
+from tasks.training.spread import Sharding
 from tasks.worker import emit
 
 _agreeing: list[Any] = []
@@ -117,18 +119,27 @@ def inside(model: Any, compute: Any) -> torch.Tensor:
 class TellSpread(TrainerCallback):
     """Says, and makes sure, that the gradients of all processes are put together."""
 
-    def __init__(self, trainer: Any) -> None:
+    def __init__(self, trainer: Any, sharding: Sharding = "none") -> None:
         self._trainer = trainer
+        self._sharding = sharding
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Called when the model is wrapped, before the first step."""
         if args.world_size == 1:
             return
-        wrapper = type(self._trainer.model_wrapped).__name__
-        if wrapper != DistributedDataParallel.__name__:
+        model = self._trainer.model_wrapped
+        wrapper = type(model).__name__
+        if self._sharding == "fsdp2":
+            right = isinstance(model, FSDPModule)
+        elif self._sharding == "none":
+            right = isinstance(model, DistributedDataParallel)
+        else:
+            right = wrapper == "DeepSpeedEngine"
+        if not right:
             raise StageFailed(
-                f"{args.world_size} processes train, and the model is wrapped in {wrapper}: each would "
-                "train an adapter of its own. Set training.processes: 1 and report this."
+                f"{args.world_size} processes train with training.sharding: {self._sharding}, and the model "
+                f"is wrapped in {wrapper}: each might train an adapter of its own, or hold a whole base. "
+                "Set training.processes: 1 and report this."
             )
         if is_first():
             backend = distributed.get_backend()

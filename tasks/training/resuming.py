@@ -41,15 +41,23 @@ def prove_checkpoint(checkpoint: Path, trainer: Any) -> None:
 def _problems(checkpoint: Path, trainer: Any) -> Iterator[str]:
     if not checkpoints.is_complete(checkpoint):
         yield "its files are not what was written"
-    with trainer.needs.checkpointing():
-        weights = get_peft_model_state_dict(trainer.accelerator.unwrap_model(trainer.model))
+    if trainer.in_parts:
+        # Put together by all processes when they were written; here is one of them. DeepSpeed keeps its
+        # optimizer in files of its own.
+        weights, optimizer = trainer.written["adapter"], trainer.written.get("optimizer")
+    else:
+        with trainer.needs.checkpointing():
+            weights = get_peft_model_state_dict(trainer.accelerator.unwrap_model(trainer.model))
+        optimizer = trainer.optimizer.state_dict()
     kept = load_file(checkpoint / SAFETENSORS_WEIGHTS_NAME)
     yield from _differences("the adapter", kept, weights)
     with safe_globals():
         for name, running in (
-            ("optimizer.pt", trainer.optimizer.state_dict()),
+            ("optimizer.pt", optimizer),
             ("scheduler.pt", trainer.lr_scheduler.state_dict()),
         ):
+            if running is None:
+                continue
             kept = torch.load(checkpoint / name, map_location="cpu", weights_only=True)
             yield from _differences(name, kept, running)
         for path in checkpoint.glob("rng_state*.pth"):

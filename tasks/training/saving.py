@@ -13,10 +13,12 @@ from safetensors.torch import load_file, save_file
 
 from tasks.errors import StageFailed
 from tasks.training.collators import NO_LOSS
+from tasks.training.guards import finite
 from tasks.training.plain_lora import StartingPoint, forget_the_start
-from tasks.training.trainer import finite
 
 WEIGHTS = "adapter_model.safetensors"
+RELOAD_TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 1e-2}
+"""Allowed difference between trained and reloaded, relative to the largest logit."""
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -160,6 +162,11 @@ def save_fixture(
     (folder / "fixture.json").write_text(json.dumps(values), encoding="utf-8")
     save_file({"logits": logits.contiguous()}, folder / "fixture.safetensors")
     _readable_like(folder / "fixture.json", folder / "fixture.safetensors")
+
+
+def tolerance(dtype: str, quantization: str) -> float:
+    """Of logits of one adapter, loaded twice on the same base; relative to the largest."""
+    return RELOAD_TOLERANCE[dtype] * (1 if quantization == "none" else 5)
 
 
 def check_reload(

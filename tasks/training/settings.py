@@ -14,7 +14,9 @@ from tasks.training.defaults import resolve_peft, resolve_training
 from tasks.training.guard_settings import Budget, Guards
 from tasks.training.lora_only import cached_starts, lora_only_problem
 from tasks.training.methods.limits import method_mistakes, needs_one_process
-from tasks.training.spread import Spread
+from tasks.training.sharding_limits import sharding_problem
+from tasks.training.spread import Sharding, Spread
+from tasks.training.start_settings import FROM_BASE, INIT_FROM, Replay, start_problem
 
 
 class TrainingSettings(Settings):
@@ -39,6 +41,11 @@ class TrainingSettings(Settings):
     but for rounding and dropout."""
     machines: int = Field(default=1, ge=1, le=1024)
     """Machines with `processes` each. The flow runs on one and prints what to start on the others."""
+    sharding: Sharding = "none"
+    """What each process holds of the model. `none`: all of it. `fsdp2`: a part of every tensor, the others
+    fetched layer by layer: for bases that one GPU cannot hold; slower, on GPUs only. `zero2`, `zero3`:
+    DeepSpeed's (gradients and optimizer; the base too), which must be installed. The adapter is the same
+    but for rounding."""
     main_address: str | None = Field(default=None, min_length=1)
     """Where the other machines reach the one that runs the flow. Default: the variable MASTER_ADDR."""
     main_port: int | None = Field(default=None, ge=1, le=65535)
@@ -49,6 +56,14 @@ class TrainingSettings(Settings):
     target_slices: dict[str, list[str]] = Field(default={})
     """Blocks of fused projections that are trained, `{qkv_proj: [q, v]}`; the other rows of those modules
     stay exactly the base's. Modules that are not named here are trained whole."""
+    init_from: str = Field(
+        default="base", json_schema_extra={"pattern": f"^({INIT_FROM.pattern})$"}
+    )
+    """What the adapter starts from. `base`: fresh. `champion`: the version that is champion when these
+    rows are first trained (the base while there is none); a new champion alone is no reason to train.
+    `models:/NAME/3` or `models:/NAME@ALIAS`: that version; another adapter there trains again."""
+    replay: Replay = Replay()
+    """Old rows among today's; only where `init_from` is not `base`."""
     guards: Guards = Guards()
     """Checks before and during training, and which of them to relax."""
     budget: Budget = Budget()
@@ -69,7 +84,18 @@ class TrainingSettings(Settings):
     @property
     def spread(self) -> Spread:
         """Over how many processes the training is spread, seen from the machine that runs the flow."""
-        return Spread(self.processes, self.machines, self.main_address, self.main_port)
+        return Spread(
+            self.processes, self.machines, self.main_address, self.main_port, self.sharding
+        )
+
+    @property
+    def beginning(self) -> dict[str, Any]:
+        """What the recipe says of the start, empty for `base`. What decides the adapter is the version
+        that this comes to, and so it is no part of `content`."""
+        return _given(
+            init_from="" if self.init_from == FROM_BASE else self.init_from,
+            replay=self.replay.share,
+        )
 
     def content(self) -> dict[str, Any]:
         """What decides the adapter: fit for a fingerprint. Guards against stalls do not."""
@@ -77,6 +103,7 @@ class TrainingSettings(Settings):
         return {
             **spread,
             **_given(
+                sharding="" if self.sharding == "none" else self.sharding,
                 loraplus_lr_ratio=self.loraplus_lr_ratio,
                 target_slices={m: sorted(set(b)) for m, b in self.target_slices.items()},
             ),
@@ -131,10 +158,32 @@ class TrainingSettings(Settings):
         return self
 
     @model_validator(mode="after")
+    def _check_sharding(self) -> "TrainingSettings":
+        if self.sharding != "none" and (
+            problem := sharding_problem(
+                self.sharding,
+                processes=self.spread.total,
+                quantization=self.quantization,
+                peft_config=self.peft_config,
+                slices=self.target_slices,
+                init_from=self.init_from,
+            )
+        ):
+            raise ValueError(problem)
+        return self
+
+    @model_validator(mode="after")
     def _check_lora_only(self) -> "TrainingSettings":
         if problem := lora_only_problem(
             self.peft_config, self.target_slices, self.loraplus_lr_ratio
         ):
+            raise ValueError(problem)
+        return self
+
+    @model_validator(mode="after")
+    def _check_start(self) -> "TrainingSettings":
+        problem = start_problem(self.init_from, self.replay, self.peft_config, self.method)
+        if problem:
             raise ValueError(problem)
         return self
 

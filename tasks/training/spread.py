@@ -1,6 +1,10 @@
 """Over how many processes a training is spread, and where they meet."""
 
 from dataclasses import dataclass
+from typing import Literal
+
+Sharding = Literal["none", "fsdp2", "zero2", "zero3"]
+"""What of a model each process holds: all of it, or a part."""
 
 
 @dataclass(frozen=True)
@@ -13,6 +17,7 @@ class Spread:
     address: str | None = None
     """Of the machine that runs the flow, as the others reach it."""
     port: int | None = None
+    sharding: Sharding = "none"
     machine_rank: int = 0
     """This machine's number; the flow runs on number 0."""
 

@@ -2,14 +2,21 @@
 
 import os
 import shlex
+from importlib.util import find_spec
 from pathlib import Path
 
 from tasks import launch
 from tasks.cores import available_cores
 from tasks.errors import UserError
-from tasks.training.spread import Spread
+from tasks.training.spread import Sharding, Spread
 
 _ACCELERATE = Path(__file__).parent / "accelerate"
+_FILES: dict[Sharding, str] = {
+    "none": "ddp.yaml",
+    "fsdp2": "fsdp2.yaml",
+    "zero2": "zero2.yaml",
+    "zero3": "zero3.yaml",
+}
 ALONE = Spread()
 """One process."""
 
@@ -17,13 +24,19 @@ ALONE = Spread()
 def worker_command(module: str, job: Path, spread: Spread = ALONE) -> list[str]:
     """`accelerate launch` of a worker module, deaf to configurations of the user's.
 
-    Raises: UserError for several machines without an address to meet at.
+    Raises: UserError for several machines without an address to meet at, and for ZeRO without DeepSpeed.
     """
     several = spread.total > 1
+    if spread.sharding in ("zero2", "zero3") and find_spec("deepspeed") is None:
+        raise UserError(
+            f"training.sharding is {spread.sharding}, which is DeepSpeed's, and the package `deepspeed` is "
+            "not installed. Install it (pip install deepspeed), or write `sharding: fsdp2`, which needs "
+            "nothing more and also keeps a part of the base in each process."
+        )
     return launch.module(
         "accelerate.commands.launch",
         "--config_file",
-        str(_ACCELERATE / ("ddp.yaml" if several else "single.yaml")),
+        str(_ACCELERATE / (_FILES[spread.sharding] if several else "single.yaml")),
         f"--num_processes={spread.total}",
         f"--num_machines={spread.machines}",
         *(_meeting_place(spread) if several else ()),
@@ -89,7 +102,8 @@ def _meeting_place(spread: Spread) -> list[str]:
             )
         address, port = found, spread.port or int(os.environ.get("MASTER_PORT") or 29500)
     return [
-        "--multi_gpu",
+        # The file says it; told by both, it would be launched as plain data parallel.
+        *(["--multi_gpu"] if spread.sharding == "none" else []),
         f"--machine_rank={spread.machine_rank}",
         f"--main_process_ip={address}",
         f"--main_process_port={port}",

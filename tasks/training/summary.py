@@ -72,6 +72,7 @@ def summary(
         f"| Speed | {result.tokens_per_second:,.0f} tokens/s, padding not counted |",
         f"| Peak memory | {result.peak_memory_bytes / 1e9:.2f} GB |",
         f"| Generation stops at | token ids {', '.join(map(str, result.stop_token_ids))} |",
+        *_start(result),
         f"| Adapter file | sha256 `{result.adapter_sha256[:16]}` |",
         f"| Reload check | logits differ by at most {result.reload_difference:.2g} |",
         "",
@@ -93,6 +94,26 @@ def summary(
         "",
     ]
     return "\n".join(lines)
+
+
+def _start(result: TrainingResult) -> list[str]:
+    start = result.start
+    if start is None:
+        return []
+    lines = [
+        f"| Started from | {start.uri} (sha256 `{start.adapter_sha256[:16]}`): logits differ by "
+        f"{start.logits_difference:.2g} from the recorded ones, {start.adapter_effect:.2g} without it |"
+    ]
+    if start.recorded_loss is not None:
+        lines.append(
+            f"| First loss | {result.first_loss:.3f}; {start.uri} was evaluated at "
+            f"{start.recorded_loss:.3f} |"
+        )
+    if start.replayed_rows:
+        lines.append(
+            f"| Replayed rows | {start.replayed_rows:,} of {result.rows:,} are from its dataset |"
+        )
+    return lines
 
 
 def _rows(result: TrainingResult) -> str:

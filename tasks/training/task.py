@@ -14,6 +14,7 @@ from tasks.errors import Preempted
 from tasks.home import Home
 from tasks.progress import announce
 from tasks.stage_report import ended, started
+from tasks.start import FROM_BASE, Beginning
 from tasks.store import Store
 from tasks.training.settings import TrainingSettings
 
@@ -52,6 +53,7 @@ def train_adapter(
     tokens: Tokens,
     base: Base,
     home: Home,
+    beginning: Beginning = FROM_BASE,
     force: bool = False,
 ) -> Adapter:
     """A LoRA adapter of the base, trained on the tokens by a worker process.
@@ -71,6 +73,7 @@ def train_adapter(
         tokens=tokens,
         base=base,
         home=home,
+        beginning=beginning,
         force=force,
         on_event=lambda event: context.run(progress.hear, event),
     )

@@ -11,9 +11,16 @@ from tasks.artifacts import Adapter, Tokens
 from tasks.base import Base
 from tasks.errors import Interrupted, Preempted, StageFailed, WorkerFailed
 from tasks.home import Home
+from tasks.start import FROM_BASE, Beginning, Start, note_start, working_folder
 from tasks.store import Store, fingerprint
 from tasks.training.job import TrainingJob, TrainingResult
 from tasks.training.settings import TrainingSettings
+from tasks.training.start_files import (
+    refuse_seen_rows,
+    start_job,
+    with_beginning,
+    write_earlier_rows,
+)
 from tasks.training.starting import elsewhere, worker_command, worker_environment
 from tasks.training.summary import summary
 
@@ -24,34 +31,45 @@ Event = dict[str, Any]
 
 
 def fingerprint_of(
-    settings: TrainingSettings, *, seed: int, tokens_fingerprint: str, base: Base
+    settings: TrainingSettings,
+    *,
+    seed: int,
+    tokens_fingerprint: str,
+    base: Base,
+    start: Start | None = None,
 ) -> str:
-    """What decides the adapter: settings, seed, token ids, and the base's bytes."""
+    """What decides the adapter: settings, seed, token ids, the base's bytes and those of the start."""
     return fingerprint(
         "training",
         OUTPUT_VERSION,
         settings.content() | {"seed": seed},
-        _fingerprints(tokens_fingerprint, base),
+        _fingerprints(tokens_fingerprint, base, start),
     )
 
 
 def inputs_of(
-    settings: TrainingSettings, *, seed: int, tokens_fingerprint: str, base: Base
+    settings: TrainingSettings,
+    *,
+    seed: int,
+    tokens_fingerprint: str,
+    base: Base,
+    start: Start | None = None,
 ) -> dict[str, Any]:
     """The same by the names that a person knows: a checkpoint goes on with these inputs only."""
     return {
         **settings.content(),
         "seed": seed,
         "output_version": OUTPUT_VERSION,
-        **_fingerprints(tokens_fingerprint, base),
+        **_fingerprints(tokens_fingerprint, base, start),
     }
 
 
-def _fingerprints(tokens: str, base: Base) -> dict[str, str]:
+def _fingerprints(tokens: str, base: Base, start: Start | None) -> dict[str, str]:
     return {
         "tokens": tokens,
         "base": base.weights_sha256,
         "tokenizer": base.tokenizer_sha256,
+        **({} if start is None else {"start": start.adapter_sha256}),
     }
 
 
@@ -63,6 +81,7 @@ def train_adapter(
     tokens: Tokens,
     base: Base,
     home: Home,
+    beginning: Beginning = FROM_BASE,
     force: bool = False,
     on_event: Callable[[Event], None] | None = None,
 ) -> Adapter:
@@ -70,20 +89,31 @@ def train_adapter(
 
     An interrupted or killed training leaves its checkpoints in `home.work`; the next call with the
     same inputs goes on from the newest complete one. `force` trains again what is complete in the
-    store. `on_event` is called, mostly from another thread, with the worker's `step` and `note` events.
+    store. `beginning` says what the adapter starts from; it is fetched only when something is trained.
+    `on_event` is called, mostly from another thread, with the worker's `step` and `note` events.
 
     Raises: UserError for settings that do not fit the base; StageFailed when training cannot end
     well; WorkerFailed when the worker dies; Interrupted on Ctrl-C.
     """
     started = time.monotonic()
-    key = fingerprint_of(settings, seed=seed, tokens_fingerprint=tokens.fingerprint, base=base)
-    working = home.work / f"training-{key[:16]}"
-    inputs = inputs_of(settings, seed=seed, tokens_fingerprint=tokens.fingerprint, base=base)
+    decisive: Any = {
+        "seed": seed,
+        "tokens_fingerprint": tokens.fingerprint,
+        "base": base,
+        "start": beginning.start,
+    }
+    key = fingerprint_of(settings, **decisive)
+    working = working_folder(home, key)
+    inputs = inputs_of(settings, **decisive)
 
     def build(folder: Path) -> None:
         if on_event is not None:
             # From this thread and before the worker starts: who listens may open what takes long.
             on_event({"event": "note", "message": "Starting the worker process."})
+        note_start(beginning, key, store)
+        files = None if beginning.start is None else beginning.start.files()
+        if files is not None:
+            refuse_seen_rows(tokens.path / "test.parquet", files, beginning.seen)
         job = TrainingJob(
             base=base.path,
             base_name=base.model,
@@ -102,10 +132,15 @@ def train_adapter(
             budget=settings.budget,
             stall_seconds=settings.stall_minutes * 60,
             processes=settings.spread.total,
+            sharding=settings.sharding,
+            start=None if files is None else start_job(files, settings.method),
             inputs=inputs,
         )
         result = _run_worker(job, settings, home.logs / f"training-{key[:16]}.log", on_event)
+        result = with_beginning(result, beginning)
         shutil.copytree(job.output, folder, dirs_exist_ok=True)
+        if files is not None:
+            write_earlier_rows(folder, files)
         (folder / RESULT).write_text(result.model_dump_json(indent=1) + "\n", encoding="utf-8")
         (folder / "summary.md").write_text(
             summary(

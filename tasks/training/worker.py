@@ -2,43 +2,45 @@
 
 import gc
 import importlib.metadata
-import json
 import logging
 import shutil
 import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import torch
 import transformers
+from datasets import Dataset
 from transformers import TrainerState
 
 from tasks.errors import StageFailed
-from tasks.training import checkpoints, disk, loading, out_of_memory, ranks, saving
+from tasks.training import checkpoints, disk, loading, out_of_memory, ranks, saving, sharded
 from tasks.training.budget import BudgetWatch
-from tasks.training.curve import draw_loss
+from tasks.training.callbacks import SignOfLife, StopAtStep
+from tasks.training.curve import write_history
 from tasks.training.engine import build_trainer, in_packs, read_rows, training_as_configured
 from tasks.training.job import TrainingJob, TrainingResult
+from tasks.training.method_trainer import MethodTrainer
 from tasks.training.packs import read_packs
 from tasks.training.preflight import Preflight
 from tasks.training.stalls import StacksBeforeStall
 from tasks.training.targets import coverage
-from tasks.training.trainer import MethodTrainer, SignOfLife, StopAtStep
+from tasks.training.warm_start import FirstLoss, proof_in_words
 from tasks.worker import emit, main, write_result
 
 TERMINATED = 128 + signal.SIGTERM
-RELOAD_TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 1e-2}
-"""Allowed difference between trained and reloaded, relative to the largest logit."""
 _log = logging.getLogger(__name__)
 
 
 def train(job: TrainingJob) -> None:
     """Train, save, prove that the saved adapter is the trained one, and only then answer."""
     stop = _stop_on_sigterm()
+    sharded.refuse_without_gpu(job.sharding)
     ranks.take_own_device()
     transformers.utils.logging.disable_progress_bar()
     loading.use_all_cores()
@@ -51,6 +53,8 @@ def train(job: TrainingJob) -> None:
     free = loading.free_memory_bytes()
     budget = _watch_budget(job)
     callbacks = [StopAtStep(stop), SignOfLife(), budget]
+    if job.start is not None:
+        callbacks.append(FirstLoss(job.start, _note))
     if job.stall_seconds is not None:
         callbacks.append(StacksBeforeStall(job.stall_seconds))
     with out_of_memory.explained(
@@ -65,13 +69,15 @@ def train(job: TrainingJob) -> None:
             "The adapter has no trainable parameter. Check training.peft_config: target_modules, "
             "layers_to_transform and exclude_modules together leave nothing."
         )
+    if (found := trainer.started_from) is not None:
+        _note(proof_in_words(found))
     adapted = coverage(getattr(model, "targeted_module_names", []))
     _note(f"Training {trainable:,} of {total:,} parameters, on {_modules(adapted)}.")
     fill = None
     if packs is not None:
-        fill = packs.fill(sum(len(row) for row in rows["input_ids"]))
+        fill = packs.fill(sum(trainer.row_lengths))
         _note(_describe_packs(job.training_config, len(rows), len(batched), fill))
-    _refuse_a_full_disk(job, trainable)
+    disk.refuse_full(job.checkpoints, trainable, job.training_config.get("save_total_limit"))
 
     resumed = ranks.told_by_the_first(
         checkpoints.newest_complete(job.checkpoints) if ranks.is_first() else None
@@ -94,20 +100,29 @@ def train(job: TrainingJob) -> None:
             f"Training made no optimizer step on {len(rows)} rows. "
             "Check num_train_epochs and max_steps in training.training_config."
         )
+    # While all processes are here: each may hold a part.
+    adapter = None if job.sharding == "none" else sharded.adapter_state(model)
     ranks.part()
     if not ranks.is_first():
         return
 
+    if adapter is not None:
+        model = sharded.on_a_whole_base(
+            loading.load_base(job.base, precision, job.quantization, on_cpu=True),
+            model.peft_config["default"],
+            adapter,
+        )
     saving.refuse_untrained(model)
     trainer.needs.check()
     tokenizer = trainer.processing_class
     # A piece of a text ends anywhere: only the tokenizer's own end says where generation does.
-    ends = [] if job.method == "pretraining" else rows["labels"]
+    ends = () if job.method == "pretraining" else _labels(rows)
     stops = saving.stop_token_ids(ends, job.base, tokenizer.eos_token_id)
     shutil.rmtree(job.output, ignore_errors=True)
     folder = job.output / "adapter"
     folder.mkdir(parents=True)
-    model = trainer.as_loaded()
+    if adapter is None:
+        model = trainer.as_loaded()
     saving.save_adapter(
         model,
         folder,
@@ -117,12 +132,20 @@ def train(job: TrainingJob) -> None:
         stops=stops,
         start=trainer.needs.start,
     )
-    _write_history(state.log_history, job.output)
+    adapter_sha256 = checkpoints.sha256_of(folder / saving.WEIGHTS)
+    if job.start is not None and adapter_sha256 == job.start.adapter_sha256:
+        raise StageFailed(
+            f"Training changed nothing: the adapter is still that of {job.start.uri}, bit by bit. The "
+            "learning rate may be 0 (training.training_config.learning_rate, lr_scheduler_type, "
+            "warmup_steps)."
+        )
+    write_history(state.log_history, job.output)
     prompts = saving.fixture_rows(_prompts(job.tokens))
     logits = saving.fixture_logits(model, prompts)
     saving.save_fixture(
         job.output, prompts, logits, dtype=precision.name, quantization=job.quantization
     )
+    started_from = trainer.started_from
     peak, tokens = loading.peak_memory_bytes(), int(trainer._total_train_tokens)
     del trainer, model
     # Two bases at once might not fit where one did.
@@ -135,17 +158,17 @@ def train(job: TrainingJob) -> None:
             "them: it fits neither the old nor the new base. Run the recipe again."
         )
     difference = saving.check_reload(
-        loading.load_base(job.base, precision, job.quantization),
+        loading.load_base(job.base, precision, job.quantization, on_cpu=job.sharding != "none"),
         folder,
         prompts,
         logits,
-        tolerance=RELOAD_TOLERANCE[precision.name] * (1 if job.quantization == "none" else 5),
+        tolerance=saving.tolerance(precision.name, job.quantization),
     )
     losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
     write_result(
         job.result,
         TrainingResult(
-            adapter_sha256=checkpoints.sha256_of(folder / saving.WEIGHTS),
+            adapter_sha256=adapter_sha256,
             trainable_parameters=trainable,
             total_parameters=total,
             target_modules=adapted,
@@ -169,6 +192,7 @@ def train(job: TrainingJob) -> None:
             versions={
                 n: importlib.metadata.version(n) for n in ("torch", "transformers", "trl", "peft")
             },
+            start=started_from,
         ),
     )
 
@@ -246,25 +270,10 @@ def _prompts(tokens: Path) -> list[list[int]]:
     raise StageFailed(f"No row of {tokens} has a prompt of {saving.FIXTURE_POSITIONS} tokens.")
 
 
-def _refuse_a_full_disk(job: TrainingJob, trainable: int) -> None:
-    # Adapter in float32 and two moments of the optimizer, and what lies beside them.
-    checkpoint = trainable * 12 + 20_000_000
-    needed = checkpoint * (int(job.training_config.get("save_total_limit") or 2) + 2)
-    job.checkpoints.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(job.checkpoints).free
-    if free < needed:
-        raise StageFailed(
-            f"The disk of {job.checkpoints} has {free / 1e9:.1f} GB free; checkpoints need about "
-            f"{needed / 1e9:.1f} GB. Free some space, point LORALINE_HOME at another disk, or lower "
-            "training.training_config.save_total_limit."
-        )
-
-
-def _write_history(history: list[dict[str, Any]], folder: Path) -> None:
-    entries = [entry for entry in history if "loss" in entry or "eval_loss" in entry]
-    lines = "".join(json.dumps(entry, sort_keys=True) + "\n" for entry in entries)
-    (folder / "history.jsonl").write_text(lines, encoding="utf-8")
-    draw_loss(entries, folder / "loss.png")
+def _labels(rows: Dataset) -> Iterator[list[int]]:
+    # Never all of them as Python's lists at once.
+    for some in rows.iter(1000):
+        yield from some["labels"]
 
 
 def _mean_of_last_tenth(losses: list[float]) -> float:

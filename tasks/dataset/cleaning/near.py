@@ -3,7 +3,7 @@
 Two rows count as near duplicates when their conversations are alike, and their endings too: the
 last words of the prompt with the answer. Without the second condition, two questions about one
 long document would be copies of each other, and so would the rows of a template with a long
-instruction and a short input. Rows with other tools, or with another rejected ending, are never
+instruction and a short input. Rows with other tools, another rejected ending or another verdict are never
 near duplicates: what sets them apart is not in their conversations.
 
 A row is a sketch of 192 bytes. Equal pieces of sketches ("bands", Leskovec, Rajaraman and Ullman,
@@ -145,10 +145,11 @@ class NearDuplicates:
 
 
 def _kind(row: Row) -> int:
-    """A number that rows with the same tools and the same rejected ending share; 0 without both."""
-    if not row.tools and not row.rejected:
+    """A number that rows with the same tools, rejected ending and verdict share; 0 without all three."""
+    if not row.tools and not row.rejected and row.desirable is None:
         return 0
-    beside = orjson.dumps([row.tools, row.rejected], option=orjson.OPT_SORT_KEYS)
+    judged = () if row.desirable is None else (row.desirable,)
+    beside = orjson.dumps([row.tools, row.rejected, *judged], option=orjson.OPT_SORT_KEYS)
     return int.from_bytes(hashlib.sha256(beside).digest()[:8])
 
 

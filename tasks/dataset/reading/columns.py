@@ -4,11 +4,12 @@ from typing import Any
 
 from tasks.dataset.column_settings import ColumnsSettings
 from tasks.dataset.reading.conversations import Conversation
+from tasks.dataset.reading.preferences import verdict
 from tasks.dataset.reading.problem import RowProblem, check_characters, kind_of
 from tasks.dataset.reading.turns import checked, pair
 from tasks.errors import DataError
 
-PARTS = ("system", "user", "assistant", "rejected", "text")
+PARTS = ("system", "user", "assistant", "rejected", "desirable", "text")
 
 
 class ColumnTemplates:
@@ -50,6 +51,10 @@ class ColumnTemplates:
         if "text" in texts:
             return [Conversation([], text=texts["text"])]
         messages = checked(pair(texts["user"], texts["assistant"], texts.get("system")), "columns")
+        if "desirable" in texts:
+            return [
+                Conversation(messages, desirable=verdict(texts["desirable"], "columns.desirable"))
+            ]
         rejected = texts.get("rejected")
         if rejected is None:
             return [Conversation(messages)]

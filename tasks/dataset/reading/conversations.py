@@ -17,6 +17,8 @@ class Conversation:
     rejected: tuple[Message, ...] = ()
     """The worse ending, instead of the last answer."""
     tools: tuple[dict[str, Any], ...] = ()
+    desirable: bool | None = None
+    """Whether the last answer was judged good; None without a verdict."""
     text: str | None = None
     """What the row says where it is no conversation; there are no messages then."""
 

@@ -14,7 +14,13 @@ from tasks.dataset.reading.conversations import (
     from_text,
     instances_group,
 )
-from tasks.dataset.reading.preferences import from_preference, from_two_conversations
+from tasks.dataset.reading.preferences import (
+    from_judged,
+    from_preference,
+    from_two_conversations,
+    refuse_unread_verdict,
+    says_verdict,
+)
 from tasks.dataset.reading.problem import RowProblem
 
 
@@ -36,6 +42,10 @@ class Format:
     """The row's default group where it is not the prompt."""
     forbidden: tuple[str, ...] = ()
     """A row with one of these columns has another format."""
+    only: Callable[[dict[str, Any]], bool] = lambda row: True
+    """Whether a row with these columns has this format by what they hold."""
+    unread: Callable[[dict[str, Any], str], None] | None = None
+    """Raises RowProblem for a row that says more than the format reads; told since which row it is read so."""
 
 
 def format_of(row: dict[str, Any]) -> Format:
@@ -68,8 +78,10 @@ def format_named(name: str) -> Format:
 
 
 def _fits(form: Format, row: dict[str, Any]) -> bool:
-    return all(column in row for column in form.columns) and not any(
-        column in row for column in form.forbidden
+    return (
+        all(column in row for column in form.columns)
+        and not any(column in row for column in form.forbidden)
+        and form.only(row)
     )
 
 
@@ -104,6 +116,17 @@ FORMATS = (
         {"user": "prompt", "assistant": "completion"},
         from_prompt,
         optional=("tools", "system"),
+        only=lambda row: not says_verdict(row),
+        unread=refuse_unread_verdict,
+    ),
+    Format(
+        "prompt/completion/label",
+        ("prompt", "completion", "label"),
+        "two texts, and true or false for a good or a bad answer",
+        {"user": "prompt", "assistant": "completion", "desirable": "label"},
+        from_judged,
+        optional=("tools", "system"),
+        only=says_verdict,
     ),
     Format(
         "instruction/output",

@@ -17,9 +17,8 @@ from tasks.dataset.reading.hub_job import HubJob
 from tasks.dataset.reading.places import Placed
 from tasks.dataset.source_settings import HuggingFaceSource
 from tasks.errors import DataError
+from tasks.hub import TIMEOUT_SECONDS, why_silent
 from tasks.store import digest
-
-TIMEOUT_SECONDS = 20
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _log = logging.getLogger(__name__)
@@ -108,9 +107,7 @@ def _asked(source: HuggingFaceSource) -> str:
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import (
         GatedRepoError,
-        HfHubHTTPError,
         HFValidationError,
-        OfflineModeIsEnabled,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
@@ -141,14 +138,7 @@ def _asked(source: HuggingFaceSource) -> str:
             "spelling; for a private one log in with `hf auth login` (or set HF_TOKEN)."
         ) from error
     except Exception as error:
-        # The Hub client raises its HTTP library's errors, its own, and OSError.
-        if isinstance(error, OfflineModeIsEnabled):
-            reason = "the Hub is switched off (HF_HUB_OFFLINE)"
-        elif isinstance(error, HfHubHTTPError) and error.response is not None:
-            reason = f"the Hub answered with status {error.response.status_code}"
-        else:
-            reason = f"the Hub did not answer ({error.__class__.__name__})"
-        raise _NoAnswer(reason) from error
+        raise _NoAnswer(why_silent(error)) from error
     if not sha:
         raise DataError(
             f"The Hub names no commit for {source.id}. Write one as dataset.sources[].revision."

@@ -49,6 +49,7 @@ class Mapping:
                 source=place,
                 tools=conversation.tools,
                 rejected=conversation.rejected,
+                desirable=conversation.desirable,
                 text=conversation.text,
                 time=time,
                 slice=part,
@@ -92,6 +93,8 @@ class Mapping:
         for column in form.columns:
             if column not in value:
                 raise RowProblem(self._other_format(form, value))
+        if form.unread is not None and self._source.chat_format is None:
+            form.unread(value, f"since {self._first}")
         return form.read(value)
 
     def _other_format(self, form: Format, value: dict[str, Any]) -> str:

@@ -1,9 +1,16 @@
-"""What a preference pair says: a conversation, and a worse ending of it."""
+"""What a preference says: a conversation and a worse ending of it, or a verdict on its one answer."""
 
+from dataclasses import replace
 from typing import Any
 
-from tasks.dataset.reading.conversations import Conversation, holds_turns, system_of, turns_of
-from tasks.dataset.reading.problem import RowProblem, text_of
+from tasks.dataset.reading.conversations import (
+    Conversation,
+    from_prompt,
+    holds_turns,
+    system_of,
+    turns_of,
+)
+from tasks.dataset.reading.problem import RowProblem, kind_of, text_of
 from tasks.dataset.reading.tools import tools
 from tasks.dataset.reading.turns import checked
 from tasks.dataset.rows import Message
@@ -47,6 +54,46 @@ def from_two_conversations(row: dict[str, Any]) -> list[Conversation]:
         chosen[:shared], chosen[shared:], rejected[shared:], tools=tools(row.get("tools"))
     )
     return [found]
+
+
+def from_judged(row: dict[str, Any]) -> list[Conversation]:
+    """A prompt, one answer to it, and in `label` whether the answer is good."""
+    desirable = verdict(row["label"], "label")
+    return [replace(one, desirable=desirable) for one in from_prompt(row)]
+
+
+def says_verdict(row: dict[str, Any]) -> bool:
+    """Whether `label` is true or false. A label that is a number or another word is no verdict: it may
+    be a class, or a score.
+    """
+    label = row.get("label")
+    return isinstance(label, bool) or (isinstance(label, str) and label.strip().lower() in _WORDS)
+
+
+def refuse_unread_verdict(row: dict[str, Any], since: str) -> None:
+    """Raises: RowProblem when a verdict stands in a source that is read without verdicts."""
+    if says_verdict(row):
+        raise RowProblem(
+            f"label is {row['label']}, a verdict on the answer, and {since} the source is read without "
+            "verdicts. Give every row one, or write in the recipe's source `chat_format: "
+            "prompt/completion` to train bad answers like good ones"
+        )
+
+
+def verdict(value: object, where: str) -> bool:
+    """True for a good answer: a boolean, its name as CSV files have it, or 1 and 0.
+
+    Raises: RowProblem.
+    """
+    if isinstance(value, bool | int) and value in (0, 1):
+        return bool(value)
+    if isinstance(value, str) and (found := _WORDS.get(value.strip().lower())) is not None:
+        return found
+    shown = f"{value[:40]!r}" if isinstance(value, str) else kind_of(value)
+    raise RowProblem(f"{where} must be true (a good answer) or false, this is {shown}")
+
+
+_WORDS = {"true": True, "false": False}
 
 
 def _preference(

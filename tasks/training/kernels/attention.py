@@ -1,4 +1,4 @@
-"""Causal attention inside each example of a flat line of tokens: on a CPU as plain matrix products.
+"""Causal attention inside each example of a flat line of tokens, as plain matrix products.
 
 A block-diagonal mask over the whole line pays for its zeros, and on a CPU the backward pass of torch's
 fused attention is several times slower in bfloat16 than the products it is made of. Here examples of
@@ -14,7 +14,6 @@ import torch
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from tasks.training.kernels import varlen
 from tasks.training.kernels.layout import Group, groups_of
 
 NAME = "per_example"
@@ -56,10 +55,10 @@ def _attend(
     lengths: tuple[int, ...] = kwargs.get(LENGTHS) or (query.shape[2],)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     window = sliding_window or None
-    if query.is_cuda:
-        return varlen.attend(query[0], key[0], value[0], lengths, scale, window)[None], None
-    output = _PerExample.apply(query[0], key[0], value[0], groups_of(lengths), scale, window)
-    return output.transpose(0, 1)[None], None
+    # Not by an index, whose backward pass fills a second tensor.
+    flat = (x.squeeze(0) for x in (query, key, value))
+    output = _PerExample.apply(*flat, groups_of(lengths), scale, window)
+    return output.transpose(0, 1).unsqueeze(0), None
 
 
 class _PerExample(torch.autograd.Function):

@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 
-_CHUNK_BYTES = {"cpu": 16_000_000, "cuda": 512_000_000}
-"""Of one chunk's logits in float32: about what a processor's cache holds; enough to fill a GPU."""
+_CHUNK_BYTES = 16_000_000
+"""Of one chunk's logits in float32: about what the processor's cache holds."""
 
 
 class AnswerLoss(torch.autograd.Function):
@@ -23,9 +23,9 @@ class AnswerLoss(torch.autograd.Function):
         bias: torch.Tensor | None,
         targets: torch.Tensor,
     ) -> torch.Tensor:
-        total = torch.zeros((), dtype=torch.float64, device=hidden.device)
+        total = torch.zeros((), dtype=torch.float64)
         gradient = torch.empty_like(hidden)
-        rows = max(16, _CHUNK_BYTES[hidden.device.type] // (4 * len(weight)))
+        rows = max(16, _CHUNK_BYTES // (4 * len(weight)))
         for begin in range(0, len(hidden), rows):
             part = slice(begin, begin + rows)
             logits = torch.nn.functional.linear(hidden[part], weight, bias).float()

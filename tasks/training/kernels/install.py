@@ -42,7 +42,7 @@ class Kernels:
             inputs[last_layer.POSITIONS] = positions
         # Our layers compute in the base's format by themselves.
         with nullcontext() if self._all_linear else self._autocast():
-            states: torch.Tensor = decoder(**inputs, use_cache=False).last_hidden_state[0]
+            states: torch.Tensor = decoder(**inputs, use_cache=False).last_hidden_state.squeeze(0)
         return states if self._trims else states[positions]
 
     def install(self, *, pointwise_too: bool) -> None:

@@ -10,6 +10,7 @@ from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
 
 from tasks.training.methods.preference import (
     CHOSEN,
+    DESIRABLE,
     PROMPT,
     REJECTED,
     Preference,
@@ -51,15 +52,23 @@ class JudgedCollator:
 
 
 def rows(table: pa.Table) -> Dataset:
-    """`prompt_ids`, `completion_ids`, `label`: two rows of each pair, the better answer first."""
-    pairs = pairs_of(table)
+    """`prompt_ids`, `completion_ids`, `label`: a row of each judged answer, and two of each pair, the
+    better answer first.
+    """
+    given = pairs_of(table)
+    judged = DESIRABLE in table.column_names
+    verdicts = table[DESIRABLE].to_pylist() if judged else [None] * table.num_rows
     columns: dict[str, list[Any]] = {PROMPT: [], ANSWER: [], GOOD: []}
-    for prompt, chosen, rejected in zip(
-        *(pairs[n] for n in (PROMPT, CHOSEN, REJECTED)), strict=True
+    for prompt, answer, rejected, desirable in zip(
+        *(given[n] for n in (PROMPT, CHOSEN, REJECTED)), verdicts, strict=True
     ):
-        columns[PROMPT] += [prompt, prompt]
-        columns[ANSWER] += [chosen, rejected]
-        columns[GOOD] += [True, False]
+        answers = (
+            [(answer, True), (rejected, False)] if desirable is None else [(answer, desirable)]
+        )
+        for ids, good in answers:
+            columns[PROMPT].append(prompt)
+            columns[ANSWER].append(ids)
+            columns[GOOD].append(good)
     return ready(columns)
 
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 from datasets import Dataset
 
 from tasks.methods import Method
-from tasks.training.trainer import MethodTrainer
+from tasks.training.method_trainer import MethodTrainer
 
 
 class PreferenceTrainer(MethodTrainer):
@@ -65,6 +65,7 @@ def lengths_of(rows: Dataset) -> list[int]:
 
 
 PROMPT, CHOSEN, REJECTED = "prompt_ids", "chosen_ids", "rejected_ids"
+DESIRABLE = "desirable"
 
 
 def pairs_of(table: pa.Table) -> dict[str, list[Any]]:

@@ -8,7 +8,7 @@ from tasks.dataset.settings import DatasetSettings
 from tasks.dataset.work import OUTPUT_VERSION, prepare_dataset
 from tasks.store import Store
 
-EXPECTED_VERSION = 3
+EXPECTED_VERSION = 4
 EXPECTED_SHA256 = {
     "train.jsonl": "39f2eb8b7df687ef9c4240557f5ba7545a83658604b67cce7252694a440c7014",
     "test.jsonl": "bb3a524c8b4673d4afe22e391ab4bcc7acc483a10f55b8c4f6fd8e43fdb090d4",

@@ -12,9 +12,9 @@ from tasks.evaluation import score_worker, work
 from tasks.evaluation.job import AnswerResult, ScoreJob, ScoreResult
 from tasks.evaluation.settings import EvaluationSettings
 
-EXPECTED_VERSION = 2
+EXPECTED_VERSION = 3
 EXPECTED_SHA256 = {
-    "metrics.json": "b96c3c23505b78f2813856ecefe28e8fdbb0b6ee3fdeee8b9c06ff0ef0de7edb",
+    "metrics.json": "5cf55d9ff7d44a8c012e4a30130e0e70041cdf7597cdd3a571ec7a2e35fa16a1",
     "scores": "4c22eb5befc25522a6fe02c590758e47c255420e764a24817744ca1b81f2c74d",
     "report.md": "1b62ea0616c2364ee9446a7254915e56a7bce77f637b82cc1cf51cc618cc771f",
     "summary.md": "17b22d5e28282252522e2f2b92d2d3c7e08b22b8c535c974e6187fbfc371efd1",

@@ -20,6 +20,7 @@ def facts(**changed: Any) -> dict[str, Any]:
     unclear = {"mean": 0.0, "low": -0.1, "high": 0.1}
     return {
         "rows": 5,
+        "pairs": 0,
         "bootstrap_samples": 1000,
         "metrics": {"base": values, "champion": None, "challenger": values},
         "differences": {
@@ -44,6 +45,7 @@ def facts(**changed: Any) -> dict[str, Any]:
             "dtype": "float32",
             "device": "cpu",
             "quantization": "none",
+            "bad_answers": 0,
             "shortened_rows": 0,
         },
         **changed,

@@ -19,7 +19,7 @@ from tasks.errors import StageFailed, WorkerFailed
 from tasks.evaluation import score_worker, work, worker
 from tasks.evaluation.gate import judge
 from tasks.evaluation.job import AnswerJob, Model, ScoreJob, ScoreResult
-from tasks.evaluation.settings import METRICS, EvaluationSettings
+from tasks.evaluation.settings import METRICS, PREFERENCE_METRICS, EvaluationSettings
 from tasks.home import Home
 from tasks.store import Store
 
@@ -35,6 +35,9 @@ SETTINGS = EvaluationSettings.model_validate(
         ],
     }
 )
+
+OF_ROWS = sorted({*METRICS} - {*PREFERENCE_METRICS})
+"""What is measured where no row is a pair."""
 
 NO_NETWORK = """
 import os, socket
@@ -117,14 +120,14 @@ def test_every_metric_of_every_model_is_there_with_its_interval(ran: Ran) -> Non
     assert list(ran.report.metrics) == ["base", "champion", "challenger"]
     for values in ran.report.metrics.values():
         assert values is not None
-        assert sorted(values) == sorted(METRICS)
+        assert sorted(values) == OF_ROWS
     for model in ("base", "champion"):
         differences = ran.report.differences[model]
         mine, theirs = ran.report.metrics["challenger"], ran.report.metrics[model]
         assert differences is not None
         assert mine is not None
         assert theirs is not None
-        assert sorted(differences) == sorted(METRICS)
+        assert sorted(differences) == OF_ROWS
         for name, found in differences.items():
             assert found["mean"] == pytest.approx(mine[name] - theirs[name])
             assert found["low"] <= found["high"]
@@ -136,7 +139,7 @@ def test_every_metric_of_every_model_is_there_with_its_interval(ran: Ran) -> Non
 def test_shares_and_scores_lie_between_zero_and_one(ran: Ran) -> None:
     for values in ran.report.metrics.values():
         assert values is not None
-        for name in set(METRICS) - {"loss", "perplexity", "mean_length"}:
+        for name in set(OF_ROWS) - {"loss", "perplexity", "mean_length"}:
             assert 0 <= values[name] <= 1, name
 
 
@@ -280,7 +283,7 @@ def test_an_adapter_evaluated_against_itself_ties_and_is_never_promoted(
         )
     )
     found = ScoreResult.model_validate_json((tmp_path / "scores.json").read_text())
-    assert set(found.differences["champion"]) == set(METRICS)
+    assert sorted(found.differences["champion"]) == OF_ROWS
     for difference in found.differences["champion"].values():
         assert (difference.mean, difference.low, difference.high) == (0.0, 0.0, 0.0)
     assert found.same_answers["champion"] == found.rows

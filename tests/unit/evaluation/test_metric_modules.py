@@ -9,7 +9,7 @@ import pytest
 from sacrebleu.metrics import BLEU, CHRF
 
 from tasks.evaluation.aggregates import corpus_bleu, corpus_chrf
-from tasks.evaluation.score_worker import MODULES, TEXT_MODULES, load_modules
+from tasks.evaluation.score_worker import MODULES, PAIR_MODULES, TEXT_MODULES, load_modules
 from tasks.evaluation.settings import METRICS
 
 WORDS = [
@@ -52,8 +52,14 @@ def test_the_modules_offer_exactly_the_metrics_of_the_recipe(modules: dict[str, 
     inputs["loss"] = {"nll": [1.0], "correct": [1], "trained_tokens": [2]}
     inputs["stop_rate"] = {"stopped": [True]}
     inputs["mean_length"] = {"tokens": [3]}
-    assert set(inputs) == set(MODULES)
-    found = [m for name in MODULES for m in scored(modules, name, **inputs[name])["rows"]]
+    inputs["preference"] = {
+        "nll": [1.0],
+        "trained_tokens": [2],
+        "rejected_nll": [3.0],
+        "rejected_tokens": [4],
+    }
+    assert set(inputs) == {*MODULES, *PAIR_MODULES}
+    found = [m for name in inputs for m in scored(modules, name, **inputs[name])["rows"]]
     assert sorted(found) == sorted(METRICS)
 
 
@@ -134,6 +140,24 @@ def test_an_overflowing_perplexity_is_infinite_and_no_crash(modules: dict[str, A
     assert scored(modules, "loss", nll=[1e6], correct=[0], trained_tokens=[1])[
         "perplexity"
     ] == float("inf")
+
+
+def test_preference_counts_pairs_alone_and_a_tie_as_half(modules: dict[str, Any]) -> None:
+    result = scored(
+        modules,
+        "preference",
+        # Likelier as a whole, likelier by token alone, tied in both, no pair, no number.
+        nll=[2.0, 9.0, 4.0, 1.0, float("nan")],
+        trained_tokens=[1, 9, 2, 1, 1],
+        rejected_nll=[3.0, 6.0, 4.0, None, 1.0],
+        rejected_tokens=[3, 2, 2, None, 1],
+    )
+    assert result["rows"] == {
+        "preference_accuracy": [1.0, 0.0, 0.5, None, 0.0],
+        "preference_accuracy_per_token": [0.0, 1.0, 0.5, None, 0.0],
+    }
+    assert result["preference_accuracy"] == 1.5 / 4
+    assert result["statistics"]["preference_accuracy"][3] == [0.0, 0.0]
 
 
 def test_stop_rate_and_mean_length(modules: dict[str, Any]) -> None:

@@ -74,6 +74,20 @@ def test_tokenization_must_fit_the_method(write_recipe, method, tokenization, wo
         read_recipe(write_recipe(text.format(method)))
 
 
+def test_a_gate_may_ask_for_preference_accuracy_where_answers_are_compared(write_recipe):
+    text = (
+        "training:\n  method: {}\nevaluation:\n  gate:\n"
+        "    - {{metric: preference_accuracy, against: base, min_gain: 0.0}}\n"
+    )
+    for method in PREFERENCE_METHODS:
+        read_recipe(write_recipe(text.format(method)))
+    for method in ("sft", "pretraining"):
+        with pytest.raises(
+            RecipeError, match="asks for preference_accuracy: no adapter could pass"
+        ):
+            read_recipe(write_recipe(text.format(method)))
+
+
 def test_an_editor_knows_the_fields_of_each_method():
     schema = json.loads(json.dumps(recipe_schema()))
 

@@ -1,10 +1,11 @@
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tasks.errors import DataError
-from tasks.seen import seen_by_champion
+from tasks.seen import seen_by_champion, together
 
 IDS = np.array([1, 2**63 + 5, 7], dtype=np.uint64)
 
@@ -31,3 +32,23 @@ def test_rows_that_the_champion_was_trained_on_are_refused(tmp_path: Path) -> No
 def test_leaving_all_rows_out_is_an_error_too(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="None is left"):
         seen_by_champion(IDS, trained_on(tmp_path, *IDS.tolist()), "drop")
+
+
+def test_ids_of_several_files_are_put_together_once(tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    files = [trained_on(tmp_path / "one", 3, 9), trained_on(tmp_path / "two", 1, 9, 2**63)]
+    cache = tmp_path / "cache"
+    found = together(files, cache)
+    assert found is not None
+    assert np.load(found).tolist() == [1, 3, 9, 2**63]
+    old = cache / "old.npy"
+    old.write_bytes(b"")
+    os.utime(old, (0, 0))
+    assert together(files[::-1], cache) == found
+    assert together([files[0]], cache) == files[0]
+    assert together([], cache) is None
+    trained_on(tmp_path / "two", 5)
+    assert together(files, cache) != found
+    assert not old.exists()
+    assert found.exists()

@@ -1,6 +1,7 @@
 """Token rows and a tiny base, as the stages before training would hand them over."""
 
 import random
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,27 @@ def make_job(tokens: Tokens, base: Base, settings: TrainingSettings) -> MakeJob:
         return TrainingJob(**values | changes)
 
     return make
+
+
+@pytest.fixture
+def job(tmp_path: Path, make_job: MakeJob) -> MakeJob:
+    """A job of a given name in this test's folder."""
+
+    def make(name: str = "working", **changes: Any) -> TrainingJob:
+        return make_job(tmp_path / name, **changes)
+
+    return make
+
+
+@pytest.fixture
+def own_signals_and_threads() -> Iterator[None]:
+    """What a training in this process changes for good is put back."""
+    import torch
+
+    handler, threads = signal.getsignal(signal.SIGTERM), torch.get_num_threads()
+    yield
+    signal.signal(signal.SIGTERM, handler)
+    torch.set_num_threads(threads)
 
 
 Train = Callable[..., Adapter]

@@ -1,14 +1,12 @@
 """A training that will cost more than it may is stopped early, and goes on when it may cost more."""
 
 import json
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 
 from tasks.errors import StageFailed
 from tasks.training import budget, trainer, worker
@@ -17,15 +15,9 @@ from tasks.training.guard_settings import Budget
 from tasks.training.job import TrainingJob, TrainingResult
 from tasks.training.settings import TrainingSettings
 
+pytestmark = pytest.mark.usefixtures("own_signals_and_threads")
+
 MakeJob = Callable[..., TrainingJob]
-
-
-@pytest.fixture(autouse=True)
-def _own_signals_and_threads() -> Iterator[None]:
-    handler, threads = signal.getsignal(signal.SIGTERM), torch.get_num_threads()
-    yield
-    signal.signal(signal.SIGTERM, handler)
-    torch.set_num_threads(threads)
 
 
 class Loop:

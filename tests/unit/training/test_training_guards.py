@@ -2,7 +2,7 @@
 
 import math
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,27 +11,13 @@ import torch
 from peft import LoraConfig, PrefixTuningConfig
 
 from tasks.errors import StageFailed
-from tasks.training import checkpoints, guards, loading, saving, trainer, worker
+from tasks.training import checkpoints, guards, loading, method_trainer, saving, trainer, worker
 from tasks.training.guard_settings import Guards
 from tasks.training.job import TrainingJob, TrainingResult
 
+pytestmark = pytest.mark.usefixtures("own_signals_and_threads")
+
 MakeJob = Callable[..., TrainingJob]
-
-
-@pytest.fixture(autouse=True)
-def _own_signals_and_threads() -> Iterator[None]:
-    handler, threads = signal.getsignal(signal.SIGTERM), torch.get_num_threads()
-    yield
-    signal.signal(signal.SIGTERM, handler)
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def job(tmp_path: Path, make_job: MakeJob) -> MakeJob:
-    def make(name: str = "working", **changes: Any) -> TrainingJob:
-        return make_job(tmp_path / name, **changes)
-
-    return make
 
 
 def train(job: TrainingJob) -> TrainingResult:
@@ -156,7 +142,7 @@ def test_a_training_that_goes_on_is_not_judged_by_its_first_loss_again(
             signal.raise_signal(signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "emit", emit)
+        patch.setattr(method_trainer, "emit", emit)
         with pytest.raises(SystemExit):
             worker.train(job())
     assert train(job(guards=Guards())).resumed_from_step == 5

@@ -117,6 +117,7 @@ def test_pairs_are_measured_with_both_answers(
             "labels": [-100] * 10 + [400 + at, END],
             "prompt_length": 10,
             "rejected_ids": [*range(500, 520 + at), END],
+            "desirable": None,
         }
         for at in range(12)
     ]

@@ -4,7 +4,7 @@ import json
 import math
 import random
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +16,16 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from tasks.training import engine, loading, trainer, worker
+from tasks.training import engine, loading, method_trainer, worker
 from tasks.training.guard_settings import Guards
 from tasks.training.job import TrainingJob, TrainingResult
 from tasks.training.methods.preference import preference_of
 from tasks.training.settings import TrainingSettings
 
+pytestmark = pytest.mark.usefixtures("own_signals_and_threads")
+
 MakeJob = Callable[..., TrainingJob]
 PREFERENCES = ("dpo", "orpo", "kto")
-
-
-@pytest.fixture(autouse=True)
-def _own_signals_and_threads() -> Iterator[None]:
-    handler, threads = signal.getsignal(signal.SIGTERM), torch.get_num_threads()
-    yield
-    signal.signal(signal.SIGTERM, handler)
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -187,6 +181,56 @@ def test_every_token_of_every_answer_reaches_the_batches(
     assert seen == wanted
 
 
+@pytest.fixture
+def judged(tmp_path: Path, pairs: Path) -> Path:
+    """The pairs' answers judged one by one, but for every third pair, which stays one."""
+    folder = tmp_path / "judged"
+    folder.mkdir()
+    for side in ("train", "test"):
+        rows = []
+        for at, row in enumerate(pq.read_table(pairs / f"{side}.parquet").to_pylist()):
+            if at % 3 == 0:
+                rows.append(row | {"desirable": None})
+                continue
+            prompt = row["input_ids"][: row["prompt_length"]]
+            for desirable in (True, False):
+                answer = (
+                    row["input_ids"][row["prompt_length"] :] if desirable else row["rejected_ids"]
+                )
+                rows.append(
+                    row
+                    | {
+                        "input_ids": prompt + answer,
+                        "labels": [-100] * len(prompt) + answer,
+                        "rejected_ids": None,
+                        "desirable": desirable,
+                    }
+                )
+        pq.write_table(pa.Table.from_pylist(rows), folder / f"{side}.parquet")
+    return folder
+
+
+def test_kto_learns_the_same_from_judged_answers_as_from_the_pairs_they_make(
+    job: MakeJob, judged: Path
+) -> None:
+    short = {"num_train_epochs": 1}
+    whole = job("kto", "whole", training=short)
+    apart = job("kto", "apart", training=short, tokens=judged)
+    assert train(apart).adapter_sha256 == train(whole).adapter_sha256
+
+
+def test_kto_learns_from_batches_of_one_verdict(job: MakeJob, judged: Path, tmp_path: Path) -> None:
+    table = pq.read_table(judged / "train.parquet")
+    folder = tmp_path / "good"
+    folder.mkdir()
+    good = pa.Table.from_pylist([row for row in table.to_pylist() if row["desirable"]])
+    for side in ("train", "test"):
+        pq.write_table(good, folder / f"{side}.parquet")
+    result = train(job("kto", training={"num_train_epochs": 1}, tokens=folder))
+    assert result.steps == 4
+    assert math.isfinite(result.final_loss)
+
+
 def test_foreign_answers_of_kto_come_from_other_rows_of_the_same_batch(job: MakeJob) -> None:
     ours = build(job("kto"))
     for batch in ours.get_train_dataloader():
@@ -216,7 +260,7 @@ def test_a_preference_training_goes_on_to_the_same_bits(
             signal.raise_signal(signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "emit", emit)
+        patch.setattr(method_trainer, "emit", emit)
         with pytest.raises(SystemExit):
             worker.train(cut)
     resumed = train(cut)
@@ -277,12 +321,12 @@ def test_a_supervised_method_brings_no_trainer_of_preferences() -> None:
     assert preference_of("pretraining") is None
 
 
-def build(job: TrainingJob) -> trainer.MethodTrainer:
+def build(job: TrainingJob) -> method_trainer.MethodTrainer:
     rows = engine.read_rows(job.tokens / "train.parquet")
     return engine.build_trainer(job, rows, loading.choose_precision("float32"))
 
 
-def perturb(ours: trainer.MethodTrainer) -> None:
+def perturb(ours: method_trainer.MethodTrainer) -> None:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in ours.model.parameters():

@@ -20,12 +20,14 @@ from tasks.base import Base
 from tasks.errors import UserError
 from tasks.home import Home
 from tasks.tokenization.packing import pack, write_packs
-from tasks.training import collators, engine, loading, trainer, worker
+from tasks.training import collators, engine, loading, method_trainer, trainer, worker
 from tasks.training.inspection import inspect_training
 from tasks.training.job import TrainingJob, TrainingResult
 from tasks.training.packs import EXAMPLE_LENGTHS, packed_table, read_packs
 from tasks.training.settings import TrainingSettings
 from tasks.training.summary import summary
+
+pytestmark = pytest.mark.usefixtures("own_signals_and_threads")
 
 MakeJob = Callable[..., TrainingJob]
 CAPACITY = 64
@@ -47,14 +49,6 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "Bloom": {"vocab_size": 4096, "hidden_size": 32, "n_layer": 2, "n_head": 4},
     "Mamba": {"vocab_size": 4096, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4},
 }
-
-
-@pytest.fixture(autouse=True)
-def _own_signals_and_threads() -> Iterator[None]:
-    handler, threads = signal.getsignal(signal.SIGTERM), torch.get_num_threads()
-    yield
-    signal.signal(signal.SIGTERM, handler)
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
@@ -315,7 +309,7 @@ def test_a_training_in_packs_goes_on_with_the_same_bytes(
 
     stopped = job("stopped", training=settings)
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "emit", emit)
+        patch.setattr(method_trainer, "emit", emit)
         with pytest.raises(SystemExit):
             worker.train(stopped)
     result = train(stopped)

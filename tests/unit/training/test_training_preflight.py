@@ -4,7 +4,7 @@ import math
 import random
 import re
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,28 +14,14 @@ import torch
 from transformers import Phi3Config
 
 from tasks.errors import StageFailed
-from tasks.training import loading, out_of_memory, preflight, trainer, worker
+from tasks.training import loading, method_trainer, out_of_memory, preflight, trainer, worker
 from tasks.training.guard_settings import Guards
 from tasks.training.job import TrainingJob, TrainingResult
 
+pytestmark = pytest.mark.usefixtures("own_signals_and_threads")
+
 MakeJob = Callable[..., TrainingJob]
 WITHOUT = Guards(untrained_base="allow", preflight=False)
-
-
-@pytest.fixture(autouse=True)
-def _own_signals_and_threads() -> Iterator[None]:
-    handler, threads = signal.getsignal(signal.SIGTERM), torch.get_num_threads()
-    yield
-    signal.signal(signal.SIGTERM, handler)
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def job(tmp_path: Path, make_job: MakeJob) -> MakeJob:
-    def make(name: str = "working", **changes: Any) -> TrainingJob:
-        return make_job(tmp_path / name, **changes)
-
-    return make
 
 
 def train(job: TrainingJob) -> TrainingResult:
@@ -109,7 +95,7 @@ def test_a_training_that_goes_on_is_not_tried_again(
             signal.raise_signal(signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "emit", emit)
+        patch.setattr(method_trainer, "emit", emit)
         with pytest.raises(SystemExit):
             worker.train(job())
     capsys.readouterr()

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,13 +13,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from tasks.artifacts import Adapter
+from tasks.artifacts import Adapter, Tokens
 from tasks.errors import Interrupted, StageFailed, UserError
 from tasks.home import Home
+from tasks.tokenization.packing import write_packs
 from tasks.training import batches, checkpoints, ranks, starting, worker
 from tasks.training.job import TrainingJob, TrainingResult
 from tasks.training.settings import TrainingSettings
@@ -156,6 +159,42 @@ def test_two_processes_train_the_adapter_of_one(train: Train, settings: Training
     for name, tensor in weights[0].items():
         assert torch.allclose(tensor, weights[1][name], atol=2e-5), name
     assert result_of(two).steps == result_of(one).steps
+
+
+def test_two_processes_train_packed_rows_as_one_does(
+    train: Train, settings: TrainingSettings, tokens: Tokens, tmp_path: Path
+) -> None:
+    """Packs hold unequal numbers of answers, and the last step of an epoch does not go round."""
+    packed = tmp_path / "packed"
+    shutil.copytree(tokens.path, packed)
+    lengths = [len(ids) for ids in pq.read_table(packed / "train.parquet")["input_ids"].to_pylist()]
+    write_packs(packed, lengths, 64)
+    rows = tokens.model_copy(update={"path": packed, "fingerprint": "packed"})
+    plain = changed(
+        settings,
+        peft_config={"lora_dropout": 0.0},
+        training_config={
+            "optim": "sgd",
+            "learning_rate": 0.5,
+            "per_device_train_batch_size": 2,
+            "gradient_accumulation_steps": 2,
+        },
+    )
+    one, two = (train(settings=changed(plain, processes=count), tokens=rows) for count in (1, 2))
+    packs, steps = result_of(two).packs, result_of(two).steps
+    assert packs is not None
+    assert packs % 4 != 0, "every step has a full set of packs"
+    assert result_of(one).packs == packs < len(lengths)
+    assert steps == result_of(one).steps
+    assert result_of(one).tokens == result_of(two).tokens == 2 * sum(lengths)
+    for a, b in zip(history_of(one), history_of(two), strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
+        assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-4)
+    weights = [
+        load_file(adapter.path / "adapter" / "adapter_model.safetensors") for adapter in (one, two)
+    ]
+    for name, tensor in weights[0].items():
+        assert torch.allclose(tensor, weights[1][name], atol=2e-5), name
 
 
 @pytest.mark.slow

@@ -1,8 +1,7 @@
 """Going on from a checkpoint: proved at the first one, refused for another training, never lost to a full disk."""
 
 import resource
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +9,13 @@ import pytest
 import torch
 
 from tasks.errors import StageFailed
-from tasks.training import checkpoints, disk, trainer, worker
+from tasks.training import checkpoints, disk, method_trainer, worker
 from tasks.training.job import TrainingJob, TrainingResult
+
+pytestmark = pytest.mark.usefixtures("own_signals_and_threads")
 
 MakeJob = Callable[..., TrainingJob]
 SHORT = {"max_steps": 6, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 2}
-
-
-@pytest.fixture(autouse=True)
-def _own_signals_and_threads() -> Iterator[None]:
-    handler, threads = signal.getsignal(signal.SIGTERM), torch.get_num_threads()
-    yield
-    signal.signal(signal.SIGTERM, handler)
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -118,7 +111,7 @@ def test_a_disk_that_fills_up_in_a_checkpoint_loses_no_older_one(
 ) -> None:
     """The kernel refuses the write, as a full disk would: the process may write no larger files."""
     expected = train(job("undisturbed")).adapter_sha256
-    real = trainer.MethodTrainer._save_optimizer_and_scheduler
+    real = method_trainer.MethodTrainer._save_optimizer_and_scheduler
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def limited(self: Any, folder: str) -> None:
@@ -133,7 +126,7 @@ def test_a_disk_that_fills_up_in_a_checkpoint_loses_no_older_one(
 
     task = job()
     with monkeypatch.context() as patch:
-        patch.setattr(trainer.MethodTrainer, "_save_optimizer_and_scheduler", limited)
+        patch.setattr(method_trainer.MethodTrainer, "_save_optimizer_and_scheduler", limited)
         with pytest.raises(
             StageFailed, match=r"disk is full: checkpoint-6 .* goes on from the newest"
         ):

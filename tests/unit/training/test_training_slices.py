@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from tasks.errors import StageFailed, UserError
-from tasks.training import engine, inspect_worker, loading, slicing, trainer, worker
+from tasks.training import engine, inspect_worker, loading, method_trainer, slicing, worker
 from tasks.training.fused import blocks_of, fused_modules
 from tasks.training.job import InspectionJob, TrainingJob, TrainingResult
 from tasks.training.settings import TrainingSettings
@@ -181,7 +181,7 @@ def test_a_training_that_goes_on_gives_the_same_bytes_and_the_same_zeros(
             signal.raise_signal(signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "emit", emit)
+        patch.setattr(method_trainer, "emit", emit)
         with pytest.raises(SystemExit):
             worker.train(job)
     result = train(job)

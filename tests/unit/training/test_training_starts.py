@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from tasks.errors import UserError
-from tasks.training import adalora, data_start, engine, loading, trainer, worker
+from tasks.training import adalora, data_start, engine, loading, method_trainer, worker
 from tasks.training.job import TrainingJob, TrainingResult
 from tasks.training.settings import TrainingSettings
 
@@ -262,7 +262,7 @@ def _interrupt_after(step: int, job: TrainingJob, monkeypatch: pytest.MonkeyPatc
             signal.raise_signal(signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "emit", emit)
+        patch.setattr(method_trainer, "emit", emit)
         with pytest.raises(SystemExit):
             worker.train(job)
     assert not job.result.exists()

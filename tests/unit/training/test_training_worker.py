@@ -6,7 +6,7 @@ import random
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +20,23 @@ from transformers import AutoModelForCausalLM
 from tasks.artifacts import Tokens
 from tasks.base import Base
 from tasks.errors import StageFailed, UserError
-from tasks.training import checkpoints, collators, engine, loading, saving, trainer, worker
+from tasks.training import (
+    checkpoints,
+    collators,
+    disk,
+    engine,
+    loading,
+    method_trainer,
+    saving,
+    trainer,
+    worker,
+)
 from tasks.training.job import TrainingJob, TrainingResult
 from tasks.training.settings import TrainingSettings
 
+pytestmark = pytest.mark.usefixtures("own_signals_and_threads")
+
 MakeJob = Callable[..., TrainingJob]
-
-
-@pytest.fixture(autouse=True)
-def _own_signals_and_threads() -> Iterator[None]:
-    handler, threads = signal.getsignal(signal.SIGTERM), torch.get_num_threads()
-    yield
-    signal.signal(signal.SIGTERM, handler)
-    torch.set_num_threads(threads)
 
 
 def train(job: TrainingJob) -> TrainingResult:
@@ -52,14 +56,6 @@ def uninterrupted(
     return job, result
 
 
-@pytest.fixture
-def job(tmp_path: Path, make_job: MakeJob) -> MakeJob:
-    def make(name: str = "working", **changes: Any) -> TrainingJob:
-        return make_job(tmp_path / name, **changes)
-
-    return make
-
-
 def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A SIGTERM arrives while the worker is in this step."""
 
@@ -68,7 +64,7 @@ def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
         if event == "step" and values["step"] == step - 1:
             signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(trainer, "emit", emit)
+    monkeypatch.setattr(method_trainer, "emit", emit)
 
 
 def test_the_loss_falls_and_the_result_counts_what_was_trained(
@@ -356,7 +352,7 @@ def test_what_peft_refuses_is_the_users_mistake(job: MakeJob) -> None:
 
 def test_a_full_disk_is_said_before_training(job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage("/")._replace(free=1000)
-    monkeypatch.setattr(worker.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(StageFailed, match=r"0\.0 GB free; checkpoints need about 0\.1 GB"):
         worker.train(job())
 
