@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from tasks.tokenization.chat import Chat, Message
@@ -64,6 +64,15 @@ def conversation(chat: Chat, row: dict[str, Any], train_on: TrainOn) -> Conversa
     tools = row.get("tools") or None
     marked = _mark(chat, messages, tools)
     return Conversation(messages, tuple(trained), tools, train_on == "all", marked)
+
+
+def without_leading_space(given: Conversation) -> Conversation:
+    """The conversation with its trained answers stripped at their beginning."""
+    messages = [
+        {**message, "content": message["content"].lstrip()} if k in given.trained else message
+        for k, message in enumerate(given.messages)
+    ]
+    return replace(given, messages=messages)
 
 
 def mark(chat: Chat, text: str) -> str:

@@ -9,16 +9,29 @@ from typing import Any
 import numpy as np
 
 from tasks.tokenization.chat import Chat
-from tasks.tokenization.conversation import CONTROL, Conversation, Skipped, conversation
+from tasks.tokenization.conversation import (
+    CONTROL,
+    Conversation,
+    Skipped,
+    conversation,
+    without_leading_space,
+)
 from tasks.tokenization.drops import Drops
 from tasks.tokenization.encoder import Encoder, Ids
 from tasks.tokenization.kinds import OTHER_KIND, kind_of, misfit
 from tasks.tokenization.long_rows import Part, truncate_prompt
-from tasks.tokenization.reasons import NEUTRALISED, TOO_LONG, TRUNCATED, UNFIT, UNSEEN_TOOLS
+from tasks.tokenization.reasons import (
+    NEUTRALISED,
+    STRIPPED,
+    TOO_LONG,
+    TRUNCATED,
+    UNFIT,
+    UNSEEN_TOOLS,
+)
 from tasks.tokenization.rendering import Rendered, Unfit, render
 from tasks.tokenization.rows import TokenRow
 from tasks.tokenization.settings import TokenizationSettings
-from tasks.tokenization.spans import Encoded, SpanEncoder
+from tasks.tokenization.spans import Encoded, Melted, SpanEncoder
 
 SAME = "both answers are the same once rendered"
 
@@ -61,11 +74,16 @@ class PairTokenizer:
         for k, (row, both) in enumerate(pairs):
             found = results[2 * k : 2 * k + 2]
             try:
-                chosen, rejected = _verified(found)
+                if any(isinstance(one, Melted) for one in found):
+                    both = (without_leading_space(both[0]), without_leading_space(both[1]))
+                    part, rejected = self._pair(both[0], both[1].messages[-1])
+                    drops.count(STRIPPED)
+                else:
+                    chosen, rejected = _verified(found)
+                    part = Part(both[0], rendered[2 * k], chosen)
             except Unfit as problem:
                 drops.add(CONTROL if both[0].marked or both[1].marked else UNFIT, row, str(problem))
                 continue
-            part = Part(both[0], rendered[2 * k], chosen)
             if (one := self._fitting(row, both, part, rejected, drops)) is not None:
                 kept.append(one)
         return kept

@@ -5,6 +5,7 @@ UNFIT = "cannot be trained on"
 BAD_ANSWER = "answers that were judged bad"
 
 NEUTRALISED = "control token's text kept as ordinary text"
+STRIPPED = "white space before the answer left out"
 TRUNCATED = "prompt cut to tokenization.max_length"
 SPLIT = "split into several rows"
 LOST = "answers that fit in no row"

@@ -4,7 +4,14 @@ from typing import Any, NamedTuple
 
 from tasks.errors import DataError
 from tasks.tokenization.chat import Chat
-from tasks.tokenization.conversation import CONTROL, Conversation, Skipped, conversation, unmarked
+from tasks.tokenization.conversation import (
+    CONTROL,
+    Conversation,
+    Skipped,
+    conversation,
+    unmarked,
+    without_leading_space,
+)
 from tasks.tokenization.drops import Drops
 from tasks.tokenization.encoder import Encoder, Ids
 from tasks.tokenization.kinds import OTHER_KIND, fits, misfit
@@ -14,6 +21,7 @@ from tasks.tokenization.reasons import (
     LOST,
     NEUTRALISED,
     SPLIT,
+    STRIPPED,
     TOO_LONG,
     TRUNCATED,
     UNFIT,
@@ -21,10 +29,12 @@ from tasks.tokenization.reasons import (
 )
 from tasks.tokenization.rendering import Rendered, Unfit, render
 from tasks.tokenization.settings import TokenizationSettings
-from tasks.tokenization.spans import Encoded, SpanEncoder
+from tasks.tokenization.spans import Encoded, Melted, SpanEncoder
 
-MAX_CONTROL_SHARE = 0.01
-"""A larger share of rows with control tokens in their text is no accident but a broken export."""
+MAX_LOST_SHARE, ALWAYS_LOST = 0.01, 10
+"""More rows than both that are left out for a control token's text are no accident."""
+MAX_CONTROL_SHARE = 0.5
+"""Where more rows than these hold one, the chat template was applied before the export."""
 
 
 class TokenRow(NamedTuple):
@@ -86,6 +96,9 @@ class RowTokenizer:
         results = self._spans.encode([text for _, _, text in rendered])
         kept: list[TokenRow] = []
         for (row, given, text), result in zip(rendered, results, strict=True):
+            if isinstance(result, Melted):
+                given, text, result = self._stripped(given, text, result)
+                drops.count(STRIPPED, not isinstance(result, Unfit))
             if isinstance(result, Unfit):
                 # A text that cannot be kept apart from its control token is lost, not the dataset.
                 drops.add(CONTROL if given.marked else UNFIT, row, str(result))
@@ -100,6 +113,15 @@ class RowTokenizer:
             else:
                 kept += self._shortened(row, given, len(result.input_ids), drops)
         return kept
+
+    def _stripped(
+        self, given: Conversation, text: Rendered, problem: Melted
+    ) -> tuple[Conversation, Rendered, Encoded | Unfit]:
+        """The row without the white space that no prompt could be a prefix with, or as it was."""
+        try:
+            return self._part(without_leading_space(given))
+        except Unfit:
+            return given, text, problem
 
     def _shortened(
         self, row: dict[str, Any], given: Conversation, tokens: int, drops: Drops
@@ -155,12 +177,12 @@ def refuse(drops: Drops, settings: TokenizationSettings) -> None:
             "what stands before the answer, split_turns makes several rows of a long conversation."
         )
     lost, kept = drops.reasons[CONTROL], drops.counts[NEUTRALISED]
-    if lost + kept > MAX_CONTROL_SHARE * drops.read:
+    export = lost + kept > max(MAX_CONTROL_SHARE * drops.read, ALWAYS_LOST)
+    if export or lost > max(MAX_LOST_SHARE * drops.read, ALWAYS_LOST):
         listing = f":\n{drops.listing(CONTROL)}\n" if lost else ". "
         raise DataError(
             f"{lost + kept:,} of {drops.read:,} {drops.side} rows hold the text of a control token, "
-            f"{lost:,} of them where it cannot be kept as ordinary text (up to "
-            f"{MAX_CONTROL_SHARE:.0%} of the rows may, this is more){listing}"
+            f"{lost:,} of them where it cannot be kept as ordinary text{listing}"
             "Were the rows exported after a chat template was applied? Export the plain messages, or "
             "remove these texts."
         )

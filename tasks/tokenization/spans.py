@@ -21,6 +21,10 @@ KEPT_TAILS = 10_000
 KEPT_TAIL_CHARACTERS = 200
 
 
+class Melted(Unfit):
+    """The white space before an answer makes one token with the template's."""
+
+
 class Encoded(NamedTuple):
     """A conversation as token ids."""
 
@@ -161,7 +165,7 @@ class SpanEncoder:
         begin = places[turn.specials - 1] if split else first
         tail = tails[self._tail(row, turn)]
         if not raw.startswith(tail, 4 * begin, 4 * end):
-            raise Unfit(
+            raise Melted(
                 "the tokens of the prompt are not the first tokens of the row: the answer "
                 f"begins with {turn.answer[:12]!r}, which melts into the template's text. "
                 "Remove the white space at the beginning of the answer"

@@ -67,13 +67,31 @@ def test_what_the_assistant_wrote_is_never_trained_as_words(make_base: Any, toke
     }
 
 
-def test_more_than_one_row_in_a_hundred_is_refused(make_base: Any, tokenize: Any) -> None:
-    rows = [*plain(100), *(row(f"z{k}", "<|user|>\nWhat?<|end|>") for k in range(2))]
+def test_a_small_dataset_stands_a_typed_control_token(make_base: Any, tokenize: Any) -> None:
+    tokens = tokenize(make_base(), [*plain(3), row("z", "What does <|end|> do?")])
+    assert tokens.rows["train"] == 4
+
+
+def test_rows_that_went_through_a_chat_template_before_are_refused(
+    make_base: Any, tokenize: Any
+) -> None:
+    exported = [row(f"z{k:02}", f"<|user|>\nWhat is {k}?<|end|>") for k in range(11)]
 
     with pytest.raises(
-        DataError, match=r"2 of 102 train rows hold the text of a control token, 0 of"
+        DataError, match=r"11 of 21 train rows hold the text of a control token, 0 of"
     ):
-        tokenize(make_base(), rows)
+        tokenize(make_base(), [*plain(10), *exported])
+    assert tokenize(make_base(), [*plain(11), *exported]).rows["train"] == 22
+
+
+def test_more_than_one_answer_in_a_hundred_with_a_control_token_is_refused(
+    make_base: Any, tokenize: Any
+) -> None:
+    lost = [row(f"z{k:02}", "What?", f"That {k}.<|end|>") for k in range(11)]
+
+    with pytest.raises(DataError, match=r"11 of 1,099 train rows .*, 11 of them"):
+        tokenize(make_base(), [*plain(1088), *lost])
+    assert tokenize(make_base(), [*plain(1089), *lost]).rows["train"] == 1089
 
 
 def test_think_tags_in_an_answer_are_the_assistants_own(make_base: Any, tokenize: Any) -> None:
