@@ -36,6 +36,18 @@ class ModelFiles:
         )
 
     @property
+    def width(self) -> int | None:
+        """The size of the vectors between the layers; None where the config gives none."""
+        named = (_count(self._language.get(name)) for name in ("hidden_size", "n_embd", "d_model"))
+        return next((count for count in named if count), None)
+
+    @property
+    def _language(self) -> dict[str, Any]:
+        """The config, that of the language model within a composite one laid over it."""
+        inner = self.config.get("text_config")
+        return {**self.config, **inner} if isinstance(inner, dict) else self.config
+
+    @property
     def context(self) -> int | None:
         """The longest row in tokens that the config allows; None where it sets no limit.
 
@@ -43,10 +55,7 @@ class ModelFiles:
         `max_position_embeddings` already and some do not; the larger reading is taken, so that no row
         is refused that the model was made for. A sliding window limits what a token sees, not the row.
         """
-        config = self.config
-        inner = config.get("text_config")
-        if isinstance(inner, dict):
-            config = {**config, **inner}
+        config = self._language
         # GPT-2 and its descendants learn a vector for each position, under another name.
         named = (_count(config.get(name)) for name in ("max_position_embeddings", "n_positions"))
         limit = next((count for count in named if count), None)

@@ -33,7 +33,7 @@ def inspect_training(
     WorkerFailed when the worker dies.
     """
     working = home.work / f"inspection-{uuid.uuid4().hex[:8]}"
-    config = settings.resolved_training_config()
+    config = settings.resolved_training_config(base.path)
     try:
         columns = ["input_ids", "labels"]
         kind = ROWS[settings.method]

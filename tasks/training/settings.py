@@ -1,11 +1,13 @@
 """The recipe's section `training`: the PEFT method, the trainer's arguments, the guards."""
 
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError, ValidationError
 
 from tasks.methods import Method
+from tasks.model_files import read_model
 from tasks.quantization import Quantization
 from tasks.settings import Settings
 from tasks.suggest import did_you_mean
@@ -77,9 +79,14 @@ class TrainingSettings(Settings):
         """Every field that the PEFT class is given: the recipe's over the project's defaults."""
         return resolve_peft(self.peft_config)
 
-    def resolved_training_config(self) -> dict[str, Any]:
-        """The fields that the TRL class is given, besides those that the worker owns."""
-        return resolve_training(self.training_config, self.method)
+    def resolved_training_config(self, base: Path | None = None) -> dict[str, Any]:
+        """The fields that the TRL class is given, besides those that the worker owns.
+
+        With the base's folder, the learning rate that a recipe leaves open is LoRA's for its width.
+        """
+        follows = base is not None and self.peft_config.get("peft_type", "LORA") == "LORA"
+        width = read_model(base).width if base is not None and follows else None
+        return resolve_training(self.training_config, self.method, width)
 
     @property
     def spread(self) -> Spread:

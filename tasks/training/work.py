@@ -24,7 +24,7 @@ from tasks.training.start_files import (
 from tasks.training.starting import elsewhere, worker_command, worker_environment
 from tasks.training.summary import summary
 
-OUTPUT_VERSION = 2
+OUTPUT_VERSION = 3
 """To be raised when the same inputs give another adapter than before."""
 RESULT = "result.json"
 Event = dict[str, Any]
@@ -123,7 +123,7 @@ def train_adapter(
             seed=seed,
             method=settings.method,
             peft_config=settings.resolved_peft_config(),
-            training_config=settings.resolved_training_config(),
+            training_config=settings.resolved_training_config(base.path),
             quantization=settings.quantization,
             dtype=settings.dtype,
             loraplus_lr_ratio=settings.loraplus_lr_ratio,

@@ -1,5 +1,7 @@
 """The two dictionaries: the generated table of their fields, their checks, their defaults."""
 
+import json
+
 import pytest
 from pydantic import ValidationError
 
@@ -135,6 +137,32 @@ def test_the_defaults_are_those_that_the_documents_samples_lack():
     assert training["learning_rate"] == 2e-4
     assert training["per_device_train_batch_size"] * training["gradient_accumulation_steps"] == 16
     assert training["lr_scheduler_kwargs"] == {"min_lr_rate": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("width", "method", "rate"),
+    [
+        (3072, "sft", 2e-4),
+        (6144, "sft", 1e-4),
+        (256, "sft", 2.4e-3),
+        (32, "sft", 3.2e-3),
+        (1536, "dpo", 2e-5),
+        (None, "sft", 2e-4),
+    ],
+)
+def test_the_default_learning_rate_follows_the_bases_width(tmp_path, width, method, rate):
+    (tmp_path / "config.json").write_text(json.dumps({"n_embd": width} if width else {}))
+    settings = TrainingSettings(method=method)
+    assert settings.resolved_training_config(tmp_path)["learning_rate"] == pytest.approx(rate)
+
+
+@pytest.mark.parametrize(
+    "given", [{"peft_config": {"peft_type": "IA3"}}, {"training_config": {"learning_rate": 2e-4}}]
+)
+def test_a_learning_rate_that_is_given_and_that_of_other_methods_stay(tmp_path, given):
+    (tmp_path / "config.json").write_text('{"hidden_size": 256}')
+    settings = TrainingSettings(**given)
+    assert settings.resolved_training_config(tmp_path)["learning_rate"] == 2e-4
 
 
 def test_what_a_recipe_says_lies_over_the_defaults():
