@@ -29,7 +29,7 @@ class RecipeCheck:
         self.path = path
         self._overrides = overrides
         self._home = home
-        self._store = Store(home.store)
+        self._store = Store.of(home)
 
     @cached_property
     def loaded(self) -> Loaded:

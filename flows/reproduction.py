@@ -133,7 +133,7 @@ def _tokens(
     from tasks.dataset.work import prepare_dataset
     from tasks.tokenization.work import tokenize_dataset
 
-    store = Store(home.store)
+    store = Store.of(home)
     dataset = prepare_dataset(
         store, recipe.dataset, salt=recipe.split_salt, recipe_folder=place.parent
     )

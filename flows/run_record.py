@@ -90,7 +90,7 @@ class RunRecord:
         refuse_unreachable(self.home)
         self.base = resolve_base(self.recipe.base, self.recipe_path, self.home)
         self.recipe_text = self._portable(_with_overrides(self.recipe_path, overrides))
-        self.store = Store(self.home.store)
+        self.store = Store.of(self.home)
         self.tracker = Tracker(self.home)
         self.force = force
         self.prefect = prefect

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import uuid
@@ -18,8 +19,11 @@ from tasks.progress import announce
 
 if TYPE_CHECKING:
     from tasks.hash_memory import HashMemory
+    from tasks.home import Home
+    from tasks.remote_store import RemoteStore
 
 MANIFEST = "manifest.json"
+_log = logging.getLogger(__name__)
 REMEMBERED_FROM_BYTES = 16_000_000
 """Smaller files are hashed each time: it costs milliseconds. Larger ones when they have been written again."""
 
@@ -54,10 +58,25 @@ class Stored:
 
 
 class Store:
-    """Stage outputs at `<root>/<stage>/<fingerprint>/` on a local file system."""
+    """Stage outputs at `<root>/<stage>/<fingerprint>/` on a local file system.
 
-    def __init__(self, root: Path) -> None:
+    With `remote`, what is missing here is fetched from there, and what is complete here is copied there.
+    """
+
+    def __init__(self, root: Path, remote: "RemoteStore | None" = None) -> None:
         self.root = root
+        self.remote = remote
+
+    @classmethod
+    def of(cls, home: "Home") -> "Store":
+        """That of a state folder, with the remote one that the environment names.
+
+        Raises: UserError for a remote store that nothing here reads.
+        """
+        # It reads the same manifests.
+        from tasks.remote_store import remote_store
+
+        return cls(home.store, remote_store())
 
     def path(self, stage: Stage, key: str) -> Path:
         """Where the output lives, complete or not."""
@@ -66,8 +85,12 @@ class Store:
     def find(self, stage: Stage, key: str) -> Path | None:
         """The output's folder if it is complete and every byte is as published, else None.
 
-        Large files that nobody has written to since they were hashed are not read again.
+        Large files that nobody has written to since they were hashed are not read again. What only the
+        remote store has is fetched.
         """
+        return self._intact(stage, key) or self._fetched(stage, key)
+
+    def _intact(self, stage: Stage, key: str) -> Path | None:
         folder = self.path(stage, key)
         memory = self._memory()
         try:
@@ -93,17 +116,51 @@ class Store:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _turn(FileLock(folder.parent / f".{key}.lock"), stage):
             if not force and (found := self.find(stage, key)) is not None:
+                self._share(found, stage, key)
                 return Stored(found, reused=True)
             draft = folder.parent / f".{key}.{uuid.uuid4().hex[:8]}.draft"
             draft.mkdir()
             try:
                 build(draft)
                 self._commit(draft, folder, stage, key)
+                self._share(folder, stage, key, replace=True)
             finally:
                 shutil.rmtree(draft, ignore_errors=True)
             for torn in folder.parent.glob(f".{key}.*.draft"):
                 shutil.rmtree(torn, ignore_errors=True)
             return Stored(folder, reused=False)
+
+    def _fetched(self, stage: Stage, key: str) -> Path | None:
+        if self.remote is None:
+            return None
+        from tasks.remote_store import Unavailable
+
+        try:
+            if not self.remote.pull(f"{stage}/{key}", self.path(stage, key), MANIFEST):
+                return None
+        except Unavailable as error:
+            _log.warning("%s. What the stage %s needs is made again here", error, stage)
+            return None
+        return self._intact(stage, key)
+
+    def _share(self, folder: Path, stage: Stage, key: str, *, replace: bool = False) -> None:
+        """Copy an output to the remote store; where that fails it is complete all the same, and its next
+        reuse tries again. `replace`: what lies there under its name is torn, or older."""
+        if self.remote is None:
+            return
+        from tasks.remote_store import Unavailable
+
+        place = f"{stage}/{key}"
+        try:
+            there = self.remote.has(place, MANIFEST)
+            if there and replace:
+                self.remote.remove(place, MANIFEST)
+            if replace or not there:
+                self.remote.push(folder, place, MANIFEST)
+        except Unavailable as error:
+            _log.warning(
+                "%s. Other workers do not see this output; the next run tries again", error
+            )
 
     def _commit(self, draft: Path, folder: Path, stage: Stage, key: str) -> None:
         files = {name: file_sha256(draft / name) for name in _files_below(draft)}

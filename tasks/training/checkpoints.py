@@ -11,13 +11,13 @@ from typing import Any
 from tasks.errors import StageFailed
 
 MANIFEST = "COMPLETE.json"
-_PREFIX = "checkpoint-"
+PREFIX = "checkpoint-"
 _TORN = "torn-"
 
 
 def step_of(checkpoint: Path) -> int:
     """The optimizer step after which the checkpoint was written."""
-    return int(checkpoint.name.removeprefix(_PREFIX))
+    return int(checkpoint.name.removeprefix(PREFIX))
 
 
 def mark_complete(checkpoint: Path, inputs: Mapping[str, Any] | None = None) -> None:
@@ -96,7 +96,7 @@ def keep_newest(folder: Path, limit: int | None) -> None:
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    found = (p for p in folder.glob(f"{_PREFIX}*") if p.name.removeprefix(_PREFIX).isdigit())
+    found = (p for p in folder.glob(f"{PREFIX}*") if p.name.removeprefix(PREFIX).isdigit())
     return sorted((p for p in found if p.is_dir()), key=step_of)
 
 

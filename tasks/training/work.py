@@ -14,6 +14,7 @@ from tasks.home import Home
 from tasks.start import FROM_BASE, Beginning, Start, note_start, working_folder
 from tasks.store import Store, fingerprint
 from tasks.training.job import TrainingJob, TrainingResult
+from tasks.training.mirrored import Mirror
 from tasks.training.settings import TrainingSettings
 from tasks.training.start_files import (
     refuse_seen_rows,
@@ -104,7 +105,13 @@ def train_adapter(
     }
     key = fingerprint_of(settings, **decisive)
     working = working_folder(home, key)
+    mirror = Mirror(store.remote, key, working / "checkpoints")
     inputs = inputs_of(settings, **decisive)
+
+    def hear(event: Event) -> None:
+        mirror.hear(event)
+        if on_event is not None and event["event"] in ("step", "note"):
+            on_event(event)
 
     def build(folder: Path) -> None:
         if on_event is not None:
@@ -136,7 +143,8 @@ def train_adapter(
             start=None if files is None else start_job(files, settings.method),
             inputs=inputs,
         )
-        result = _run_worker(job, settings, home.logs / f"training-{key[:16]}.log", on_event)
+        with mirror:
+            result = _run_worker(job, settings, home.logs / f"training-{key[:16]}.log", hear)
         result = with_beginning(result, beginning)
         shutil.copytree(job.output, folder, dirs_exist_ok=True)
         if files is not None:
@@ -161,6 +169,7 @@ def train_adapter(
     if not stored.reused:
         # Only now: until the output was published, the checkpoints were all there was.
         shutil.rmtree(working, ignore_errors=True)
+        mirror.forget()
     result = TrainingResult.model_validate_json((stored.path / RESULT).read_text(encoding="utf-8"))
     return Adapter(
         path=stored.path,
@@ -239,7 +248,7 @@ class _LastWords:
         elif kind == "crashed" and not self._crashed:
             # Of several processes the first to go says why; the others only miss it.
             self._crashed = f"{event['error']}: {event['message']}"
-        if self._on_event is not None and kind in ("step", "note"):
+        if self._on_event is not None:
             self._on_event(event)
 
     def where_it_goes_on(self) -> str:
