@@ -2,12 +2,15 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from tasks.memory import available_bytes
 
 GIB = 1024**3
 
@@ -50,20 +53,14 @@ def processor() -> Processor:
 
 def memory_gib() -> tuple[float, float] | None:
     """(available, total) memory in GiB, no more than the control group allows; None where unknown."""
-    fields = {
-        line.split(":")[0]: int(line.split()[1]) * 1024
-        for line in _read(Path("/proc/meminfo")).splitlines()
-        if len(line.split()) >= 2
-    }
-    if "MemTotal" not in fields:
+    available = available_bytes()
+    found = re.search(r"^MemTotal:\s+(\d+)", _read(Path("/proc/meminfo")), re.MULTILINE)
+    if available is None or found is None:
         return None
-    total = float(fields["MemTotal"])
-    available = float(fields.get("MemAvailable", total))
+    total = int(found[1]) * 1024
     limit = _read(Path("/sys/fs/cgroup/memory.max")).strip()
-    if limit.isdigit() and int(limit) < total:
-        used = _read(Path("/sys/fs/cgroup/memory.current")).strip()
-        total = float(limit)
-        available = min(available, total - (float(used) if used.isdigit() else 0.0))
+    if limit.isdigit():
+        total = min(total, int(limit))
     return available / GIB, total / GIB
 
 

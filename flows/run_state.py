@@ -86,9 +86,10 @@ class RunState:
 
 
 def rows_text(event: Event) -> str:
-    """`12,000 of 80,000 rows, 24,100 rows/s, 3 s left`; what is unknown is left out."""
-    total = event.get("total")
-    parts = [f"{_count(event.get('done'))}" + (f" of {_count(total)}" if total else "") + " rows"]
+    """`near copies: 12,000 of 80,000 rows, 24,100 rows/s, 3 s left`; what is unknown is left out."""
+    step, total = event.get("step"), event.get("total")
+    done = _count(event.get("done")) + (f" of {_count(total)}" if total else "")
+    parts = [(f"{step}: " if step else "") + f"{done} rows"]
     if isinstance(speed := event.get("rows_per_second"), int | float):
         parts.append(f"{speed:,.0f} rows/s")
     if isinstance(left := event.get("eta_seconds"), int | float):

@@ -5,7 +5,6 @@ once to be written where those numbers put them. Memory holds no text but a chun
 """
 
 import hashlib
-import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from tasks.dataset.cleaning.personal import PersonalData
 from tasks.dataset.cleaning.quarantine import mask_quarantine
 from tasks.dataset.deciding import decide
 from tasks.dataset.fates import Fates
+from tasks.dataset.pace import Pace
 from tasks.dataset.profile import Profile
 from tasks.dataset.reading.bad_rows import BadRows
 from tasks.dataset.reading.interleave import interleaved
@@ -26,14 +26,12 @@ from tasks.dataset.removed import Removed
 from tasks.dataset.rows import Row
 from tasks.dataset.settings import DatasetSettings
 from tasks.dataset.spool import Spool
-from tasks.progress import announce
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
 SIDES = ("train", "test")
-SECONDS_BETWEEN_EVENTS = 1.0
 
 
 @dataclass
@@ -50,6 +48,8 @@ class Built:
     """What cleaning changed in rows that it kept: kind -> rows."""
     unrecognisable: int = 0
     """Evaluation rows that hold too little text of their own to be found among training rows."""
+    resembled: list[str] = field(default_factory=list)
+    """Ids of evaluation rows that many training rows are like, which stay."""
     warnings: list[str] = field(default_factory=list)
     """What a person should look at before training."""
     dropped: dict[str, int] = field(default_factory=dict)
@@ -96,6 +96,7 @@ def build(
         built.steps += decided.steps
         built.holdout_rows = decided.holdout_rows
         built.unrecognisable = decided.unrecognisable
+        built.resembled = decided.resembled
         built.warnings = decided.warnings
         of_cleaning = sorted(removed.counts, key=lambda reason: (reason != EMPTIED, reason))
         _write(folder, spool, decided.fates, removed, built)
@@ -122,14 +123,9 @@ def _reading_steps(read: int, bad_rows: int, cleaner: Cleaner) -> list[tuple[str
 def _read(
     sources: Sequence[Opened], holdout: Opened | None, bad: BadRows, built: Built
 ) -> Iterator[tuple[int, Row]]:
-    began = told = time.monotonic()
-    for number, row in interleaved(sources, bad):
+    for number, row in Pace("reading").over(interleaved(sources, bad)):
         built.read += 1
         yield number, row
-        if built.read % 1000 == 0 and (now := time.monotonic()) - told >= SECONDS_BETWEEN_EVENTS:
-            told = now
-            speed = built.read / (now - began)
-            announce("prepared", stage="dataset", done=built.read, rows_per_second=speed)
     if holdout is not None:
         for row in holdout.rows(bad):
             built.read += 1
@@ -145,7 +141,7 @@ def _write(folder: Path, spool: Spool, fates: Fates, removed: Removed, built: Bu
     streams = [(folder / f"{side}.jsonl").open("wb") for side in SIDES]
     hashes = [hashlib.sha256() for _ in SIDES]
     try:
-        for position, line in enumerate(spool.lines()):
+        for position, line in enumerate(Pace("writing", len(spool)).over(spool.lines())):
             code = int(fates.codes[position])
             if code < len(SIDES):
                 streams[code].write(line + b"\n")

@@ -6,6 +6,8 @@ from typing import Any
 from tasks.dataset.build import Built
 from tasks.dataset.cleaning.personal import PersonalData
 
+LISTED_ROWS = 1000
+
 
 def card(built: Built, *, digest: str, private: PersonalData) -> dict[str, Any]:
     """Counts of every step, as JSON. Holds no text of the rows and no folder.
@@ -28,6 +30,7 @@ def card(built: Built, *, digest: str, private: PersonalData) -> dict[str, Any]:
         "read": built.steps[0][1],
         "steps": [{"step": step, "rows": rows} for step, rows in built.steps],
         "unrecognisable_evaluation_rows": built.unrecognisable,
+        "resembled_evaluation_rows": built.resembled[:LISTED_ROWS],
         "dropped": built.dropped,
         "warnings": private.masked_value(built.warnings),
         "changed": dict(sorted(built.changed.items())),

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from tasks.dataset.cleaning.found import FORM_ROWS
 from tasks.dataset.fates import TEST, TRAIN, Fates
 from tasks.dataset.settings import SplitSettings
 from tasks.dataset.spool import Spool
@@ -18,6 +19,7 @@ TIMES_THE_TEST_SHARE = 2
 MANY_CONTAMINATED = 0.1
 """Leaks are a few rows in a hundred; more than one in ten are a form that rows have in common."""
 MANY_OVER_WEIGHT = 0.5
+NAMED_ROWS = 3
 
 
 def of_large_groups(
@@ -63,6 +65,26 @@ def of_contamination(fates: Fates, *, trained: int) -> list[str]:
         "pairs. Rows of one form: raise dataset.cleaning.contamination.similarity (or ngram_share), "
         "or set contamination to null. Variations of one row: name the column that says which "
         "belong together as dataset.sources[].group. Real copies: nothing is to be done."
+    ]
+
+
+def of_resembled(spool: Spool, fates: Fates, positions: Sequence[int]) -> list[str]:
+    """Evaluation rows that so many training rows are like that they may be a form, or leaked."""
+    if not positions:
+        return []
+    tested = int((fates.codes == TEST).sum())
+    named = ", ".join(
+        f"{spool.name(position)} ({spool.row(position).source})"
+        for position in positions[:NAMED_ROWS]
+    )
+    more = len(positions) - NAMED_ROWS
+    return [
+        f"{len(positions):,} of {tested:,} evaluation rows are each like more than {FORM_ROWS} training "
+        f"rows, which stay: {named}{f' and {more:,} more' if more > 0 else ''} "
+        "(resembled_evaluation_rows of card.json). What they share is an instruction or a form, or they "
+        "leaked in many variations: nothing here can tell. Compare some with the training rows. A form "
+        "needs nothing. Variations of one row: name the column that says which belong together as "
+        "dataset.sources[].group, or take them out; the evaluation would measure memory."
     ]
 
 

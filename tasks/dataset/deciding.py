@@ -5,14 +5,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tasks.dataset.cautions import of_contamination, of_large_groups, of_weights
-from tasks.dataset.empty_side import refuse_all_contaminated, refuse_empty_side
+from tasks.dataset.cautions import (
+    of_contamination,
+    of_large_groups,
+    of_resembled,
+    of_weights,
+)
+from tasks.dataset.empty_side import (
+    refuse_all_contaminated,
+    refuse_all_with_tested_prompts,
+    refuse_empty_holdout,
+    refuse_empty_side,
+)
 from tasks.dataset.fates import TEST, TRAIN, Fates
 from tasks.dataset.reading.opening import Opened
 from tasks.dataset.settings import DatasetSettings
 from tasks.dataset.split import divide, on_test_side, smallest
 from tasks.dataset.spool import Spool
 from tasks.dataset.steps import (
+    DECONTAMINATION,
+    NEAR_DUPLICATES,
     drop_contaminated,
     drop_duplicates,
     drop_near_duplicates,
@@ -41,6 +53,8 @@ class Decided:
     holdout_rows: int = 0
     unrecognisable: int = 0
     """Evaluation rows that hold too little text of their own to be found among training rows."""
+    resembled: list[str] = field(default_factory=list)
+    """Ids of evaluation rows that many training rows are like, which stay."""
     warnings: list[str] = field(default_factory=list)
     """What a person should look at before training, with the ways out."""
 
@@ -79,6 +93,8 @@ def decide(
     # A frozen set is whole: nothing below takes a row out of it.
     fates.codes[frozen] = TEST
     decided.holdout_rows = int(frozen.sum())
+    if settings.holdout is not None:
+        refuse_empty_holdout(decided.holdout_rows, removed)
     fractions = spool.column("fraction").copy()
     on_test = np.zeros(len(spool), dtype=np.bool_)
     on_test[~frozen] = on_test_side(
@@ -93,7 +109,7 @@ def decide(
     decided.after("exact duplicates")
     if cleaning.near_duplicates is not None:
         drop_near_duplicates(spool, cleaning.near_duplicates, fates, fractions)
-        decided.after("near duplicates")
+        decided.after(NEAR_DUPLICATES)
     if cleaning.length is not None or cleaning.language is not None:
         drop_unwanted(spool, cleaning, fates)
         decided.after("length and language")
@@ -109,14 +125,20 @@ def decide(
     refuse_empty_side(fates, spool, split, salt=salt, read=read, before=removed)
     decided.warn(of_large_groups(spool, fates, frozen, split))
 
-    drop_shared_prompts(spool, fates)
+    trained = int((fates.codes == TRAIN).sum())
+    resembled = drop_shared_prompts(spool, fates)
     decided.after("prompts of evaluation rows")
+    refuse_all_with_tested_prompts(fates, spool, trained=trained)
     if cleaning.contamination is not None:
         trained = int((fates.codes == TRAIN).sum())
-        decided.unrecognisable = drop_contaminated(spool, cleaning.contamination, fates)
-        decided.after("decontamination")
+        unjudged = drop_contaminated(spool, cleaning.contamination, fates)
+        decided.unrecognisable = unjudged.rows
+        resembled = sorted({*resembled, *unjudged.resembled})
+        decided.after(DECONTAMINATION)
         refuse_all_contaminated(fates, trained=trained)
         decided.warn(of_contamination(fates, trained=trained))
+    decided.resembled = [spool.name(position) for position in resembled]
+    decided.warn(of_resembled(spool, fates, resembled))
     weights = [opened.weight for opened in sources]
     if any(weight is not None for weight in weights):
         places = np.flatnonzero(fates.codes == TRAIN)

@@ -48,6 +48,44 @@ def refuse_empty_side(
     )
 
 
+def refuse_empty_holdout(rows: int, removed: dict[str, int]) -> None:
+    """A holdout must give a row; `removed` are the rows that cleaning left out as they were read.
+
+    Raises: DataError.
+    """
+    if rows:
+        return
+    told = ", ".join(f"{count:,} × {reason}" for reason, count in removed.items())
+    raise DataError(
+        "dataset.holdout leaves no row to evaluate"
+        + (f" (left out of all sources and the holdout: {told})" if told else "")
+        + ". Correct its path or query, set dataset.cleaning.personal_data.policy to redact where "
+        "`drop` took its rows, or take dataset.holdout out to evaluate the split's test rows alone."
+    )
+
+
+def refuse_all_with_tested_prompts(fates: Fates, spool: Spool, *, trained: int) -> None:
+    """Training rows must be left once those with evaluation rows' prompts, of `trained` rows, are out.
+
+    Raises: DataError.
+    """
+    import numpy as np
+
+    if (fates.codes == TRAIN).any():
+        return
+    prompts = spool.column("prompt")
+    tested = np.flatnonzero(fates.codes == TEST)
+    example = spool.row(int(tested[np.flatnonzero(prompts[tested] != 0)[0]]))
+    raise DataError(
+        f"No train row is left: all {trained:,} rows that the split gave to training have the prompt of "
+        f"one of {len(tested):,} evaluation rows (for example the one of {example.source}), in other "
+        "groups than those, and were left out, because a prompt on both sides is no test. Take "
+        "dataset.sources[].group out, so that rows with one prompt are one group, add rows with other "
+        "prompts, or, where the prompt says nothing, train the answers alone, as texts: "
+        '`columns: {text: "{{ ... }}"}`.'
+    )
+
+
 def refuse_all_contaminated(fates: Fates, *, trained: int) -> None:
     """Training rows must be left after decontamination, which looked at `trained` rows.
 

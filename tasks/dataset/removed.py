@@ -1,4 +1,4 @@
-"""The rows that were left out on the way: counted by reason, and listed in `removed.jsonl`."""
+"""The rows that were left out on the way: counted by reason, the first of each listed in `removed.jsonl`."""
 
 from collections import Counter
 from pathlib import Path

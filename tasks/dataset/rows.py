@@ -89,5 +89,5 @@ def default_group(messages: Iterable[Message], text: str | None) -> str:
     return prompt_group(messages) if text is None else text_group(text)
 
 
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, sort_keys=True)
+# Made once: `json.dumps` would make one for each row. Its form is part of every row's id.
+_json = json.JSONEncoder(ensure_ascii=False, sort_keys=True).encode

@@ -64,6 +64,18 @@ class DatasetSettings(Settings):
     holdout: Source | None = None
     """A frozen source that is only ever evaluated, beside the split's test rows; training rows like its own are left out. It stays whole, copies and all, but for what `personal_data: drop` takes."""
 
+    @field_validator("holdout")
+    @classmethod
+    def _whole(cls, value: Source | None) -> Source | None:
+        limits = [
+            name for name in ("weight", "max_rows") if value and getattr(value, name) is not None
+        ]
+        if limits:
+            raise ValueError(
+                f"a holdout is evaluated whole, and has no {' and no '.join(limits)}; make its file smaller"
+            )
+        return value
+
     max_bad_rows: int | float = Field(default=0, ge=0)
     """How many bad rows (a whole number), or what share of the rows read (0.01: one in a hundred), go into `quarantine.jsonl` instead of stopping the run."""
 

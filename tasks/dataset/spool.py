@@ -57,10 +57,11 @@ class Spool:
         assert self._stream is not None, "add() after the first reading"
         self._stream.write(as_line(row) + b"\n")
         label = (row.label, row.answer) if row.label is not None else None
+        prompt = row.prompt
         values = {
             "id": int(row.id, 16),
             # 0 stands for no prompt, and for no label.
-            "prompt": number(row.prompt) if row.prompt is not None else 0,
+            "prompt": number(prompt) if prompt is not None else 0,
             "label": number(json.dumps(label)) if label else 0,
             "group": number(row.group),
             "fraction": fraction(self._salt, row.group),

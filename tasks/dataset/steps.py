@@ -1,9 +1,12 @@
 """The steps that compare rows or filter them: each drops positions for a reason."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tasks.dataset.cleaning.contamination import FORM_ROWS, Contamination
+from tasks.dataset.cleaning.contamination import Contamination
 from tasks.dataset.cleaning.filters import LanguageFilter, LengthFilter
+from tasks.dataset.cleaning.found import FORM_ROWS
 from tasks.dataset.cleaning.near import NearDuplicates
 from tasks.dataset.cleaning_settings import (
     CleaningSettings,
@@ -12,6 +15,8 @@ from tasks.dataset.cleaning_settings import (
 )
 from tasks.dataset.duplicates import duplicates
 from tasks.dataset.fates import TEST, TRAIN, Fates
+from tasks.dataset.pace import Pace
+from tasks.dataset.rows import Row
 from tasks.dataset.spool import Spool
 
 if TYPE_CHECKING:
@@ -23,6 +28,18 @@ if TYPE_CHECKING:
 SHARED_PROMPT = "same prompt as an evaluation row"
 NEAR_DUPLICATE = "near duplicate"
 CONTAMINATED = "repeats an evaluation row"
+NEAR_DUPLICATES, DECONTAMINATION = "near duplicates", "decontamination"
+"""The names of the steps that take long."""
+
+
+@dataclass
+class Unjudged:
+    """Evaluation rows of which nobody can tell whether training repeats them."""
+
+    rows: int = 0
+    """They hold too little text of their own, those of `resembled` included."""
+    resembled: list[int] = field(default_factory=list)
+    """Positions of those that more than `FORM_ROWS` training rows are like, which stay."""
 
 
 def drop_duplicates(spool: Spool, fates: Fates, fractions: "Fractions") -> None:
@@ -55,7 +72,7 @@ def drop_near_duplicates(
     near = NearDuplicates(settings, len(kept))
     wanted = np.zeros(len(spool), dtype=np.bool_)
     wanted[kept] = True
-    for _, row in spool.rows(wanted):
+    for _, row in Pace(NEAR_DUPLICATES, len(kept)).over(spool.rows(wanted)):
         near.add(row)
     # Of one group's copies the choice must not depend on the rows' order, but for code: its files
     # have one.
@@ -90,36 +107,41 @@ def drop_unwanted(spool: Spool, settings: CleaningSettings, fates: Fates) -> Non
         fates.drop(positions, reason)
 
 
-def drop_shared_prompts(spool: Spool, fates: Fates) -> None:
+def drop_shared_prompts(spool: Spool, fates: Fates) -> list[int]:
     """Leave out training rows with a test row's prompt, which lie in other groups.
 
-    A prompt of many training rows is an instruction, such as "Write a poem.", and stays.
+    A prompt of many training rows is an instruction, such as "Write a poem.", and stays. Returns the
+    positions of the test rows that have such a prompt.
     """
     import numpy as np
 
     prompts = spool.column("prompt")
     trained = np.flatnonzero((fates.codes == TRAIN) & (prompts != 0))
     values, inverse, counts = np.unique(prompts[trained], return_inverse=True, return_counts=True)
-    shared = np.isin(values, prompts[fates.codes == TEST]) & (counts <= FORM_ROWS)
+    tested = np.flatnonzero((fates.codes == TEST) & (prompts != 0))
+    shared = np.isin(values, prompts[tested]) & (counts <= FORM_ROWS)
     fates.drop(trained[shared[inverse]], SHARED_PROMPT)
+    many = np.isin(prompts[tested], values[counts > FORM_ROWS])
+    return [int(position) for position in tested[many]]
 
 
-def drop_contaminated(spool: Spool, settings: ContaminationSettings, fates: Fates) -> int:
+def drop_contaminated(spool: Spool, settings: ContaminationSettings, fates: Fates) -> Unjudged:
     """Leave out training rows that repeat an evaluation row; evaluation rows are already `TEST`.
 
-    Returns how many evaluation rows hold too little of their own to be recognised.
+    Raises: DataError when the evaluation rows do not fit into memory.
     """
     import numpy as np
 
     tested = np.flatnonzero(fates.codes == TEST)
     trained = np.flatnonzero(fates.codes == TRAIN)
-    found = Contamination(
-        settings,
-        (row for _, row in spool.rows(fates.codes == TEST)),
-        (row for _, row in spool.rows(fates.codes == TRAIN)),
-        len(trained),
-    )
-    matches = found.matches(row for _, row in spool.rows(fates.codes == TRAIN))
+    # Training rows pass by twice.
+    pace = Pace(DECONTAMINATION, len(tested) + 2 * len(trained))
+
+    def rows(side: int) -> Iterator[Row]:
+        return pace.over(row for _, row in spool.rows(fates.codes == side))
+
+    found = Contamination(settings, rows(TEST), rows(TRAIN), len(trained))
+    matches = found.matches(rows(TRAIN))
     details = {
         int(
             position
@@ -128,4 +150,4 @@ def drop_contaminated(spool: Spool, settings: ContaminationSettings, fates: Fate
         if match is not None
     }
     fates.drop(details, CONTAMINATED, details)
-    return found.unchecked
+    return Unjudged(found.unchecked, [int(tested[number]) for number in found.resembled])

@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from pathlib import Path
 
 from tasks.cores import available_cores
+from tasks.memory import available_bytes
 from tasks.tokenization.chunks import Answer, Chunk, ChunkTokenizer, Setup
 from tasks.tokenization.process import Process
 
@@ -34,12 +35,8 @@ def workers_for(size: int) -> int:
 
 def _room_for() -> int:
     """Processes for which memory is free; as many as wanted where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return sys.maxsize
-    free = next((int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
-    return sys.maxsize if free is None else free * 1024 // WORKER_MEMORY_BYTES
+    free = available_bytes()
+    return sys.maxsize if free is None else free // WORKER_MEMORY_BYTES
 
 
 class Pool:

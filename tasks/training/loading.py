@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from tasks.cores import available_cores
 from tasks.errors import UserError
+from tasks.memory import available_bytes
 from tasks.quantization import Quantization, quantization_config
 from tasks.training.targets import unmatched
 
@@ -181,26 +182,4 @@ def free_memory_bytes() -> int | None:
     """Free memory of the GPU, or what the machine could still give; None where it cannot be told."""
     if torch.cuda.is_available():
         return int(torch.cuda.mem_get_info()[0])
-    try:
-        text = Path("/proc/meminfo").read_text(encoding="utf-8")
-    except OSError:
-        return None
-    lines = dict(line.split(":", 1) for line in text.splitlines())
-    of_machine = int(lines["MemAvailable"].split()[0]) * 1024
-    of_container = _left_in_container()
-    return of_machine if of_container is None else min(of_machine, of_container)
-
-
-def _left_in_container(folder: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """What the control group's limit leaves; None without one. At it the kernel kills, whatever is free."""
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        try:
-            # Without a limit: the word `max`, or a number beyond any machine.
-            most = int((folder / limit).read_text())
-            return max(0, most - int((folder / used).read_text())) if most < 1 << 60 else None
-        except (OSError, ValueError):
-            continue
-    return None
+    return available_bytes()

@@ -4,21 +4,30 @@ Two measures, because each misses what the other finds. Runs of words find what 
 also inside a longer text (70 % of runs of 8 words, as for PaLM, arXiv 2204.02311, section 8). MinHash
 finds what was changed here and there: a word in eight, clauses in another order.
 
-What occurs in many rows, of the evaluation or of the training, is an instruction or a form; it does
-not count in either. Nor does an evaluation row that many training rows are like.
+A row that quotes an evaluation row, prompt and answer, is left out however many such rows there are.
+Else, what occurs in many rows, of the evaluation or of the training, is an instruction or a form and
+does not count; nor does an evaluation row that many training rows are like. Those are told, for from
+here a form and a leak in many variations look alike.
 """
 
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from functools import cached_property
-from typing import Literal
+from typing import TYPE_CHECKING
 
-from tasks.dataset.cleaning.runs import Pairs, Runs
+from tasks.dataset.cleaning.found import FORM_ROWS, Found, Match
+from tasks.dataset.cleaning.runs import Runs
 from tasks.dataset.cleaning.shingles import compared
 from tasks.dataset.cleaning.similar import Similar
+from tasks.dataset.cleaning.system_prompts import SystemPrompts
 from tasks.dataset.cleaning_settings import ContaminationSettings
 from tasks.dataset.rows import Row
+from tasks.errors import DataError
+from tasks.memory import available_bytes
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 OUT_OF_SCOPE = (
     "A paraphrase that says the same in other words is not found: it shares neither runs of words "
@@ -26,25 +35,11 @@ OUT_OF_SCOPE = (
 )
 """For the dataset card: what this check does not promise."""
 
-FORM_ROWS = 10
-"""What stands in more training rows than so many is an instruction or a form: an evaluation row that
-leaked has a few copies, of which `near_duplicates` has left those that differ."""
+BYTES_PER_EVALUATION_ROW, BYTES_PER_EVALUATION_CHARACTER = 1_500, 20
+"""Texts, sketches and indices, and what building them takes; a test measures it."""
+
 _SAMPLED_ROWS = 1000
 _BATCH_CHARACTERS, _BATCH_ROWS = 500_000, 1024
-
-
-How = Literal["runs of words", "similar text"]
-
-
-@dataclass(frozen=True)
-class Match:
-    """A training row repeats an evaluation row."""
-
-    evaluation: int
-    """The evaluation row's number, in the order in which they were given."""
-    how: How
-    share: float
-    """Of the evaluation row's runs that the training row holds, or the estimated similarity."""
 
 
 class Contamination:
@@ -56,18 +51,26 @@ class Contamination:
         evaluation: Iterable[Row],
         training: Iterable[Row] = (),
         rows: int = 0,
+        memory_bytes: int | None = None,
     ) -> None:
         """`evaluation` are the rows of all evaluation sets; their texts are kept in memory. Of
-        `training`, about so many `rows`, only what they share with those is counted.
+        `training`, about so many `rows`, only what they share with those is counted. `memory_bytes`
+        is what may be used; by default what is free now.
+
+        Raises: DataError when the evaluation rows do not fit.
         """
         self._settings = settings
-        self._parts = [compared(row) for row in evaluation]
-        if not self._parts:
+        self._texts: list[str] = []
+        self._prompts: list[int] = []
+        self._askers: list[int] = []
+        self._found = Found()
+        self._gather(evaluation, available_bytes() if memory_bytes is None else memory_bytes)
+        if not self._texts:
             return
-        for batch in _batches(training):
-            self._runs.meet(batch)
-            self._similar.meet(batch, FORM_ROWS)
-            self._similar.meet_sample(_sampled(batch, max(1, rows // _SAMPLED_ROWS)))
+        for _, texts in _batches(training):
+            self._runs.meet(texts)
+            self._similar.meet(texts)
+            self._similar.meet_sample(_sampled(texts, max(1, rows // _SAMPLED_ROWS)))
         self._runs.leave_out_forms(FORM_ROWS)
         self._similar.leave_out_forms(FORM_ROWS)
 
@@ -78,97 +81,91 @@ class Contamination:
         A twentieth of them, but a question may well be asked three times, and what twenty rows
         have in common is a form in a set of any size. Rows with one prompt count as one.
         """
-        return max(3, min(20, len(self._parts) // 20))
+        return max(3, min(20, len(self._texts) // 20))
 
     @property
     def unchecked(self) -> int:
-        """Evaluation rows that cannot be recognised: short, all form, or so like others that `matches`
-        found them in more than `FORM_ROWS` training rows.
+        """Evaluation rows that cannot be recognised: short, all form, or one of `resembled`."""
+        if not self._texts:
+            return 0
+        known = (self._runs.recognisable | self._similar.recognisable) & ~self._covered
+        known[list(self._found.quoted)] = True
+        known[self.resembled] = False
+        return int((~known).sum())
+
+    @property
+    def resembled(self) -> list[int]:
+        """Evaluation rows that more than `FORM_ROWS` training rows resemble, and that are not quoted:
+        those that `matches` found in so many, and those whose prompt and answer consist of what so
+        many share.
         """
-        by_runs = {self._owners[i] for i in self._runs.recognisable}
-        return len(self._parts) - len((by_runs | self._similar.recognisable) - self._found.forms)
+        import numpy as np
+
+        if not self._texts:
+            return []
+        found = set(np.flatnonzero(self._covered & self._runs.with_long_answers).tolist())
+        return sorted((found - self._found.quoted) | self._found.resembled)
 
     def matches(self, rows: Iterable[Row]) -> list[Match | None]:
         """For each training row, in order, what it repeats; None for nothing."""
         count = 0
-        for batch in _batches(rows):
-            if self._parts:
-                held = self._runs.held(batch, self._settings.ngram_share)
-                self._found.add(count, held, "runs of words", self._owners)
-                similar = self._similar.found(batch, self._settings.similarity)
-                self._found.add(count, similar, "similar text")
+        systems = SystemPrompts(self._runs, self._settings.ngram_share) if self._texts else None
+        for batch, texts in _batches(rows):
+            if systems is not None:
+                held = self._runs.held(texts, self._settings.ngram_share)
+                quoted = self._found.quote(count, held.quoted)
+                self._found.add(count, held.shared, "runs of words", quoted)
+                similar = self._similar.found(texts, self._settings.similarity)
+                self._found.add(count, similar, "similar text", quoted)
+                systems.look(count, batch)
             count += len(batch)
+        for (evaluation, share), holders in (systems.holding if systems else {}).items():
+            self._found.add_all(holders, evaluation, share)
         best = self._found.best()
         return [best.get(number) for number in range(count)]
 
-    @cached_property
-    def _found(self) -> "_Found":
-        return _Found()
+    def _gather(self, evaluation: Iterable[Row], free: int | None) -> None:
+        first_with: dict[int, int] = {}
+        characters = 0
+        for number, row in enumerate(evaluation):
+            prompt, answer = compared(row)
+            self._texts.append(f"{prompt} {answer}")
+            self._prompts.append(len(prompt))
+            # Rows with one prompt count as one where what many rows share is looked for.
+            self._askers.append(first_with.setdefault(hash(prompt), number) if prompt else number)
+            characters += len(self._texts[-1])
+            needed = (number + 1) * BYTES_PER_EVALUATION_ROW
+            needed += characters * BYTES_PER_EVALUATION_CHARACTER
+            if free is not None and needed > free:
+                raise DataError(
+                    f"Looking for evaluation rows among training rows needs more than "
+                    f"{needed / 1e9:.2f} GB of memory for the first {number + 1:,} evaluation rows "
+                    f"({BYTES_PER_EVALUATION_ROW:,} bytes a row and {BYTES_PER_EVALUATION_CHARACTER} "
+                    f"a character), and {free / 1e9:.2f} GB are free. Use a machine with more memory, "
+                    "fewer evaluation rows (dataset.split.max_test_rows, dataset.split.test, a smaller "
+                    "dataset.holdout), or set dataset.cleaning.contamination to null: then nothing "
+                    "tells whether the evaluation measures memory."
+                )
 
     @cached_property
-    def _owners(self) -> list[int]:
-        # Every evaluation row is indexed twice: whole, and its prompt alone, which may have
-        # another answer in training.
-        return [i for i in range(len(self._parts)) for _ in range(2)]
-
-    @cached_property
-    def _askers(self) -> list[int]:
-        """For each evaluation row the first one with its prompt."""
-        firsts: dict[str, int] = {}
-        return [
-            firsts.setdefault(prompt, i) if prompt else i
-            for i, (prompt, _) in enumerate(self._parts)
-        ]
+    def _counted(self) -> list[bool]:
+        return [number == first for number, first in enumerate(self._askers)]
 
     @cached_property
     def _runs(self) -> Runs:
-        texts = [text for prompt, answer in self._parts for text in (f"{prompt} {answer}", prompt)]
-        counted_as = [self._askers[i] for i in self._owners]
-        return Runs(texts, counted_as, self._settings.ngram_words, self.common)
+        words = self._settings.ngram_words
+        return Runs(self._texts, self._prompts, self._counted, words, self.common)
 
     @cached_property
     def _similar(self) -> Similar:
-        counted = [i == first for i, first in enumerate(self._askers)]
-        texts = [f"{prompt} {answer}" for prompt, answer in self._parts]
-        return Similar(texts, counted, self.common)
+        return Similar(self._texts, self._prompts, self._counted, self.common)
 
+    @property
+    def _covered(self) -> "npt.NDArray[np.bool_]":
+        """Marks rows of which too little is left beside what many training rows share."""
+        import numpy as np
 
-class _Found:
-    """Training rows by the evaluation row that they repeat, as long as these are few."""
-
-    def __init__(self) -> None:
-        self.forms: set[int] = set()
-        """Evaluation rows that more than `FORM_ROWS` training rows are like: no leak is so common."""
-        self._rows: dict[int, dict[int, Match]] = {}
-
-    def add(self, first: int, pairs: Pairs, how: How, owners: Sequence[int] | None = None) -> None:
-        """`first` is the number of the pairs' first row, `owners` whose the known texts are."""
-        for asked, known, share in zip(*(part.tolist() for part in pairs), strict=True):
-            evaluation = owners[known] if owners else known
-            if evaluation in self.forms:
-                continue
-            rows = self._rows.setdefault(evaluation, {})
-            match = Match(evaluation, how, share)
-            before = rows.get(first + asked)
-            if before is None or _rank(match) < _rank(before):
-                rows[first + asked] = match
-            if len(rows) > FORM_ROWS:
-                self.forms.add(evaluation)
-                del self._rows[evaluation]
-
-    def best(self) -> dict[int, Match]:
-        """Training row -> what it repeats most clearly."""
-        best: dict[int, Match] = {}
-        for rows in self._rows.values():
-            for row, match in rows.items():
-                if row not in best or _rank(match) < _rank(best[row]):
-                    best[row] = match
-        return best
-
-
-def _rank(match: Match) -> tuple[bool, float, int]:
-    """Words before similarity, then the larger share, then the first evaluation row."""
-    return match.how != "runs of words", -match.share, match.evaluation
+        return np.asarray(self._similar.covered > 1 - self._settings.ngram_share)
 
 
 def _sampled(texts: list[str], every: int) -> list[str]:
@@ -176,14 +173,17 @@ def _sampled(texts: list[str], every: int) -> list[str]:
     return [text for text in texts if zlib.crc32(text.encode("utf-8", "replace")) % every == 0]
 
 
-def _batches(rows: Iterable[Row]) -> Iterator[list[str]]:
-    batch: list[str] = []
+def _batches(rows: Iterable[Row]) -> Iterator[tuple[list[Row], list[str]]]:
+    """Rows, and what each says."""
+    batch: list[Row] = []
+    texts: list[str] = []
     characters = 0
     for row in rows:
-        batch.append(" ".join(compared(row)))
-        characters += len(batch[-1])
+        batch.append(row)
+        texts.append(" ".join(compared(row)))
+        characters += len(texts[-1])
         if characters > _BATCH_CHARACTERS or len(batch) == _BATCH_ROWS:
-            yield batch
-            batch, characters = [], 0
+            yield batch, texts
+            batch, texts, characters = [], [], 0
     if batch:
-        yield batch
+        yield batch, texts

@@ -1,8 +1,11 @@
 """Runs of words ("n-grams") that evaluation rows consist of, and how many of them a row holds."""
 
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
+
+from tasks.dataset.cleaning.run_entries import entries, kinds_of, runs_of
+from tasks.dataset.cleaning.sorted_keys import SortedKeys, distinct, first_of_each
+from tasks.dataset.cleaning.words import hashed_words
 
 if TYPE_CHECKING:
     import numpy as np
@@ -12,10 +15,7 @@ MIN_RUNS = 6
 """With runs of 8 words, 13 words on end: the length by which GPT-3's authors looked for overlap
 (arXiv 2005.14165, appendix C). Fewer are a figure of speech."""
 
-# A word, or one sign of a script that writes without spaces.
-_WORD = re.compile(
-    r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+"
-)
+_AT_ONCE = 1024
 
 
 class Pairs(NamedTuple):
@@ -26,113 +26,157 @@ class Pairs(NamedTuple):
     shares: "npt.NDArray[np.float64]"
 
 
+class Held(NamedTuple):
+    """What `Runs.held` found: pairs whatever the number of texts asked, and pairs that count while
+    they are few.
+    """
+
+    quoted: Pairs
+    shared: Pairs
+
+
 class Runs:
-    """An index of some texts' runs; asks of other texts which of the first they hold."""
+    """An index of some texts' runs; asks of other texts which of the first they hold.
+
+    Takes about 20 bytes for each word of the set.
+    """
 
     def __init__(
-        self, texts: Sequence[str], owners: Sequence[int], words: int, common: int
+        self,
+        texts: Sequence[str],
+        prompts: Sequence[int],
+        counted: Sequence[bool],
+        words: int,
+        common: int,
     ) -> None:
-        """Runs of `words` words that occur in the texts of more than `common` owners do not count:
-        they are instructions and forms, not content. The same holds for runs that `meet` finds in
-        many other texts.
+        """`prompts` says how many characters of each text are its prompt. Runs of `words` words that
+        occur in more than `common` of the `counted` texts do not count: they are instructions and
+        forms of the set.
         """
         import numpy as np
 
         self._words = words
-        self._numbers: dict[str, int] = {}
-        flat, starts = [], [0]
-        for text in texts:
-            # 0 is kept for words that no text has.
-            flat += [
-                self._numbers.setdefault(word, len(self._numbers) + 1)
-                for word in _WORD.findall(text)
-            ]
-            starts.append(len(flat))
-        runs, text_of = self._runs(flat, starts)
-        pairs = np.unique(np.stack([runs, text_of.astype(np.uint64)]), axis=1)
-        runs, text_of = pairs[0], pairs[1].astype(np.int64)
-        by_owner = np.unique(
-            np.stack([runs, np.asarray(owners, dtype=np.uint64)[text_of]]), axis=1
-        )[0]
-        values, counts = np.unique(by_owner, return_counts=True)
-        telling = ~np.isin(runs, values[counts > common])
-        self._runs_known, self._texts_of = runs[telling], text_of[telling]
-        self._totals = np.bincount(self._texts_of, minlength=len(texts))
-        self._distinct = np.unique(self._runs_known)
-        self._met = np.zeros(len(self._distinct), dtype=np.uint32)
+        self._count = len(texts)
+        made = [
+            entries(
+                texts[start : start + _AT_ONCE], prompts[start : start + _AT_ONCE], words, start
+            )
+            for start in range(0, len(texts), _AT_ONCE)
+        ]
+        runs = np.concatenate([np.empty(0, np.uint64), *(each.runs for each in made)])
+        texts_of = np.concatenate([np.empty(0, np.uint32), *(each.texts for each in made)])
+        parts = np.concatenate([np.empty(0, np.uint8), *(each.parts for each in made)])
+        del made
+        order = np.argsort(runs, kind="stable")
+        runs, texts_of, parts = runs[order], texts_of[order], parts[order]
+        begins = np.flatnonzero(first_of_each(runs))
+        times = np.diff(np.append(begins, len(runs)))
+        own = np.zeros(len(begins), dtype=np.bool_)
+        if len(begins):
+            weight = np.asarray(counted, dtype=np.int64)[texts_of]
+            own = np.add.reduceat(weight, begins) <= common
+        # What the set itself has in common is never compared: it would be found in every text of it.
+        kept = np.repeat(own, times)
+        self._keys = SortedKeys(runs[begins][own])
+        self._texts, self._parts = texts_of[kept], parts[kept]
+        self._times = times[own]
+        self._begins = np.cumsum(self._times) - self._times
+        self._met = np.zeros(len(self._keys), dtype=np.uint16)
+        self._telling = np.ones(len(self._keys), dtype=np.bool_)
+        self._total()
 
     @property
-    def recognisable(self) -> list[int]:
-        """Numbers of the texts that have enough runs of their own."""
+    def recognisable(self) -> "npt.NDArray[np.bool_]":
+        """Marks the texts that have enough runs that are in few other texts."""
         import numpy as np
 
-        return [int(i) for i in np.flatnonzero(self._totals >= MIN_RUNS)]
+        return np.asarray(self._own[0] >= MIN_RUNS)
+
+    @property
+    def with_long_answers(self) -> "npt.NDArray[np.bool_]":
+        """Marks the texts whose answers alone have enough runs."""
+        import numpy as np
+
+        return np.asarray(self._every[2] >= MIN_RUNS)
 
     def meet(self, texts: Sequence[str]) -> None:
         """Count in how many other texts each run stands."""
         import numpy as np
 
-        runs, rows = self._runs(*self._known_words(texts))
-        places = np.searchsorted(self._distinct, runs)
-        hit = np.flatnonzero(places < len(self._distinct))
-        hit = hit[self._distinct[places[hit]] == runs[hit]]
-        once = np.unique(rows[hit] * len(self._distinct) + places[hit])
-        np.add.at(self._met, once % max(1, len(self._distinct)), 1)
+        places, rows = self._found(texts)
+        once = distinct(rows * max(1, len(self._keys)) + places) % max(1, len(self._keys))
+        # Far above what counts as common, far below where the count would begin anew.
+        np.add.at(self._met, once[self._met[once] < 1 << 15], 1)
 
     def leave_out_forms(self, common: int) -> None:
-        """Runs that stand in more than `common` of the texts met do not count from now on."""
+        """Runs that stand in more than `common` of the texts met are shared by many from now on."""
+        self._telling = self._met <= common
+        self._total()
+
+    def held(self, texts: Sequence[str], share: float) -> Held:
+        """Which of the texts hold at least `share` of an indexed one's runs.
+
+        `quoted`: of the whole, of its prompt and of its answer, where the answer has `MIN_RUNS` of
+        them, however many texts hold them. `shared`: `MIN_RUNS` runs that few texts hold, of the
+        whole or of its prompt.
+        """
         import numpy as np
 
-        forms = self._distinct[self._met > common]
-        telling = ~np.isin(self._runs_known, forms)
-        self._runs_known, self._texts_of = self._runs_known[telling], self._texts_of[telling]
-        self._totals = np.bincount(self._texts_of, minlength=len(self._totals))
-
-    def held(self, texts: Sequence[str], share: float) -> Pairs:
-        """Which of the texts hold at least `share` of an indexed one's runs, and `MIN_RUNS` of them."""
-        import numpy as np
-
-        runs, rows = self._runs(*self._known_words(texts))
-        left = np.searchsorted(self._runs_known, runs, side="left")
-        right = np.searchsorted(self._runs_known, runs, side="right")
-        hit = right > left
-        pairs = np.unique(np.stack([rows[hit], left[hit], right[hit]]), axis=1)
-        times = pairs[2] - pairs[1]
-        row_of = np.repeat(pairs[0], times)
-        place = np.repeat(pairs[1] - (np.cumsum(times) - times), times) + np.arange(times.sum())
-        both, held = np.unique(
-            np.stack([row_of, self._texts_of[place]]), axis=1, return_counts=True
+        places, rows = self._found(texts)
+        pairs = distinct(rows * max(1, len(self._keys)) + places)
+        rows, places = np.divmod(pairs, max(1, len(self._keys)))
+        times = self._times[places]
+        entry = np.repeat(self._begins[places] - (np.cumsum(times) - times), times)
+        entry += np.arange(len(entry))
+        both = np.repeat(rows, times) * max(1, self._count) + self._texts[entry].astype(np.int64)
+        telling = np.repeat(self._telling[places], times)
+        order = np.argsort(both, kind="stable")
+        both, telling, parts = both[order], telling[order], self._parts[entry][order]
+        begins = np.flatnonzero(first_of_each(both))
+        asked, known = np.divmod(both[begins], max(1, self._count))
+        within = [
+            np.add.reduceat(part, begins, dtype=np.int64) if len(begins) else begins
+            for part in kinds_of(parts)
+        ]
+        whole, prompt, answer, between = (
+            held / np.maximum(every[known], 1)
+            for held, every in zip(within, self._every, strict=True)
         )
-        shares = held / self._totals[both[1]]
-        enough = np.flatnonzero((held >= MIN_RUNS) & (shares >= share))
-        return Pairs(both[0][enough], both[1][enough], shares[enough])
+        every = [each[known] for each in self._every]
+        # A prompt too short for runs is in those that reach from it into the answer; a text has none.
+        asked_for = np.where(every[1] > 0, prompt, np.where(every[3] > 0, between, 1.0))
+        least = np.minimum(np.minimum(whole, answer), asked_for)
+        quoted = (every[2] >= MIN_RUNS) & (least >= share)
+        found = np.zeros(len(begins))
+        for part, own in zip(kinds_of(parts)[:2], self._own, strict=True):
+            held = (
+                np.add.reduceat(part & telling, begins, dtype=np.int64) if len(begins) else begins
+            )
+            enough = held >= MIN_RUNS
+            found[enough] = np.maximum(found[enough], held[enough] / own[known[enough]])
+        shared = (found >= share) & ~quoted
+        return Held(
+            Pairs(asked[quoted], known[quoted], whole[quoted]),
+            Pairs(asked[shared], known[shared], found[shared]),
+        )
 
-    def _known_words(self, texts: Sequence[str]) -> tuple[list[int], list[int]]:
-        """Numbers of all words, 0 for those that no indexed text has, and where each text begins."""
-        flat: list[int] = []
-        starts = [0]
-        number = self._numbers.get
-        for text in texts:
-            flat += [number(word, 0) for word in _WORD.findall(text)]
-            starts.append(len(flat))
-        return flat, starts
-
-    def _runs(
-        self, flat: Sequence[int], starts: Sequence[int]
-    ) -> "tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]":
-        """Hashes of all runs of known words, and the number of the text that each belongs to."""
+    def _total(self) -> None:
+        """Count the runs of every text: all by part, and those that are in few other texts."""
         import numpy as np
 
-        words = np.asarray(flat, dtype=np.uint64)
-        count = max(0, len(words) - self._words + 1)
-        hashes = np.zeros(count, dtype=np.uint64)
-        known = np.ones(count, dtype=np.bool_)
-        for i in range(self._words):
-            part = words[i : i + count]
-            known &= part != 0
-            hashes = (hashes ^ part) * np.uint64(0x9E3779B97F4A7C15)
-            hashes ^= hashes >> np.uint64(32)
-        bounds = np.asarray(starts)
-        text_of = np.searchsorted(bounds, np.arange(count), side="right") - 1
-        whole = known & (np.arange(count) + self._words <= bounds[text_of + 1])
-        return hashes[whole], text_of[whole]
+        telling = np.repeat(self._telling, self._times)
+        kinds = kinds_of(self._parts)
+        self._every = [np.bincount(self._texts[kind], minlength=self._count) for kind in kinds]
+        self._own = [
+            np.bincount(self._texts[kind & telling], minlength=self._count) for kind in kinds[:2]
+        ]
+
+    def _found(self, texts: Sequence[str]) -> "tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]":
+        """Places of the set's runs in the texts, and the number of the text that holds each."""
+        import numpy as np
+
+        words = hashed_words(texts)
+        runs, starts = runs_of(words, self._words)
+        which, places = self._keys.found(runs)
+        rows = np.searchsorted(words.offsets, starts[which], side="right") - 1
+        return places, rows

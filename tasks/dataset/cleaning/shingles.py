@@ -16,9 +16,6 @@ if TYPE_CHECKING:
 LENGTH = 5
 MAX_CHARACTERS = 100_000
 """Of a longer text the beginning is compared: two books that are equal so far are copies."""
-SLOTS_PER_WORD = 8
-"""Slots of a sketch that fit into 64 bits."""
-
 CHANCE = 1 / 256
 """Share of slots that two unrelated sketches have in common."""
 
@@ -30,11 +27,16 @@ def compared(row: Row) -> tuple[str, str]:
     """Prompt and answer as they are compared: what was said, in one case and without layout. A text is
     an answer to nothing.
 
-    System prompts are left out: they are the operator's, the same in thousands of rows that have
+    System prompts (`operators`) are left out: the same one stands in thousands of rows that have
     nothing else in common.
     """
     before = " ".join(said(m) for m in row.messages[:-1] if m["role"] != "system")
     return _plain(before), _plain(last_said(row))
+
+
+def operators(row: Row) -> str:
+    """What the system prompts say, as it is compared; empty without one."""
+    return _plain(" ".join(said(m) for m in row.messages if m["role"] == "system"))
 
 
 def last_said(row: Row) -> str:

@@ -29,6 +29,12 @@ def fetch(job: HubJob) -> None:
         ) from error
     except ValueError as error:
         raise DataError(_unknown_part(job, error)) from error
+    except ConnectionError as error:
+        raise DataError(
+            f"The rows of {job.id} at commit {job.commit} are not on this machine yet, and the Hub "
+            f"cannot be asked for them ({error}). Check the network and HF_HUB_OFFLINE, or copy "
+            "cache/sources/hub of LORALINE_HOME from a machine that has them."
+        ) from error
     except RuntimeError as error:
         if "script" not in str(error):
             raise

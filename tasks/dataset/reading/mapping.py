@@ -121,6 +121,9 @@ class Mapping:
         if column is None:
             return None
         key = value.get(column)
+        if isinstance(key, float) and key.is_integer():
+            # Whole numbers with a null among them are floats in pandas and Parquet: 3.0 is group 3.
+            key = int(key)
         if isinstance(key, bool) or not isinstance(key, str | int) or key == "":
             raise RowProblem(
                 f"the group column {column!r} must hold text or a whole number, this is "

@@ -53,8 +53,9 @@ class Opened:
 def open_sources(settings: DatasetSettings, recipe_folder: Path, *, cache: Path) -> list[Opened]:
     """Open every source in the recipe's order.
 
-    Local files are hashed, unless they are as they were when they were hashed before; remote files and the new rows of a query are fetched into `cache`; of a
-    Hub dataset only the commit is asked for, its rows are fetched when they are read.
+    Local files are hashed, unless they are as they were when they were hashed before; remote files
+    and the new rows of a query are fetched into `cache`; of a Hub dataset only the commit is asked
+    for, its rows are fetched when they are read.
 
     Raises: DataError when a source does not exist or does not answer.
     """
@@ -78,7 +79,8 @@ def open_source(source: Source, recipe_folder: Path, *, cache: Path) -> Opened:
     placed = (
         remote_files(source, cache) if is_url(source.path) else local_files(source, recipe_folder)
     )
-    facts = {"passed_over": list(placed.passed_over)} if placed.passed_over else {}
+    others = {"passed_over": placed.passed_over, "broken_links": placed.broken_links}
+    facts = {what: list(names) for what, names in others.items() if names}
     # The memory that the base's weights are in: beside what sources fetched.
     memory = HashMemory(cache.parent / "sha256.json")
     digest = digest_of(placed.files, memory)

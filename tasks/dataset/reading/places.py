@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,8 @@ class Placed:
 
     files: tuple[DataFile, ...]
     passed_over: tuple[str, ...] = ()
+    broken_links: tuple[str, ...] = ()
+    """Names of links that lead nowhere; of their files nobody knows what they held."""
 
 
 def is_url(path: str) -> bool:
@@ -101,17 +104,23 @@ def files_of_a_folder(names: list[str], kind: FileKind | None) -> tuple[list[str
 def _chosen(names: dict[Path, str], source: FilesSource | JsonlSource, path: Path) -> Placed:
     paths = {name: file for file, name in names.items() if file.is_file()}
     taken, passed_over = files_of_a_folder(list(paths), source.format)
+    broken = sorted(n for file, n in names.items() if file.is_symlink() and not file.exists())
     if not taken:
-        raise DataError(no_files(source.path, str(path), passed_over))
+        raise DataError(no_files(source.path, str(path), passed_over, broken))
     return Placed(
         tuple(data_file(paths[name], str(paths[name]), name, source.format) for name in taken),
         tuple(passed_over),
+        tuple(broken),
     )
 
 
-def no_files(written: str, place: str, passed_over: list[str]) -> str:
+def no_files(
+    written: str, place: str, passed_over: list[str], broken_links: Sequence[str] = ()
+) -> str:
     """Why a folder or pattern gives nothing."""
     others = f" There are {', '.join(passed_over[:5])}, which is not read." if passed_over else ""
+    if broken_links:
+        others += f" {', '.join(broken_links[:5])}: the link leads nowhere."
     return (
         f"dataset.sources[].path {written} ({place}) holds no file of rows.{others} "
         "Correct it (relative paths start at the recipe's folder), or give dataset.sources[].format."

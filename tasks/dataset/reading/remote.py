@@ -12,12 +12,14 @@ from filelock import FileLock
 
 from tasks.dataset.reading.data_file import data_file
 from tasks.dataset.reading.places import PATTERN, Placed, files_of_a_folder, no_files
+from tasks.dataset.reading.remote_failures import refusal
 from tasks.dataset.source_settings import FilesSource, JsonlSource
 from tasks.errors import DataError
 
 UNCHANGED = ("ETag", "etag", "md5Hash", "Content-MD5", "VersionId", "generation")
 """What file systems call a mark that changes with the content; a date alone is too coarse."""
-PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "http": "aiohttp", "https": "aiohttp"}
+SILENT_SECONDS = 60.0
+"""How long a web server may send nothing."""
 
 _log = logging.getLogger(__name__)
 
@@ -34,7 +36,7 @@ def remote_files(source: FilesSource | JsonlSource, cache: Path) -> Placed:
     try:
         import fsspec  # type: ignore[import-untyped]
 
-        system, root = fsspec.core.url_to_fs(source.path, **source.storage_options)
+        system, root = fsspec.core.url_to_fs(source.path, **_options(source))
         names = _names(system, root, source)
         if not names:
             raise DataError(no_files(shown, root, []))
@@ -46,31 +48,26 @@ def remote_files(source: FilesSource | JsonlSource, cache: Path) -> Placed:
         files = []
         for name in taken:
             address = system.unstrip_protocol(names[name]).partition("?")[0]
-            copy = _copy(system, names[name], address, cache)
+            copy = _copy(system, names[name], address, source.storage_options, cache)
             files.append(data_file(copy, address, name, source.format))
         return Placed(tuple(files), tuple(passed_over))
     except DataError:
         raise
-    except ImportError as error:
-        scheme = urlsplit(source.path).scheme
-        package = PACKAGES.get(scheme, "the fsspec file system for it")
-        raise DataError(
-            f"{shown}: no file system for {scheme}:// is installed ({error}). "
-            f"Install {package}, or copy the files here."
-        ) from error
-    except FileNotFoundError as error:
-        raise DataError(
-            f"Cannot read dataset.sources[].path {shown}: there is no such file, folder or bucket. "
-            "Correct it, or its storage_options."
-        ) from error
     except Exception as error:
         # Every file system raises its own library's errors.
-        what = " ".join(str(error).split()) or error.__class__.__name__
-        raise DataError(
-            f"Cannot read dataset.sources[].path {shown}: {error.__class__.__name__}: {what}. "
-            "Credentials come from the environment (for s3:// AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY, or a profile; storage_options {anon: true} reads a public bucket)."
-        ) from error
+        raise DataError(refusal(shown, error, SILENT_SECONDS)) from error
+
+
+def _options(source: FilesSource | JsonlSource) -> dict[str, Any]:
+    """The recipe's options, and for a web server how long it may be silent."""
+    if not urlsplit(source.path).scheme.startswith("http"):
+        return source.storage_options
+    from aiohttp import ClientTimeout
+
+    # By default a download ends after five minutes, however fast the bytes come.
+    patience = ClientTimeout(total=None, sock_connect=SILENT_SECONDS, sock_read=SILENT_SECONDS)
+    own = source.storage_options.get("client_kwargs", {})
+    return {**source.storage_options, "client_kwargs": {"timeout": patience, **own}}
 
 
 def _names(system: Any, root: str, source: FilesSource | JsonlSource) -> dict[str, str]:
@@ -88,7 +85,7 @@ def _names(system: Any, root: str, source: FilesSource | JsonlSource) -> dict[st
     return {path.removeprefix(root).lstrip("/"): path for path in system.find(root)}
 
 
-def _copy(system: Any, path: str, address: str, cache: Path) -> Path:
+def _copy(system: Any, path: str, address: str, options: dict[str, Any], cache: Path) -> Path:
     """The file's copy in `cache`, fetched if there is none or it may be another one."""
     system.invalidate_cache()
     info = system.info(path)
@@ -96,9 +93,7 @@ def _copy(system: Any, path: str, address: str, cache: Path) -> Path:
     mark["size"] = str(info.get("size"))
     folder = cache / "files"
     folder.mkdir(parents=True, exist_ok=True)
-    stem = hashlib.sha256(
-        f"{system.protocol} {system.storage_options!r} {path}".encode()
-    ).hexdigest()
+    stem = hashlib.sha256(f"{system.protocol} {options!r} {path}".encode()).hexdigest()
     copy = folder / stem[:32]
     known = copy.with_suffix(".json")
     with FileLock(copy.with_suffix(".lock")):

@@ -207,6 +207,9 @@ def test_the_preparation_of_rows_is_shown_with_its_speed() -> None:
     assert stage is not None
     assert stage.detail == "12,000 of 48,000 rows, 24,100 rows/s, 3.0 s left"
     assert stage.fraction == 0.25
+    stage = RunState().take({**event, "step": "near duplicates"})
+    assert stage is not None
+    assert stage.detail == "near duplicates: 12,000 rows, 24,100 rows/s"
 
 
 def test_the_measuring_of_losses_is_shown_with_its_progress() -> None:

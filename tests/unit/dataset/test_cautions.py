@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from tasks.errors import DataError
 
@@ -82,6 +83,58 @@ def test_decontamination_that_leaves_nothing_is_not_told_as_a_fault_of_the_split
 
     assert "Decontamination leaves no train row: all 3 rows" in str(caught.value)
     assert "dataset.split" not in str(caught.value)
+
+
+def test_evaluation_rows_that_many_training_rows_are_like_are_listed_with_the_ways_out(
+    prepare, words, warned
+) -> None:
+    question = words(20)
+    prepare.write("frozen.jsonl", [pair(question, words(20)), pair(words(20), words(20))])
+    rows = [pair(question, words(20), doc=f"a{i}") for i in range(11)]
+    rows += [pair(words(20), words(20), doc=f"b{i}") for i in range(60)]
+
+    sides = prepare(
+        rows,
+        source={"group": "doc"},
+        holdout={"type": "files", "path": "frozen.jsonl"},
+        split={"test": 0},
+    )
+
+    assert sides.dataset.rows == {"train": 71, "test": 2}
+    (warning,) = warned()
+    first = sides.rows("test")[0]["id"]
+    assert warning.startswith("1 of 2 evaluation rows are each like more than 10 training rows")
+    assert f"which stay: {first} (frozen.jsonl:1)" in warning
+    assert "dataset.sources[].group" in warning
+    assert sides.card["warnings"] == [warning]
+    assert sides.card["resembled_evaluation_rows"] == [first]
+    summary = (sides.dataset.path / "summary.md").read_text(encoding="utf-8")
+    assert "1 of 2 evaluation rows are each like" in summary
+
+
+def test_evaluation_rows_that_cannot_be_judged_are_counted_and_not_called_clean(
+    prepare, words
+) -> None:
+    prepare.write("frozen.jsonl", [pair("Hi", "Hello"), pair(words(20), words(20))])
+
+    sides = prepare(
+        [pair(words(20), words(20)) for _ in range(60)],
+        holdout={"type": "files", "path": "frozen.jsonl"},
+        split={"test": 0},
+    )
+
+    assert sides.card["unrecognisable_evaluation_rows"] == 1
+    summary = (sides.dataset.path / "summary.md").read_text(encoding="utf-8")
+    assert "1 of 2 evaluation rows cannot be judged" in summary
+    assert "Nothing says that they are clean." in summary
+
+
+@pytest.mark.parametrize("limit", [{"max_rows": 10}, {"weight": 2}])
+def test_a_holdout_has_no_limits_which_would_be_passed_over(prepare, words, limit: Any) -> None:
+    with pytest.raises(
+        ValidationError, match=f"a holdout is evaluated whole.*no {next(iter(limit))}"
+    ):
+        prepare([pair("a", "b")], holdout={"type": "files", "path": "rows.jsonl", **limit})
 
 
 def test_a_planted_copy_leaves_training_and_the_test_row_stays(prepare, words) -> None:

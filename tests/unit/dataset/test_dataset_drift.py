@@ -84,6 +84,18 @@ def test_other_lengths_and_other_words_are_named(tmp_path: Path) -> None:
     assert "version 3" in text
 
 
+def test_a_distance_warns_above_the_threshold_and_not_at_it(tmp_path: Path) -> None:
+    first = prepared(tmp_path / "a", 400, seed=1, words=WORDS, length=12)
+    longer = prepared(tmp_path / "b", 400, seed=2, words=WORDS, length=24)
+    measured = compared(longer, first, warn_above=1.0)
+    distance = measured["distances"]["answer_lengths"]
+
+    assert 0 < distance < 1
+    assert measured["warnings"] == []
+    assert "answer_lengths" not in compared(longer, first, warn_above=distance)["warnings"]
+    assert "answer_lengths" in compared(longer, first, warn_above=distance - 1e-4)["warnings"]
+
+
 def test_the_share_of_new_rows_is_counted_by_the_rows_themselves(tmp_path: Path) -> None:
     first = prepared(tmp_path / "a", 200, seed=1, words=WORDS, length=5)
     (tmp_path / "a" / "rows.jsonl").write_text(

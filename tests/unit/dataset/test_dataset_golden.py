@@ -12,8 +12,8 @@ EXPECTED_VERSION = 4
 EXPECTED_SHA256 = {
     "train.jsonl": "39f2eb8b7df687ef9c4240557f5ba7545a83658604b67cce7252694a440c7014",
     "test.jsonl": "bb3a524c8b4673d4afe22e391ab4bcc7acc483a10f55b8c4f6fd8e43fdb090d4",
-    "card.json": "2cf90243dcef470f97a38b2049e5168dd804f56d0a30f9eec55b56ef46b754dd",
-    "summary.md": "5407ed7e2bf7a35782718d6548d4b457de19cd4c7bff26d698baa54eca1a1637",
+    "card.json": "b94c394f545cac7b18ae083149964b4db89d2275ebb040a24de338b3b0160020",
+    "summary.md": "500fd6d275b0faf349ab750f86ff58efb7d7f2a46fe1712e906a991c367c5bc7",
 }
 
 MODULE = '''

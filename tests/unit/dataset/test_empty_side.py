@@ -62,6 +62,37 @@ def test_a_split_by_time_is_explained_by_times(tmp_path: Path, split: dict, aske
     assert "salt" not in text
 
 
+@pytest.mark.parametrize("cleaning", [{}, {"contamination": None}])
+def test_a_train_side_of_the_test_sides_prompts_is_told_in_its_own_words(
+    tmp_path: Path, cleaning: dict[str, Any]
+) -> None:
+    rows = [
+        {"prompt": "Tell of the river", "completion": f"Tale {i}", "doc": f"d{i}"}
+        for i in range(12)
+    ]
+    text = refusal(tmp_path, rows, source={"group": "doc"}, split={"test": 0.5}, cleaning=cleaning)
+    assert text.startswith("No train row is left: all ")
+    assert "have the prompt of one of " in text
+    assert "for example the one of rows.jsonl:" in text
+    assert "Take dataset.sources[].group out" in text
+
+
+def test_a_holdout_that_cleaning_empties_is_refused_beside_test_rows(tmp_path: Path) -> None:
+    (tmp_path / "frozen.jsonl").write_text(
+        json.dumps({"prompt": "Whose is erika@firma-beispiel.de?", "completion": "Hers."})
+    )
+    rows = [{"prompt": f"Question {i}", "completion": f"Answer {i}"} for i in range(60)]
+    text = refusal(
+        tmp_path,
+        rows,
+        split={"test": 0.3},
+        holdout={"type": "files", "path": "frozen.jsonl"},
+        cleaning={"personal_data": {"policy": "drop"}},
+    )
+    assert text.startswith("dataset.holdout leaves no row to evaluate")
+    assert "1 × personal data: email" in text
+
+
 def test_what_cleaning_and_limits_took_is_named_by_its_reason(tmp_path: Path) -> None:
     rows = [{"prompt": f"Mail {i}@firma-beispiel.de", "completion": "Yes"} for i in range(4)]
     rows += [{"prompt": f"Question {i}", "completion": "No"} for i in range(3)]

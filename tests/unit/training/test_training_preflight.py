@@ -1,11 +1,9 @@
 """Two steps before the first one that leave nothing behind, and what is said when memory runs out."""
 
-import math
 import random
 import re
 import signal
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -202,14 +200,7 @@ def test_an_estimate_that_had_promised_too_much_is_not_believed_again(job: MakeJ
     assert "per_device_train_batch_size: 2 with" in plenty
 
 
-def test_a_containers_limit_counts_as_free_memory(tmp_path: Path) -> None:
-    assert loading._left_in_container(tmp_path) is None
-    (tmp_path / "memory.max").write_text("max\n")
-    (tmp_path / "memory.current").write_text("1000\n")
-    assert loading._left_in_container(tmp_path) is None
-    (tmp_path / "memory.max").write_text("5000\n")
-    assert loading._left_in_container(tmp_path) == 4000
+def test_free_memory_is_told() -> None:
     free = loading.free_memory_bytes()
     assert free is not None
-    assert math.isfinite(free)
     assert free > 0

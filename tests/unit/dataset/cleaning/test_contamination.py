@@ -1,12 +1,21 @@
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tasks.dataset.cleaning.contamination import Contamination, Match
+from tasks.dataset.cleaning.contamination import (
+    BYTES_PER_EVALUATION_CHARACTER,
+    BYTES_PER_EVALUATION_ROW,
+    Contamination,
+)
+from tasks.dataset.cleaning.found import Match
 from tasks.dataset.cleaning.similar import _Index
 from tasks.dataset.cleaning_settings import ContaminationSettings
 from tasks.dataset.rows import Row
+from tasks.errors import DataError
 
 SETTINGS = ContaminationSettings()
 _rng = random.Random(0)
@@ -229,14 +238,129 @@ def test_near_copies_are_found_inside_rows_of_one_form() -> None:
     assert found[-1].evaluation == 5
 
 
-@pytest.mark.parametrize(("copies", "seen"), [(10, 10), (11, 0)])
-def test_what_more_than_ten_training_rows_repeat_counts_as_a_form(copies: int, seen: int) -> None:
+@pytest.mark.parametrize(("copies", "seen"), [(10, 10), (11, 0), (40, 0)])
+def test_variations_in_more_than_ten_training_rows_are_told_as_what_nobody_can_judge(
+    copies: int, seen: int
+) -> None:
     rng = random.Random(12)
     train = [row(near_copy(LETTER, rng), near_copy(ANSWER, rng)) for _ in range(copies)]
+    train += [row(words(rng, 40), words(rng, 30)) for _ in range(100)]
+    other = row(words(rng, 40), words(rng, 30))
 
-    check = Contamination(SETTINGS, [row(LETTER, ANSWER)], train)
+    check = Contamination(SETTINGS, [other, row(LETTER, ANSWER)], train)
 
     assert sum(match is not None for match in check.matches(train)) == seen
+    assert check.resembled == ([] if seen else [1])
+    assert check.unchecked == (0 if seen else 1)
+
+
+@pytest.mark.parametrize("copies", [3, 11, 60])
+def test_a_row_that_is_quoted_whole_is_a_leak_however_many_rows_quote_it(copies: int) -> None:
+    rng = random.Random(14)
+    evaluation = [row(words(rng, 25), words(rng, 60)) for _ in range(5)]
+    quoted = f"{evaluation[2].messages[0]['content']} {evaluation[2].answer}"
+    train = [
+        row(f"{words(rng, 10)} {quoted} {words(rng, 10)}", words(rng, 12)) for _ in range(copies)
+    ]
+    train += [row(words(rng, 25), words(rng, 40)) for _ in range(100)]
+
+    check = Contamination(SETTINGS, evaluation, train)
+    found = check.matches(train)
+
+    assert [match is not None and match.evaluation == 2 for match in found] == [
+        *[True] * copies,
+        *[False] * 100,
+    ]
+    assert (check.resembled, check.unchecked) == ([], 0)
+
+
+def test_an_answer_that_many_questions_share_is_a_form_and_told() -> None:
+    """Answers of a support desk, word for word: the questions differ, so nothing has leaked."""
+    rng = random.Random(15)
+    canned = words(rng, 40)
+    train = [row(words(rng, 20), canned) for _ in range(30)]
+    train += [row(words(rng, 20), words(rng, 40)) for _ in range(100)]
+
+    check = Contamination(SETTINGS, [row(words(rng, 20), canned)], train)
+
+    assert not any(check.matches(train))
+    assert (check.resembled, check.unchecked) == ([0], 1)
+
+
+@pytest.mark.parametrize(("rows", "found"), [(3, 3), (11, 0)])
+def test_an_evaluation_row_in_a_system_prompt_is_found(rows: int, found: int) -> None:
+    rng = random.Random(16)
+    tested = row(words(rng, 30), words(rng, 40))
+    example = f"Answer like this: {tested.messages[0]['content']} {tested.answer}"
+    train = [row(words(rng, 9), words(rng, 9), example) for _ in range(rows)]
+    train += [row(words(rng, 9), words(rng, 9), words(rng, 90)) for _ in range(20)]
+
+    check = Contamination(SETTINGS, [tested], train)
+    matches_found = check.matches(train)
+
+    assert [m.how for m in matches_found if m] == ["in the system prompt"] * found
+    assert all(matches_found[:found])
+    assert check.resembled == ([] if found else [0])
+
+
+FILL = """
+import random, sys
+from pathlib import Path
+from tasks.dataset.cleaning.contamination import Contamination
+from tasks.dataset.cleaning_settings import ContaminationSettings
+from tasks.dataset.rows import Row
+
+rng = random.Random(0)
+words = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(3, 9))) for _ in range(20_000)]
+
+def row(_):
+    asked, said = (" ".join(rng.choices(words, k=count)) for count in (25, 45))
+    turns = {"role": "user", "content": asked}, {"role": "assistant", "content": said}
+    return Row(turns, "g", "s")
+
+count = int(sys.argv[1])
+check = Contamination(ContaminationSettings(), map(row, range(count)), map(row, range(200)), 200)
+check.matches(map(row, range(200)))
+check.unchecked
+status = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+print(int(status["VmHWM"].split()[0]) * 1024)
+"""
+
+
+def test_memory_grows_by_no_more_than_the_stated_bytes_per_evaluation_row() -> None:
+    few, many = 1_000, 8_000
+    done = [
+        subprocess.run(
+            [sys.executable, "-c", FILL, str(count)],
+            cwd=Path(__file__).parents[4],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        for count in (few, many)
+    ]
+    grown = int(done[1].stdout) - int(done[0].stdout)
+    # 70 words of 6 letters and the spaces between them.
+    stated = BYTES_PER_EVALUATION_ROW + 490 * BYTES_PER_EVALUATION_CHARACTER
+
+    assert stated <= 12_000
+    assert stated / 10 < grown / (many - few) < stated
+
+
+def test_evaluation_rows_that_do_not_fit_into_memory_are_refused_with_the_numbers() -> None:
+    rows = (row(words(random.Random(i), 25), words(random.Random(i), 45)) for i in range(10_000))
+
+    with pytest.raises(DataError) as refused:
+        Contamination(SETTINGS, rows, memory_bytes=1_000_000)
+
+    message = str(refused.value)
+    assert (
+        f"{BYTES_PER_EVALUATION_ROW:,} bytes a row and {BYTES_PER_EVALUATION_CHARACTER} a"
+        in message
+    )
+    assert "0.00 GB are free" in message
+    assert "dataset.split.max_test_rows" in message
+    assert next(rows, None) is not None, "all rows were read before the refusal"
 
 
 def test_evaluation_rows_with_one_prompt_are_recognised_by_it() -> None:

@@ -163,6 +163,22 @@ def test_case_and_layout_do_not_hide_a_copy() -> None:
     ]
 
 
+def test_rows_that_differ_only_in_figures_are_no_copies_of_each_other() -> None:
+    """An account's balance is all that such a row teaches."""
+
+    def balance(account: int, euros: int) -> Row:
+        asked = (
+            f"What is the balance of account {account} at the end of the year 2025 by the ledger?"
+        )
+        said = f"At the end of the year 2025 account {account} holds {euros} euros by the ledger."
+        return row(asked, said)
+
+    rows = [balance(1000 + i, 17 * i) for i in range(100)]
+    same = row(f"{rows[3].messages[0]['content']}!", rows[3].answer)
+
+    assert clusters([*rows, same]) == [*range(100), 3]
+
+
 def test_texts_shorter_than_a_piece_are_compared_whole() -> None:
     assert clusters([row("a", "b"), row("a", "b"), row("a", "c"), row("", "")]) == [0, 0, 2, 3]
 

@@ -358,3 +358,13 @@ def test_a_table_gives_times_as_the_database_has_them() -> None:
     ]
 
     assert times == ["2026-03-01T00:00:00.000000+00:00", "2026-03-01T10:00:00.000000+00:00"]
+
+
+def test_a_whole_number_as_a_float_is_the_group_of_that_number(row) -> None:
+    """A column with a null among its whole numbers holds floats in pandas and in Parquet."""
+    groups = [row({"messages": [ASK, SAY], "doc": doc}, group="doc").group for doc in (3, 3.0)]
+
+    assert groups == ["doc-3", "doc-3"]
+    for doc in (3.5, float("nan"), float("inf")):
+        with pytest.raises(DataError, match="must hold text or a whole number"):
+            row({"messages": [ASK, SAY], "doc": doc}, group="doc")

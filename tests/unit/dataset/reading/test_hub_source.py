@@ -222,6 +222,22 @@ def test_a_silent_hub_is_answered_by_the_last_run_with_a_warning(hub, reader, ca
     assert f"taken at commit {A}, as in the last run" in caplog.text
 
 
+def test_rows_of_a_commit_that_are_not_here_are_refused_in_words_when_the_hub_is_off(
+    reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    (source,) = reader.opened({**SOURCE, "revision": A})
+
+    with pytest.raises(UserError) as refused:
+        list(source.rows(BadRows()))
+
+    message = str(refused.value)
+    assert f"The rows of team/chats at commit {A} are not on this machine yet" in message
+    assert "HF_HUB_OFFLINE" in message
+    assert "Traceback" not in message
+
+
 def test_nothing_of_the_library_is_loaded_here_and_nothing_left_in_the_home_folder(
     hub, reader, tmp_path: Path
 ) -> None:

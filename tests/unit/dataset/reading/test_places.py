@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from tasks.dataset.reading.bad_rows import BadRows
 from tasks.dataset.source_settings import FilesSource
+from tasks.dataset.summary import source_notes
 from tasks.errors import DataError
 from tasks.store import file_sha256
 
@@ -42,6 +43,35 @@ def test_a_folder_gives_its_files_in_the_order_of_their_names(reader, folder) ->
     counts = found.source.counts
     assert (counts["files"], counts["file_kinds"]) == (3, {"csv": 1, "jsonl": 2})
     assert counts["passed_over"] == ["README.md"]
+
+
+def test_what_a_folder_holds_and_nobody_reads_is_told(reader, folder) -> None:
+    (folder / "gone.jsonl").symlink_to(folder / "nowhere.jsonl")
+    (folder / "notes.txt").write_text("Of no use.")
+
+    source = reader(path="chats").source
+
+    assert source.counts["broken_links"] == ["gone.jsonl"]
+    told = source_notes({"name": source.name, **source.counts})
+    assert "2 files passed over: README.md, notes.txt" in told
+    assert "1 broken link: gone.jsonl" in told
+
+
+def test_of_many_files_that_are_passed_over_the_first_are_named(reader, folder) -> None:
+    for i in range(9):
+        (folder / f"{i}.txt").write_text("Of no use.")
+
+    told = source_notes(reader(path="chats").source.counts)
+
+    assert "10 files passed over: 0.txt, 1.txt, 2.txt, 3.txt, 4.txt and 5 more" in told
+
+
+def test_a_folder_of_broken_links_says_so(reader, tmp_path: Path) -> None:
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "rows.jsonl").symlink_to(tmp_path / "nowhere.jsonl")
+
+    with pytest.raises(DataError, match=r"rows\.jsonl: the link leads nowhere"):
+        reader(path="links")
 
 
 @pytest.mark.parametrize(

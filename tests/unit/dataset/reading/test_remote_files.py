@@ -4,6 +4,7 @@ import functools
 import gzip
 import json
 import logging
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -12,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from tasks.dataset.reading import remote
+from tasks.dataset.reading.remote_failures import refusal
 from tasks.errors import DataError
 
 
@@ -203,8 +206,75 @@ def test_a_web_server_without_the_file_is_named(web, reader) -> None:
         reader(path=f"{address}/absent.jsonl?download=1")
 
 
+@pytest.fixture
+def loopback() -> Iterator[socket.socket]:
+    """A bound socket: refuses until it listens, and says nothing afterwards."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield bound
+
+
+def test_a_server_that_is_down_is_no_missing_file(loopback, reader) -> None:
+    address = f"http://127.0.0.1:{loopback.getsockname()[1]}/rows.jsonl"
+
+    with pytest.raises(DataError) as refused:
+        reader(path=address)
+
+    assert f"{address}: nothing answers there (connection refused" in str(refused.value)
+    assert "no such file" not in str(refused.value)
+    assert "Credentials" not in str(refused.value)
+
+
+def test_an_object_store_that_is_down_is_no_matter_of_credentials(loopback, bucket, reader) -> None:
+    options = {
+        "endpoint_url": f"http://127.0.0.1:{loopback.getsockname()[1]}",
+        "config_kwargs": {"retries": {"max_attempts": 0}},
+    }
+
+    with pytest.raises(DataError, match="nothing answers there") as refused:
+        reader(path="s3://team/rows.jsonl", storage_options=options)
+
+    assert "Credentials" not in str(refused.value)
+
+
+def test_a_server_that_stays_silent_is_told_with_the_seconds(
+    loopback, reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "SILENT_SECONDS", 0.3)
+    loopback.listen()
+
+    with pytest.raises(DataError, match=r"did not answer within 0\.3 seconds"):
+        reader(path=f"http://127.0.0.1:{loopback.getsockname()[1]}/rows.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [(403, r"status 403\. Give access to it"), (503, r"status 503\. Try again later")],
+)
+def test_a_server_that_refuses_is_told_with_its_status(
+    web, reader, monkeypatch: pytest.MonkeyPatch, status: int, words: str
+) -> None:
+    monkeypatch.setattr(
+        SimpleHTTPRequestHandler, "send_head", lambda handler: handler.send_error(status)
+    )
+
+    with pytest.raises(DataError, match=words):
+        reader(path=f"{web[0]}/rows.jsonl")
+
+
+def test_a_server_whose_name_nobody_knows_is_told_as_that() -> None:
+    missing = FileNotFoundError("http://data.invalid/rows.jsonl")
+    missing.__cause__ = socket.gaierror(-2, "Name or service not known")
+
+    told = refusal("http://data.invalid/rows.jsonl", missing, 60)
+
+    assert "the name of the server data.invalid is not known" in told
+
+
 def test_a_scheme_that_nothing_here_reads_is_refused(reader) -> None:
-    with pytest.raises(DataError, match=r"quux://a/rows\.jsonl: .*quux"):
+    with pytest.raises(
+        DataError, match=r"quux://a/rows\.jsonl: nothing here reads quux://\. Correct the URL"
+    ):
         reader(path="quux://a/rows.jsonl")
 
 
@@ -215,5 +285,5 @@ def test_a_file_system_that_is_not_installed_names_its_package(
 
     monkeypatch.setitem(sys.modules, "gcsfs", None)
 
-    with pytest.raises(DataError, match="Install gcsfs, or copy the files here"):
+    with pytest.raises(DataError, match=r'pip install "loraline\[gcs\]", or copy the files here'):
         reader(path="gs://team/rows.jsonl")
