@@ -6,6 +6,7 @@ from rich.text import Text
 
 from flows.program import program
 from tasks.artifacts import Outcome
+from tasks.evaluation.gate_table import gate_lines
 
 _HEADLINES = {
     "registered": ("Registered", "bold green"),
@@ -14,8 +15,8 @@ _HEADLINES = {
     "refused": ("Refused by the gate", "bold red"),
     "failed": ("Failed", "bold red"),
 }
-_LOWER_IS_BETTER = frozenset({"loss", "perplexity"})
-_NO_DIRECTION = frozenset({"mean_length"})
+_LOWER_IS_BETTER = frozenset({"loss", "perplexity", "repetition"})
+_NO_DIRECTION = frozenset({"mean_length", "length_ratio"})
 
 
 def print_summary(outcome: Outcome, console: Console) -> None:
@@ -107,18 +108,23 @@ def _signed(value: float) -> str:
 
 
 def _print_gate(gate: dict[str, object], console: Console) -> None:
-    rules = gate.get("rules")
     console.print()
     if gate.get("passed"):
         console.print(Text("Gate: passed", style="green"))
     else:
         console.print(Text("Gate: refused", style="red"))
-    for rule in rules if isinstance(rules, list) else []:
-        if isinstance(rule, dict):
-            mark = "✓" if rule.get("passed") else "✗"
-            why = f"{rule.get('metric')}: {rule.get('why')}"
-            style = "" if rule.get("passed") else "red"
-            console.print(Text(f"  {mark} {why}", style=style), soft_wrap=True)
+    lines = gate_lines(gate)
+    table = Table("", "rule", "rows", "adapter", "reference", "gain", "interval")
+    for line in lines:
+        mark = {True: "✓", False: "✗", None: "-"}[line.passed]
+        table.add_row(
+            *(mark, line.rule, line.rows, line.adapter, line.reference, line.gain, line.interval),
+            style="red" if line.passed is False else "",
+        )
+    console.print(table)
+    for line in lines:
+        if line.passed is False and line.why:
+            console.print(Text(f"  ✗ {line.rule}: {line.why}", style="red"), soft_wrap=True)
 
 
 def _facts(outcome: Outcome) -> list[tuple[str, str]]:

@@ -20,8 +20,13 @@ def check_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Loaded:
 
     def more(document: Document) -> list[str]:
         from tasks.base_fit import base_misfits
+        from tasks.evaluation.preflight import evaluation_misfits
         from tasks.missing_sources import missing_sources
 
-        return [*missing_sources(document, place.parent), *base_misfits(document, place)]
+        return [
+            *missing_sources(document, place.parent),
+            *base_misfits(document, place),
+            *evaluation_misfits(document, place.parent),
+        ]
 
     return read_recipe(path, overrides, more=more)

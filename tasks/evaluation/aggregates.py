@@ -72,6 +72,14 @@ def corpus_chrf(sums: Array) -> Array:
     )
 
 
+def macro_f1(sums: Array) -> Array:
+    """[right answers, answers, references] a label -> the mean F1 of the labels among the references."""
+    hits, given, wanted = sums[..., 0::3], sums[..., 1::3], sums[..., 2::3]
+    scores = _divide(2 * hits, given + wanted, empty=0.0)
+    occurs = wanted > 0
+    return _divide(np.where(occurs, scores, 0.0).sum(axis=-1), occurs.sum(axis=-1), empty=np.nan)
+
+
 def _divide(above: Any, below: Any, *, empty: float) -> Array:
     above, below = np.broadcast_arrays(np.asarray(above, np.float64), np.asarray(below, np.float64))
     result = np.full(above.shape, empty)
@@ -83,4 +91,5 @@ _SPECIAL: dict[str, Callable[[Array], Array]] = {
     "perplexity": exponential,
     "bleu": corpus_bleu,
     "chrf": corpus_chrf,
+    "macro_f1": macro_f1,
 }

@@ -6,6 +6,8 @@ import torch
 from transformers import GenerationConfig
 
 from tasks.evaluation.batches import Batch, batches
+from tasks.evaluation.cache import fits
+from tasks.evaluation.greedy import Answer, greedy
 from tasks.worker import emit
 
 NO_LOSS = -100
@@ -68,12 +70,34 @@ def generate(
     batch_size: int,
     stop_tokens: list[int],
     name: str,
-) -> list[tuple[list[int], int | None]]:
+) -> list[Answer]:
     """Greedy answers: token ids up to the first stop token, and which one it was (None: none).
 
     `rooms` holds each row's longest answer in tokens; no more of it is kept, whatever its batch.
     """
-    answers: list[tuple[list[int], int | None]] = [([], None)] * len(prompts)
+    if not fits(model):
+        return _generate_by_transformers(model, prompts, rooms, batch_size, stop_tokens, name)
+    told = 0
+
+    def tell(done: int) -> None:
+        nonlocal told
+        if done - told >= batch_size or done == len(prompts):
+            told = done
+            emit("generated", stage="evaluation", model=name, done=done, total=len(prompts))
+
+    return greedy(model, prompts, rooms, batch_size, stop_tokens, tell)
+
+
+def _generate_by_transformers(
+    model: Any,
+    prompts: list[list[int]],
+    rooms: list[int],
+    batch_size: int,
+    stop_tokens: list[int],
+    name: str,
+) -> list[Answer]:
+    """Batch by batch, each until its last row is done: for models that remember by a running state."""
+    answers: list[Answer] = [([], None)] * len(prompts)
     done = 0
     for batch in batches(prompts, batch_size, padding=stop_tokens[0]):
         tensors = _tensors(batch, model.device)
@@ -95,7 +119,7 @@ def generate(
     return answers
 
 
-def _until_stop(ids: list[int], stop_tokens: list[int]) -> tuple[list[int], int | None]:
+def _until_stop(ids: list[int], stop_tokens: list[int]) -> Answer:
     for place, token in enumerate(ids):
         if token in stop_tokens:
             return ids[:place], token

@@ -1,104 +1,73 @@
-"""The gate: which rules an adapter must satisfy before it may be promoted, and whether it does."""
+"""The gate: whether an adapter satisfies every rule under which it may be promoted, and why."""
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from tasks.evaluation.settings import LOWER_IS_BETTER, PREFERENCE_METRICS, GateRule
+from tasks.evaluation.gate_evidence import Evidence
+from tasks.evaluation.gate_rule import JudgedRule, Measurements
+from tasks.evaluation.gate_settings import GateRule
+from tasks.evaluation.paired import Correction, adjusted, resamples_for
 
-Metrics = Mapping[str, float]
-Intervals = Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]
+RESAMPLES = 2000
 
 
 def judge(
-    rules: Sequence[GateRule], metrics: Mapping[str, Metrics | None], intervals: Intervals
+    rules: Sequence[GateRule],
+    evidence: Evidence,
+    *,
+    correction: Correction = "holm",
+    resamples: int = RESAMPLES,
 ) -> dict[str, Any] | None:
-    """`{"passed": bool, "rules": [...]}`; None without rules.
+    """`{"passed": bool, "correction": ..., "rules": [...]}`, plain JSON values; None without rules.
 
-    `metrics`: `base`, `champion` (None while there is none), `challenger` -> metric -> value.
-    `intervals`: `base`, `champion` -> metric -> confidence (`str(float)`) -> low and high of
-    challenger minus that model.
+    Each rule's entry has the rule's fields, `rule` (in words), `passed` and `why`, and as far as they
+    were measured `judged_against`, `rows`, `differing_rows`, `value`, `reference`, `gain` with `low`
+    and `high` (in the better direction), `p` and, for the claims of a gain, `p_corrected`. A rule on
+    slices has these of its worst slice, with all of them in `slices` and those with too few rows in
+    `not_judged`.
 
-    Each rule's entry: the rule's fields, `judged_against`, `value` (the challenger's), `reference`
-    (the other's), `gain` with `low` and `high` (in the better direction), `passed`, `why`. A value
-    that is missing or not a number fails. A challenger that equals the champion in every number
-    fails whatever the rules tolerate: a tie keeps the champion.
+    What cannot be judged fails: a metric that is missing or no number, too few rows, a slice or suite
+    that was not measured, a champion that could not be scored. An adapter whose every answer is the
+    champion's fails whatever the rules tolerate: a tie keeps the champion.
     """
     if not rules:
         return None
-    verdicts = [_judge_rule(rule, metrics, intervals) for rule in rules]
-    champion, challenger = metrics.get("champion"), metrics["challenger"]
-    if champion is not None and champion == challenger:
-        verdicts.append(
-            {
-                "metric": "all",
-                "against": "champion",
-                "judged_against": "champion",
-                "passed": False,
-                "why": "every metric equals the champion's; a tie keeps the champion",
-            }
-        )
-    return {"passed": all(verdict["passed"] for verdict in verdicts), "rules": verdicts}
-
-
-def _judge_rule(
-    rule: GateRule, metrics: Mapping[str, Metrics | None], intervals: Intervals
-) -> dict[str, Any]:
-    verdict: dict[str, Any] = rule.model_dump(exclude_none=True)
-    if rule.against is None:
-        verdict.pop("confidence", None)
-    challenger = metrics["challenger"]
-    value = None if challenger is None else challenger.get(rule.metric)
-    if value is None or not math.isfinite(value):
-        why = f"the adapter's {rule.metric} is missing or no number"
-        if rule.metric in PREFERENCE_METRICS:
-            why += "; it is measured where test rows are pairs of answers"
-        verdict |= {"passed": False, "why": why}
-        return verdict
-    verdict["value"] = value
-    return verdict | (
-        _bound(rule, value) if rule.against is None else _gain(rule, value, metrics, intervals)
-    )
-
-
-def _bound(rule: GateRule, value: float) -> dict[str, Any]:
-    if rule.min is not None and value < rule.min:
-        return {"passed": False, "why": f"{value:.4g} is below the least allowed, {rule.min:g}"}
-    if rule.max is not None and value > rule.max:
-        return {"passed": False, "why": f"{value:.4g} is above the most allowed, {rule.max:g}"}
-    return {"passed": True, "why": f"{value:.4g} is within its bounds"}
-
-
-def _gain(
-    rule: GateRule, value: float, metrics: Mapping[str, Metrics | None], intervals: Intervals
-) -> dict[str, Any]:
-    assert rule.against is not None
-    assert rule.min_gain is not None
-    other = metrics.get(rule.against)
-    against: str = rule.against
-    note = ""
-    if other is None and rule.against == "champion":
-        against, other = "base", metrics["base"]
-        note = " (there is no champion yet, so the base takes its place)"
-    reference = None if other is None else other.get(rule.metric)
-    span = intervals.get(against, {}).get(rule.metric, {}).get(str(rule.confidence))
-    if reference is None or span is None or not all(map(math.isfinite, (reference, *span))):
-        why = f"the {against}'s {rule.metric} or its interval is missing or no number{note}"
-        return {"judged_against": against, "passed": False, "why": why}
-    gain, low, high = value - reference, span[0], span[1]
-    if rule.metric in LOWER_IS_BETTER:
-        gain, low, high = -gain, -high, -low
-    passed = low > rule.min_gain
-    why = (
-        f"gain over the {against} {gain:+.4g}; its {100 * rule.confidence:g} % interval "
-        f"starts at {low:+.4g}, {'above' if passed else 'not above'} {rule.min_gain:g}{note}"
-    )
+    claims = sum(rule.claims_a_gain for rule in rules)
+    levels = [rule.level for rule in rules if rule.level is not None]
+    counted = resamples_for(resamples, claims, max(levels, default=0.5))
+    measurements = Measurements(rules, evidence, counted)
+    judged = [JudgedRule(rule, evidence, measurements) for rule in rules]
+    claiming = [one for one in judged if one.rule.claims_a_gain]
+    for one, p in zip(claiming, adjusted([one.p for one in claiming], correction), strict=True):
+        one.p_corrected = p
+    entries = [one.entry(claims if correction != "none" else 1) for one in judged]
+    entries += _about_the_champion(evidence)
     return {
-        "judged_against": against,
-        "reference": reference,
-        "gain": gain,
-        "low": low,
-        "high": high,
-        "passed": passed,
-        "why": why,
+        "passed": all(entry["passed"] for entry in entries),
+        "correction": correction,
+        "rules": entries,
     }
+
+
+def _about_the_champion(evidence: Evidence) -> list[dict[str, Any]]:
+    """What refuses an adapter whatever the rules say."""
+    line = {"metric": "all", "against": "champion", "judged_against": "champion", "passed": False}
+    if evidence.champion_problem is not None:
+        return [
+            line
+            | {
+                "rule": "a champion is replaced only after it was scored on the same rows",
+                "why": f"there is a champion, and it could not be scored: {evidence.champion_problem}",
+            }
+        ]
+    if evidence.has_champion and "champion" in evidence.same_answers:
+        rows = evidence.test.rows
+        return [
+            line
+            | {
+                "rule": "a tie keeps the champion",
+                "rows": rows,
+                "why": f"all {rows} answers equal the champion's, character by character; a tie keeps the champion",
+            }
+        ]
+    return []

@@ -5,6 +5,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from tasks.evaluation.settings import JudgeSettings, LmEvalSettings
 from tasks.quantization import Quantization
 
 Model = Literal["base", "champion", "challenger"]
@@ -31,6 +32,22 @@ class AnswerJob(BaseModel):
     predictions: Path
     """Written: one row a test row, see `worker.py`."""
     result: Path
+    base_sha256: str = ""
+    """Of the base's weights; empty: nothing is reused and nothing kept."""
+    kept: Path | None = None
+    """Folder of earlier predictions, see `kept.py`; None: everything is computed."""
+    retention: Path | None = None
+    """JSONL of general questions that are answered too."""
+    retention_rows: int | None = None
+    """Only the first so many of them."""
+    retention_predictions: Path | None = None
+    """Written: as `predictions`."""
+    embedding_model: Path | None = None
+    """Compares the meanings of answers and references."""
+    lm_eval: LmEvalSettings | None = None
+    """Harness tasks that are run too."""
+    lm_eval_tasks: Path | None = None
+    """A folder with task files of the user's own."""
 
 
 class AnswerResult(BaseModel):
@@ -53,6 +70,16 @@ class AnswerResult(BaseModel):
     ended_with: dict[str, dict[str, int]]
     """Per model and stop token: how many answers it ended. The others ran into the limit."""
     versions: dict[str, str]
+    prompts_sha256: str = ""
+    """Over the token ids of all prompts, in order: equal in evaluations that asked the same."""
+    reused: list[str] = []
+    """Models whose predictions of an earlier evaluation were taken, since everything they depend on is
+    equal."""
+    retention_rows: int = 0
+    lm_eval: dict[str, dict[str, dict[str, float]]] | None = None
+    """Model -> harness task -> metric -> value."""
+    champion_problem: str | None = None
+    """Why the champion cannot be put on the base, where there is one that cannot; it then answers nothing."""
 
 
 class ScoreJob(BaseModel):
@@ -66,8 +93,20 @@ class ScoreJob(BaseModel):
     confidences: list[float]
     """Confidences at which intervals are wanted; 0.95 is always among them."""
     scores: Path
-    """Written: Parquet, the scores of each row (`<model>_<metric>`)."""
+    """Written: Parquet, the scores of each row (`<model>_<metric>`). Beside it the rows' statistics, see
+    `gate_evidence`."""
     result: Path
+    metrics: list[str] = []
+    """Those of `evaluation.metrics`."""
+    json_schema: Path | None = None
+    """The schema of `schema_match`."""
+    custom: dict[str, Path] = {}
+    """The user's own metric modules: name -> file."""
+    slices: Path | None = None
+    """Parquet, a line a row of the predictions: for each slicing the row's label, or null."""
+    judge: JudgeSettings | None = None
+    verdicts: Path | None = None
+    """Where the judge's verdicts are remembered: JSONL, read and appended to."""
 
 
 class Interval(BaseModel):
@@ -89,6 +128,16 @@ class Answerer(BaseModel):
     """Challenger minus it."""
 
 
+class Slice(BaseModel):
+    """The metrics on a part of the rows."""
+
+    rows: int
+    metrics: dict[str, dict[str, float]]
+    """Model -> metric -> value."""
+    differences: dict[str, dict[str, Interval]]
+    """Model -> metric -> challenger minus it."""
+
+
 class ScoreResult(BaseModel):
     """Every number of the evaluation. A value that is not finite is left out and named."""
 
@@ -104,6 +153,16 @@ class ScoreResult(BaseModel):
     """`<model>.<metric>` of values that were NaN or infinite."""
     same_answers: dict[str, int]
     """Model -> rows in which its answer is the challenger's, character by character."""
+    empty_answers: dict[str, int]
+    """Model -> answers without a character but white space. They are scored as all others are."""
+    directions: dict[str, int]
+    """Metric -> 1 where more is better, -1 where less is, 0 where neither is."""
+    slices: dict[str, dict[str, Slice]]
+    """Slicing -> label -> what was measured on its rows."""
+    missing_verdicts: int = 0
+    """Rows that count for no model in `judge`, since the judge gave no usable verdict on one of them."""
+    notes: list[str]
+    """What a person should know about how it was measured."""
     bootstrap_samples: int
     bootstrap_seed: int
     metric_modules: dict[str, str]

@@ -7,12 +7,16 @@ from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from tasks.errors import UserError
 from tasks.evaluation.job import AnswerJob
 from tasks.quantization import quantization_config
+
+
+class AdapterMisfit(UserError):
+    """An adapter that cannot be put on the base."""
 
 
 def arithmetic(job: AnswerJob) -> tuple[str, torch.dtype, str]:
@@ -71,15 +75,17 @@ def wearing(base: Any, name: str, adapter: Path | None) -> Iterator[Any]:
         return
     try:
         model = PeftModel.from_pretrained(base, str(adapter), is_trainable=False).eval()
-    except (RuntimeError, ValueError) as error:
-        raise UserError(_misfit(name, adapter, str(error))) from error
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
+        raise AdapterMisfit(_misfit(name, adapter, str(error))) from error
     # PEFT leaves weights that are missing from the file at their random start, with a warning.
     expected = set(get_peft_model_state_dict(model, save_embedding_layers=False))
     with safe_open(adapter / "adapter_model.safetensors", framework="pt") as file:
         saved = set(file.keys())
     odd = sorted((expected - saved) | (saved - expected - set(model.state_dict())))
     if odd:
-        raise UserError(_misfit(name, adapter, f"{len(odd)} weights differ in name: {odd[:3]}"))
+        raise AdapterMisfit(_misfit(name, adapter, f"{len(odd)} weights differ in name: {odd[:3]}"))
     try:
         yield model
     finally:
@@ -87,6 +93,10 @@ def wearing(base: Any, name: str, adapter: Path | None) -> Iterator[Any]:
 
 
 def _misfit(name: str, adapter: Path, reason: str) -> str:
+    # torch names every weight whose shape differs, hundreds of them.
+    lines = [line.strip() for line in reason.splitlines() if line.strip()]
+    more = f" (and {len(lines) - 2} more)" if len(lines) > 2 else ""
+    reason = " ".join(lines[:2]).rstrip(".") + more
     return (
         f"The {name} adapter ({adapter}) does not fit the base model: {reason}. It was made for "
         "another base, or its files are damaged. Train on the base it names, or promote another champion."

@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tasks.evaluation.gate_table import gate_markdown
 from tasks.evaluation.samples import Sample
-from tasks.evaluation.settings import LOWER_IS_BETTER, METRICS, NO_DIRECTION, PREFERENCE_METRICS
+from tasks.evaluation.settings import LOWER_IS_BETTER, METRICS, NO_DIRECTION
 from tasks.markdown import cell, code_block, table
 
 NAMES = {"base": "base", "champion": "champion", "challenger": "adapter"}
@@ -116,7 +117,7 @@ def _verdict(facts: Mapping[str, Any]) -> str:
 def _result(facts: Mapping[str, Any]) -> list[str]:
     parts = [_metric_table(facts), _answerer_table(facts)]
     if facts["gate"] is not None:
-        parts.append(_gate_table(facts["gate"]))
+        parts.append(gate_markdown(facts["gate"]))
     return parts
 
 
@@ -126,14 +127,19 @@ def _metric_table(facts: Mapping[str, Any]) -> str:
     head = ["metric", *(NAMES[model] for model in models)]
     head += [f"adapter − {NAMES[model]} (95 % interval)" for model in others]
     lines = []
-    for name in METRICS:
-        if name in PREFERENCE_METRICS and not facts["pairs"]:
-            continue
+    for name in _measured(facts):
         line = [name + (" (lower is better)" if name in LOWER_IS_BETTER else "")]
         line += [_number(facts["metrics"][model].get(name)) for model in models]
         line += [_difference(name, facts["differences"][model].get(name)) for model in others]
         lines.append(line)
     return table(head, lines)
+
+
+def _measured(facts: Mapping[str, Any]) -> list[str]:
+    """Metrics that some model has, or would have if it were a number; the user's own last."""
+    found = {name for values in facts["metrics"].values() for name in values or ()}
+    found |= {name.partition(".")[2] for name in facts["not_finite"]}
+    return [*(name for name in METRICS if name in found), *sorted(found - {*METRICS})]
 
 
 def _answerer_table(facts: Mapping[str, Any]) -> str:
@@ -154,22 +160,6 @@ def _answerer_table(facts: Mapping[str, Any]) -> str:
     ]
     head = ["trivial answerer", "rows", "rougeL", "adapter − it", "chrf", "adapter − it"]
     return table(head, lines)
-
-
-def _gate_table(gate: Mapping[str, Any]) -> str:
-    lines = [
-        [_rule(rule), "passed" if rule["passed"] else "**failed**", rule["why"]]
-        for rule in gate["rules"]
-    ]
-    return table(["gate rule", "verdict", "why"], lines)
-
-
-def _rule(rule: Mapping[str, Any]) -> str:
-    if "min_gain" in rule:
-        return f"{rule['metric']}: gain over the {rule['against']} above {rule['min_gain']:g}"
-    bounds = [f"at least {rule['min']:g}"] if "min" in rule else []
-    bounds += [f"at most {rule['max']:g}"] if "max" in rule else []
-    return f"{rule['metric']}: {' and '.join(bounds) or 'not a tie'}"
 
 
 def _sample(sample: Sample) -> str:

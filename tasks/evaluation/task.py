@@ -30,6 +30,8 @@ def evaluate_adapter(
     champion_rows: Path | None,
     seen_by_champion: SeenPolicy,
     home: Home,
+    recipe_folder: Path | None = None,
+    dataset: Path | None = None,
     force: bool = False,
 ) -> Report:
     """Base, champion and the new adapter on the same test rows: metrics, intervals, the gate's verdict.
@@ -50,6 +52,8 @@ def evaluate_adapter(
         champion_rows=champion_rows,
         seen_by_champion=seen_by_champion,
         home=home,
+        recipe_folder=recipe_folder,
+        dataset=dataset,
         force=force,
         on_event=_pass_on,
     )
@@ -65,10 +69,16 @@ def evaluate_adapter(
 
 
 def evaluation_content(
-    settings: EvaluationSettings, *, tokens: Tokens, adapter: Adapter, base: Base
+    settings: EvaluationSettings,
+    *,
+    tokens: Tokens,
+    adapter: Adapter,
+    base: Base,
+    recipe_folder: Path | None = None,
 ) -> str:
     """The evaluation's fingerprint as if there were no champion: what is asked, not against whom."""
     from tasks.evaluation import work
+    from tasks.evaluation.files import find_files
 
     return work.fingerprint_of(
         settings,
@@ -76,6 +86,7 @@ def evaluation_content(
         tokens_fingerprint=tokens.fingerprint,
         base=base,
         champion_sha256=None,
+        files=find_files(settings, recipe_folder).digests,
     )
 
 

@@ -4,28 +4,24 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from tasks import launch
 from tasks.artifacts import Adapter, Report, Tokens
 from tasks.base import Base
 from tasks.errors import StageFailed
-from tasks.evaluation.gate import judge
-from tasks.evaluation.job import AnswerJob, AnswerResult, Model, ScoreJob, ScoreResult
-from tasks.evaluation.report import report, summary
-from tasks.evaluation.samples import choose
+from tasks.evaluation.files import EvaluationFiles, find_files
+from tasks.evaluation.job import AnswerJob, AnswerResult, Model
+from tasks.evaluation.scoring import RETENTION, TEST, OnEvent, score_predictions, write_output
 from tasks.evaluation.seen import unseen_rows
 from tasks.evaluation.settings import EvaluationSettings
 from tasks.home import Home
 from tasks.seen import SeenPolicy
 from tasks.store import Store, fingerprint
 
-OUTPUT_VERSION = 3
+OUTPUT_VERSION = 4
 """Raise it when the same adapter and rows give another output; a golden test watches."""
-
-OnEvent = Callable[[dict[str, Any]], None]
 
 _log = logging.getLogger(__name__)
 
@@ -38,8 +34,12 @@ def fingerprint_of(
     base: Base,
     champion_sha256: str | None,
     seen_by_champion: SeenPolicy = "refuse",
+    files: Mapping[str, str] | None = None,
 ) -> str:
-    """The output's key: what was evaluated, on what, against what, and how."""
+    """The output's key: what was evaluated, on what, against what, and how.
+
+    `files`: sha256 of what the section names, as `EvaluationFiles.digests` has them.
+    """
     return fingerprint(
         "evaluation",
         OUTPUT_VERSION,
@@ -52,6 +52,7 @@ def fingerprint_of(
             "tokenizer": base.tokenizer_sha256,
             "champion": champion_sha256 or "none",
             **({"seen by champion": seen_by_champion} if champion_sha256 else {}),
+            **(files or {}),
         },
     )
 
@@ -68,15 +69,20 @@ def evaluate_adapter(
     champion_rows: Path | None = None,
     seen_by_champion: SeenPolicy = "refuse",
     home: Home,
+    recipe_folder: Path | None = None,
+    dataset: Path | None = None,
     force: bool = False,
     on_event: OnEvent | None = None,
 ) -> Report:
     """Publish `predictions.parquet`, `scores.parquet`, `metrics.json`, `report.md` and `summary.md`,
-    or find them.
+    or find them; `slices.parquet` and `retention.parquet` where the recipe asks for them.
 
     `champion` is an adapter folder, `champion_sha256` the sha256 of its weights file; both or none.
     `champion_rows` holds the ids of the rows it was trained on; test rows among them are refused or
     dropped for all models alike.
+    `recipe_folder` is where relative paths of the section start, `dataset` the dataset's folder, from
+    whose test rows slices are made. A model's predictions of an earlier evaluation are reused where
+    everything they depend on is equal, unless `force`.
     `on_event` hears the workers' events (`measured`, `generated`, `note`).
 
     Raises: UserError when an adapter does not fit the base or memory is short; WorkerFailed when a
@@ -84,6 +90,7 @@ def evaluate_adapter(
     """
     assert (champion is None) == (champion_sha256 is None)
     started = time.monotonic()
+    files = find_files(settings, recipe_folder)
     key = fingerprint_of(
         settings,
         adapter_fingerprint=adapter.fingerprint,
@@ -91,6 +98,7 @@ def evaluate_adapter(
         base=base,
         champion_sha256=champion_sha256,
         seen_by_champion=seen_by_champion,
+        files=files.digests,
     )
     adapters: dict[Model, Path] = {"challenger": adapter.folder}
     if champion is not None:
@@ -104,9 +112,31 @@ def evaluate_adapter(
         rows, dropped = unseen_rows(
             tokens.path / "test.parquet", champion_rows, seen_by_champion, work
         )
-        answers = _answer(settings, rows, adapters, base, folder, work, log, on_event)
-        scores = _score(settings, ["base", *adapters], folder, work, log, on_event)
-        write_output(folder, settings, answers, scores, seen_by_champion=dropped)
+        kept = None if force else home.cache / "predictions"
+        answers = _answer(settings, files, rows, adapters, base, folder, work, log, kept, on_event)
+        scores = score_predictions(
+            settings,
+            files,
+            [
+                model
+                for model in ("base", *adapters)
+                if model != "champion" or answers.champion_problem is None
+            ],
+            folder,
+            dataset=dataset and dataset / "test.jsonl",
+            work=work,
+            log=log,
+            verdicts=home.cache / "verdicts.jsonl",
+            on_event=on_event,
+        )
+        write_output(
+            folder,
+            settings,
+            answers,
+            scores[TEST],
+            seen_by_champion=dropped,
+            retention=scores.get(RETENTION),
+        )
         shutil.rmtree(work)
 
     stored = store.publish("evaluation", key, build, force=force)
@@ -135,12 +165,14 @@ def _report(folder: Path, key: str, reused: bool, seconds: float) -> Report:
 
 def _answer(
     settings: EvaluationSettings,
+    files: EvaluationFiles,
     rows: Path,
     adapters: dict[Model, Path],
     base: Base,
     folder: Path,
     work: Path,
     log: Path,
+    kept: Path | None,
     on_event: OnEvent | None,
 ) -> AnswerResult:
     challenger = adapters["challenger"]
@@ -154,15 +186,24 @@ def _answer(
         batch_size=settings.batch_size,
         dtype=settings.dtype,
         quantization=settings.quantization,
-        predictions=folder / "predictions.parquet",
+        predictions=folder / TEST,
         result=work / "answers" / "result.json",
+        base_sha256=base.weights_sha256,
+        kept=kept,
+        retention=files.retention,
+        retention_rows=settings.retention and settings.retention.max_rows,
+        retention_predictions=folder / RETENTION,
+        embedding_model=files.embedding_model,
+        lm_eval=settings.lm_eval,
+        lm_eval_tasks=files.lm_eval_tasks,
     )
     launch.run(
         launch.module("tasks.evaluation.worker", str(launch.write_job(work / "answers", job))),
         log=log,
         name="Evaluation",
         on_event=on_event,
-        environment={"HF_HUB_OFFLINE": "1"},
+        # The harness fetches its tasks' data; nothing else of this process asks the Hub.
+        environment={} if settings.lm_eval else {"HF_HUB_OFFLINE": "1"},
         stall_seconds=60 * settings.stall_minutes,
     )
     result = AnswerResult.model_validate_json(job.result.read_text(encoding="utf-8"))
@@ -171,77 +212,12 @@ def _answer(
         result.rows,
         result.dtype,
         result.device,
-        ", ".join(f"{name} {seconds:.1f} s" for name, seconds in result.seconds.items()),
+        ", ".join(
+            f"{name} {'reused' if name in result.reused else f'{seconds:.1f} s'}"
+            for name, seconds in result.seconds.items()
+        ),
     )
     return result
-
-
-def _score(
-    settings: EvaluationSettings,
-    models: list[Model],
-    folder: Path,
-    work: Path,
-    log: Path,
-    on_event: OnEvent | None,
-) -> ScoreResult:
-    job = ScoreJob(
-        predictions=folder / "predictions.parquet",
-        models=models,
-        bootstrap_samples=settings.bootstrap_samples,
-        confidences=sorted({r.confidence for r in settings.gate if r.against is not None}),
-        scores=folder / "scores.parquet",
-        result=work / "scores" / "result.json",
-    )
-    # `evaluate` copies each metric module into its cache before it imports it. A cache of its own
-    # keeps two scorings on one machine apart, and away from modules that others left there.
-    cache = work / "cache"
-    launch.run(
-        launch.module("tasks.evaluation.score_worker", str(launch.write_job(work / "scores", job))),
-        log=log,
-        name="Scoring",
-        on_event=on_event,
-        environment={
-            "HF_HUB_OFFLINE": "1",
-            "HF_EVALUATE_OFFLINE": "1",
-            "HF_DATASETS_OFFLINE": "1",
-            "HF_MODULES_CACHE": str(cache / "modules"),
-            "HF_METRICS_CACHE": str(cache / "metrics"),
-            "HF_EVALUATE_CACHE": str(cache / "evaluate"),
-            "HF_DATASETS_CACHE": str(cache / "datasets"),
-        },
-        stall_seconds=60 * settings.stall_minutes,
-    )
-    return ScoreResult.model_validate_json(job.result.read_text(encoding="utf-8"))
-
-
-def write_output(
-    folder: Path,
-    settings: EvaluationSettings,
-    answers: AnswerResult,
-    scores: ScoreResult,
-    *,
-    seen_by_champion: int = 0,
-) -> None:
-    """Write `metrics.json`, `report.md` and `summary.md` beside the predictions and scores."""
-    numbers = scores.model_dump(mode="json")
-    metrics = {name: numbers["metrics"].get(name) for name in ("base", "champion", "challenger")}
-    differences = {name: numbers["differences"].get(name) for name in ("base", "champion")}
-    facts = {
-        **numbers,
-        "metrics": metrics,
-        "differences": differences,
-        "gate": judge(settings.gate, metrics, numbers["intervals"]),
-        "answers": answers.model_dump(mode="json"),
-        "seen_by_champion": seen_by_champion,
-    }
-    models = [name for name, values in metrics.items() if values is not None]
-    samples = choose(
-        folder / "predictions.parquet", folder / "scores.parquet", models, settings.sample_answers
-    )
-    text = json.dumps(facts, indent=1, allow_nan=False)
-    (folder / "metrics.json").write_text(text + "\n", encoding="utf-8")
-    (folder / "report.md").write_text(report(facts, samples), encoding="utf-8")
-    (folder / "summary.md").write_text(summary(facts, samples), encoding="utf-8")
 
 
 def stop_tokens(adapter: Path) -> list[int]:

@@ -12,12 +12,12 @@ from tasks.evaluation import score_worker, work
 from tasks.evaluation.job import AnswerResult, ScoreJob, ScoreResult
 from tasks.evaluation.settings import EvaluationSettings
 
-EXPECTED_VERSION = 3
+EXPECTED_VERSION = 4
 EXPECTED_SHA256 = {
-    "metrics.json": "5cf55d9ff7d44a8c012e4a30130e0e70041cdf7597cdd3a571ec7a2e35fa16a1",
-    "scores": "4c22eb5befc25522a6fe02c590758e47c255420e764a24817744ca1b81f2c74d",
-    "report.md": "1b62ea0616c2364ee9446a7254915e56a7bce77f637b82cc1cf51cc618cc771f",
-    "summary.md": "17b22d5e28282252522e2f2b92d2d3c7e08b22b8c535c974e6187fbfc371efd1",
+    "metrics.json": "20b1614068760a0842109bcf16f3574ae66f8ead7b59966d596d4c1fe873afb1",
+    "scores": "cdb3b53eeb94863c5468abda8c22cba764d55885f3389e5505e5779d2d0a198f",
+    "report.md": "775b6bfbebe3faf70cd16f4d4ec523e3444d9188c7525ec9a5fccf45eeecd940",
+    "summary.md": "ab58707df3e766a3c44f5f7f468a242c88d4ce3af8464eea9fde937f1b014033",
 }
 ANSWERS = [
     ("Return the sum.", "Return it. And the sum of all.", "Return the sum."),

@@ -17,8 +17,7 @@ from tasks.artifacts import Adapter, Report, Tokens
 from tasks.base import Base
 from tasks.errors import StageFailed, WorkerFailed
 from tasks.evaluation import score_worker, work, worker
-from tasks.evaluation.gate import judge
-from tasks.evaluation.job import AnswerJob, Model, ScoreJob, ScoreResult
+from tasks.evaluation.job import AnswerJob, AnswerResult, Model, ScoreJob, ScoreResult
 from tasks.evaluation.settings import METRICS, PREFERENCE_METRICS, EvaluationSettings
 from tasks.home import Home
 from tasks.store import Store
@@ -30,14 +29,29 @@ SETTINGS = EvaluationSettings.model_validate(
         "bootstrap_samples": 200,
         "sample_answers": 6,
         "gate": [
-            {"metric": "loss", "against": "champion", "min_gain": 0.0, "confidence": 0.9},
+            {
+                "metric": "loss",
+                "against": "champion",
+                "min_gain": 0.0,
+                "confidence": 0.9,
+                "min_rows": 5,
+            },
             {"metric": "stop_rate", "min": 0.0},
         ],
     }
 )
 
-OF_ROWS = sorted({*METRICS} - {*PREFERENCE_METRICS})
-"""What is measured where no row is a pair."""
+NOT_SHARES = {"loss", "perplexity", "mean_length", "length_ratio"}
+ASKED_FOR = {
+    "accuracy",
+    "macro_f1",
+    "json_validity",
+    "schema_match",
+    "embedding_similarity",
+    "judge",
+}
+OF_ROWS = sorted({*METRICS} - {*PREFERENCE_METRICS} - ASKED_FOR)
+"""What is measured where no row is a pair and the recipe asks for nothing more."""
 
 NO_NETWORK = """
 import os, socket
@@ -139,7 +153,7 @@ def test_every_metric_of_every_model_is_there_with_its_interval(ran: Ran) -> Non
 def test_shares_and_scores_lie_between_zero_and_one(ran: Ran) -> None:
     for values in ran.report.metrics.values():
         assert values is not None
-        for name in set(OF_ROWS) - {"loss", "perplexity", "mean_length"}:
+        for name in set(OF_ROWS) - NOT_SHARES:
             assert 0 <= values[name] <= 1, name
 
 
@@ -179,7 +193,11 @@ def test_the_gate_is_judged_at_the_rules_own_confidence(ran: Ran) -> None:
     first, second = gate["rules"]  # type: ignore[misc]
     spans = facts_of(ran.report)["intervals"]["champion"]["loss"]
     assert set(spans) == {"0.9", "0.95"}
-    assert [-first["high"], -first["low"]] == spans["0.9"]
+    assert first["confidence"] == 0.9
+    assert first["low"] < first["gain"] < first["high"]
+    assert first["gain"] == pytest.approx(
+        -facts_of(ran.report)["differences"]["champion"]["loss"]["mean"]
+    )
     assert second["passed"]
     assert gate["passed"] == first["passed"]
 
@@ -288,11 +306,13 @@ def test_an_adapter_evaluated_against_itself_ties_and_is_never_promoted(
         assert (difference.mean, difference.low, difference.high) == (0.0, 0.0, 0.0)
     assert found.same_answers["champion"] == found.rows
     assert found.metrics["base"] != found.metrics["challenger"]
-    rules = EvaluationSettings.model_validate(
-        {"gate": [{"metric": "loss", "against": "champion", "min_gain": -1.0}]}
-    ).gate
-    verdict = judge(rules, {**found.metrics}, found.model_dump(mode="json")["intervals"])
-    assert verdict is not None
+    settings = EvaluationSettings.model_validate(
+        {"gate": [{"metric": "loss", "against": "champion", "min_gain": -1.0, "min_rows": 1}]}
+    )
+    answers = AnswerResult.model_validate_json((tmp_path / "answers.json").read_text())
+    work.write_output(tmp_path, settings, answers, found)
+    verdict = json.loads((tmp_path / "metrics.json").read_text())["gate"]
+    assert verdict["rules"][0]["passed"]
     assert not verdict["passed"]
 
 

@@ -9,7 +9,9 @@ import pytest
 from sacrebleu.metrics import BLEU, CHRF
 
 from tasks.evaluation.aggregates import corpus_bleu, corpus_chrf
-from tasks.evaluation.score_worker import MODULES, PAIR_MODULES, TEXT_MODULES, load_modules
+from tasks.evaluation.catalog import METRICS as FOLDER
+from tasks.evaluation.catalog import TEXT_MODULES, reads_texts, shipped
+from tasks.evaluation.score_worker import load_modules
 from tasks.evaluation.settings import METRICS
 
 WORDS = [
@@ -37,29 +39,36 @@ def modules(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         patch.setenv("HF_HOME", str(tmp_path_factory.mktemp("hf")))
         for name in ("HF_MODULES_CACHE", "HF_METRICS_CACHE", "HF_EVALUATE_CACHE"):
             patch.setenv(name, str(tmp_path_factory.mktemp(name.lower())))
-        return load_modules()
+        return load_modules(
+            shipped(folder.name) for folder in sorted(FOLDER.iterdir()) if folder.name[0] != "_"
+        )
 
 
-def scored(modules: dict[str, Any], name: str, **inputs: list[Any]) -> dict[str, Any]:
+def scored(modules: dict[str, Any], name: str, **inputs: Any) -> dict[str, Any]:
     result: dict[str, Any] = modules[name].compute(**inputs)
     return result
 
 
 def test_the_modules_offer_exactly_the_metrics_of_the_recipe(modules: dict[str, Any]) -> None:
-    inputs: dict[str, dict[str, list[Any]]] = {
-        name: {"predictions": ["a b"], "references": ["a b"]} for name in TEXT_MODULES
+    inputs: dict[str, dict[str, Any]] = {
+        name: {"predictions": ["a b"], "references": ["a b"]}
+        for name in modules
+        if reads_texts(shipped(name))
     }
+    inputs["schema_match"]["schema"] = {}
     inputs["loss"] = {"nll": [1.0], "correct": [1], "trained_tokens": [2]}
     inputs["stop_rate"] = {"stopped": [True]}
     inputs["mean_length"] = {"tokens": [3]}
+    inputs["embedding_similarity"] = {"similarity": [1.0]}
+    inputs["judge"] = {"verdicts": [1.0]}
     inputs["preference"] = {
         "nll": [1.0],
         "trained_tokens": [2],
         "rejected_nll": [3.0],
         "rejected_tokens": [4],
     }
-    assert set(inputs) == {*MODULES, *PAIR_MODULES}
-    found = [m for name in inputs for m in scored(modules, name, **inputs[name])["rows"]]
+    assert set(inputs) == set(modules)
+    found = [m for name in inputs for m in scored(modules, name, **inputs[name])["statistics"]]
     assert sorted(found) == sorted(METRICS)
 
 
@@ -173,8 +182,9 @@ def test_answers_without_a_word_score_zero_and_are_counted(
         result = scored(modules, name, predictions=[answer] * 3, references=["Open it now"] * 3)
         for metric, rows in result["rows"].items():
             assert rows == [0.0] * 3, metric
+        for metric, statistics in result["statistics"].items():
             assert result[metric] == 0.0
-            assert len(result["statistics"][metric]) == 3
+            assert len(statistics) == 3
 
 
 def test_resampled_bleu_and_chrf_are_sacrebleus(modules: dict[str, Any]) -> None:

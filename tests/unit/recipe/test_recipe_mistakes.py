@@ -146,7 +146,9 @@ def test_a_recipe_with_three_mistakes_reports_three_lines(write_recipe):
             "evaluation:\n  gate:\n    - {metric: rougel, min: 0.1}\n",
             "8: evaluation.gate.0.metric: must be one of loss, perplexity, token_accuracy, "
             "exact_match, rouge1, rouge2, rougeL, rougeLsum, bleu, chrf, stop_rate, mean_length, "
-            "preference_accuracy, preference_accuracy_per_token, not 'rougel'. Did you mean `rougeL`?",
+            "preference_accuracy, preference_accuracy_per_token, token_f1, length_ratio, repetition, "
+            "distinct_1, distinct_2, accuracy, macro_f1, json_validity, schema_match, "
+            "embedding_similarity, judge, not 'rougel'. Did you mean `rougeL`?",
         ),
     ],
 )

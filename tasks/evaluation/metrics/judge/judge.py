@@ -1,0 +1,41 @@
+"""What another model thinks of the answers."""
+
+from typing import Any
+
+import datasets
+import evaluate
+
+DESCRIPTION = (
+    "Mean score (0-1) that the recipe's judge gave. Rows without a usable verdict on every "
+    "model's answer do not count."
+)
+INPUTS = """
+Args:
+    verdicts: list of float, 0-1, one a row; None where there is none.
+Returns:
+    judge: float, 0-1; NaN where no row counts.
+    rows: {"judge": list of float or None}.
+    statistics: {"judge": list of [score, 1] or [0, 0]}; the value is the quotient of their sums.
+"""
+
+
+class Judge(evaluate.Metric):
+    """The mean of what was measured elsewhere."""
+
+    def _info(self) -> Any:
+        return evaluate.MetricInfo(
+            description=DESCRIPTION,
+            citation="",
+            inputs_description=INPUTS,
+            features=datasets.Features({"verdicts": datasets.Value("float64")}),
+        )
+
+    def _compute(self, verdicts: list[float | None]) -> dict[str, Any]:
+        statistics = [[0.0, 0.0] if score is None else [score, 1.0] for score in verdicts]
+        counted = sum(weight for _, weight in statistics)
+        total = sum(score for score, _ in statistics)
+        return {
+            "judge": total / counted if counted else float("nan"),
+            "rows": {"judge": verdicts},
+            "statistics": {"judge": statistics},
+        }
