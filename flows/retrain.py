@@ -12,7 +12,7 @@ from tasks.dataset.task import compare_with_champion, prepare_dataset, replay_ro
 from tasks.errors import Interrupted
 from tasks.evaluation.task import evaluate_adapter
 from tasks.promotion.task import promote_version
-from tasks.registration.task import find_champion, register_adapter
+from tasks.registration.task import find_champion, register_adapter, verifier
 from tasks.tokenization.task import tokenize_dataset
 from tasks.training.task import train_adapter
 
@@ -68,7 +68,8 @@ def _retrained(
         if run.is_refused(report):
             return _ended("Refused", run)
         version = register_adapter(**run.for_registration(dataset, tokens, adapter, report))
-        version, decision = promote_version(**run.for_promotion(version, champion))
+        verify = verifier(run.tracker, run.base.path)
+        version, decision = promote_version(**run.for_promotion(version, champion), verify=verify)
         run.close_with(version, decision)
     return _ended("Completed", run)
 

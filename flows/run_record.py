@@ -319,6 +319,8 @@ class RunRecord:
             "champion_rows": self._seen_rows(adapter, champion),
             "seen_by_champion": self.recipe.dataset.split.seen_by_champion,
             "home": self.home,
+            "recipe_folder": self.recipe_path.parent,
+            "dataset": self._outputs["dataset"].path,
             "force": self.force,
         }
 
@@ -440,8 +442,10 @@ class RunRecord:
         if "champion" in version.aliases:
             reason += " It is champion."
         else:
-            page = self.tracker.version_url(version.name, version.version)
-            reason += f" It is challenger; to promote it, give it the alias `champion` on {page}"
+            reason += (
+                " It is challenger; to promote it: "
+                f"loraline promote {version.name} {version.version} --reason '...'"
+            )
         self._end(decision.outcome, reason, version)
 
     def _judged_before(self, report: Report) -> str | None:
@@ -458,7 +462,11 @@ class RunRecord:
             name=self.recipe.model_name,
             adapter=adapter,
             evaluation=evaluation_content(
-                self.recipe.evaluation, tokens=tokens, adapter=adapter, base=self.base
+                self.recipe.evaluation,
+                tokens=tokens,
+                adapter=adapter,
+                base=self.base,
+                recipe_folder=self.recipe_path.parent,
             ),
             tracker=self.tracker,
         )

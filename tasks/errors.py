@@ -7,6 +7,7 @@
     │   └── BaseModelError        the base model cannot be found or is not the recorded one
     ├── StageFailed               a stage could not finish, exit code 1
     │   ├── WorkerFailed          a worker process died, timed out or stalled
+    │   ├── GateRefused           the gate does not let an adapter through, exit code 3
     │   └── Preempted             somebody else took the machine; a retry goes on, exit code 75
     └── Interrupted               somebody pressed Ctrl-C, exit code 130
 
@@ -44,6 +45,12 @@ class StageFailed(LoralineError):
 
 class WorkerFailed(StageFailed):
     """A worker process died, ran out of time or stalled."""
+
+
+class GateRefused(StageFailed):
+    """The gate's verdict stands against what was asked for."""
+
+    exit_code = 3
 
 
 class Preempted(StageFailed):

@@ -40,6 +40,11 @@ class Home:
         return self.root / "cache"
 
     @property
+    def reports(self) -> Path:
+        """`<MLflow run>/report.html`: each run's report, the one that is also among the run's artifacts."""
+        return self.root / "reports"
+
+    @property
     def locks(self) -> Path:
         """Kernel file locks."""
         return self.root / "locks"

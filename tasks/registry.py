@@ -16,7 +16,7 @@ from tasks.artifacts import Version
 from tasks.errors import StageFailed, UserError
 from tasks.home import Home
 from tasks.store import file_sha256
-from tasks.tracking import Tracker
+from tasks.tracking import Tracker, filter_text
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -30,12 +30,20 @@ TRAINING = "training.json"
 """The training's `result.json` among a version's papers."""
 DATASET_CARD = "dataset.json"
 PROMOTED_AT = "loraline.promoted_at"
+PROMOTED_BY = "loraline.promoted_by"
 PREVIOUS = "previous"
 FINGERPRINT_TAG = "loraline.fingerprint"
 ADAPTER_TAG = "loraline.adapter_sha256"
 BASE_TAG = "loraline.base_sha256"
 METRICS_TAG = "loraline.metrics"
 """JSON of `{"base": {...}, "challenger": {...}}` on each version: a list needs no run for it."""
+
+GATE_TAG = "loraline.gate"
+"""The gate's verdict on a version: passed, refused, or none where the recipe has no gate."""
+VERDICT_TAG = "loraline.gate_verdict"
+"""The whole verdict as JSON, rule by rule."""
+LONGEST_TAG = 50_000
+"""Characters that are kept of a version's tag; MLflow refuses more than 100,000."""
 
 
 @dataclass(frozen=True)
@@ -165,6 +173,31 @@ def aliased(tracker: Tracker, name: str, alias: str) -> "ModelVersion | None":
         if alias not in aliases:
             return None
         return tracker.client.get_model_version(name, str(aliases[alias]))
+
+
+def aliased_versions(tracker: Tracker, name: str) -> dict[str, list[str]]:
+    """Version -> its aliases, for those that have any; the search of versions leaves them out."""
+    with tracker.explained(f"read the aliases of {name!r}"):
+        aliases: dict[str, str] = tracker.client.get_registered_model(name).aliases
+    found: dict[str, list[str]] = {}
+    for alias, number in sorted(aliases.items()):
+        found.setdefault(str(number), []).append(alias)
+    return found
+
+
+def versions_of(tracker: Tracker, name: str) -> "list[ModelVersion]":
+    """Every version of the name, oldest first; empty for a name that is not registered."""
+    found: list[ModelVersion] = []
+    token: str | None = None
+    with tracker.explained(f"list the versions of {name!r}"):
+        while True:
+            page = tracker.client.search_model_versions(
+                f"name = {filter_text(name)}", max_results=1000, page_token=token
+            )
+            found += list(page)
+            token = page.token
+            if not token:
+                return sorted(found, key=lambda version: int(version.version))
 
 
 def version_at(tracker: Tracker, uri: str) -> "ModelVersion":

@@ -162,7 +162,7 @@ class Tracker:
         self._close_abandoned()
         with self.explained(f"open a run in the experiment {experiment!r}"):
             run = client.create_run(
-                self._experiment_id(experiment),
+                self.experiment_id(experiment),
                 run_name=run_name,
                 tags={
                     "mlflow.user": current_user(),
@@ -332,7 +332,11 @@ class Tracker:
             ]
             self.client.log_batch(run_id, metrics=batch)
 
-    def _experiment_id(self, name: str) -> str:
+    def experiment_id(self, name: str) -> str:
+        """The id of the experiment of this name, created when there is none.
+
+        Raises: UserError when somebody deleted it.
+        """
         from mlflow.exceptions import MlflowException
 
         found = self.client.get_experiment_by_name(name)

@@ -25,11 +25,14 @@ pre { background: var(--inset); padding: .75em; overflow-x: auto; white-space: p
 """
 
 
-def document(title: str, body: str, style: str = "") -> str:
-    """The page around `body`, which is HTML already; `title` is text; `style` are rules of its own."""
+def document(title: str, body: str, style: str = "", head: str = "") -> str:
+    """The page around `body`, which is HTML already; `title` is text; `style` are rules of its own.
+
+    `head` are further elements of the head.
+    """
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{_STYLE}{style}</style>\n</head>\n"
+        f"{head}<title>{escape(title)}</title>\n<style>{_STYLE}{style}</style>\n</head>\n"
         f"<body>\n{body}</body>\n</html>\n"
     )

@@ -13,7 +13,13 @@ ROOT = Path(__file__).resolve().parent.parent
 # A shell that starts pytest in the background lets it ignore Ctrl-C, which some tests send.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Before any library reads them.
+# Before any library reads them. Tests that run side by side share the cores: threads beyond them spin.
+side_by_side = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+if side_by_side > 1:
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // side_by_side)))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["DO_NOT_TRACK"] = "true"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"

@@ -33,6 +33,7 @@ def run(args: argparse.Namespace) -> int:
         table = Table(box=None, pad_edge=False)
         for heading in ("model", "version", "aliases", "created (UTC)", "dataset", "gate"):
             table.add_column(heading, no_wrap=heading != "aliases")
+        table.add_column("promoted by")
         for heading in ("rougeL", "chrf", "loss"):
             table.add_column(f"{heading} (base)", justify="right", no_wrap=True)
         for entry in entries:
@@ -44,10 +45,18 @@ def run(args: argparse.Namespace) -> int:
                 f"{created:%Y-%m-%d %H:%M}",
                 (entry.dataset_digest or "")[:8],
                 entry.gate or "",
+                _promoted(entry.promoted_by, entry.promoted_at),
                 *(_pair(entry.metrics, entry.base_metrics, m) for m in ("rougeL", "chrf", "loss")),
             )
         Console(file=answer, width=None if answer.isatty() else 160).print(table)
     return 0
+
+
+def _promoted(by: str | None, at: str | None) -> str:
+    if at is None:
+        return ""
+    # The whole sentence about an unknown person is in the log.
+    return f"{(by or 'unknown').partition(' (')[0]}, {at[:10]}"
 
 
 def _pair(own: dict[str, float], base: dict[str, float], metric: str) -> str:

@@ -1,15 +1,25 @@
-"""The Prefect task that applies the promotion policy to a version that passed the gate."""
+"""The Prefect tasks that promote, go back, and see what was promoted elsewhere."""
 
-from typing import TYPE_CHECKING
+import os
+from typing import TYPE_CHECKING, Literal
 
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
+from prefect.exceptions import ObjectNotFound
+from prefect.runtime import flow_run
+from prefect.settings import get_current_settings
 
 from tasks.artifacts import Version
 from tasks.promotion.settings import PromotionSettings
+from tasks.stage_report import show
 from tasks.tracking import Tracker
 
 if TYPE_CHECKING:
+    from tasks.promotion.approval import Settled
+    from tasks.promotion.notices import Notices
+    from tasks.promotion.promoting import Moved, Verify
+    from tasks.promotion.reconciling import Seen
     from tasks.promotion.work import Decision
 
 
@@ -20,6 +30,7 @@ def promote_version(
     tracker: Tracker,
     *,
     judged_against: str | None,
+    verify: "Verify",
     comparable: bool = True,
     gated: bool = True,
 ) -> "tuple[Version, Decision]":
@@ -27,10 +38,12 @@ def promote_version(
 
     `judged_against` is the number of the champion that the report compares with (None: there was
     none); promotion fails when another one was promoted since. `comparable` is False when there is a
-    champion on another base.
+    champion on another base. `verify` proves the version before anything is moved.
     """
-    from tasks.promotion.work import decide, promote
+    from tasks.promotion.promoting import promote
+    from tasks.promotion.work import decide, note_judgement
 
+    note_judgement(tracker, version, judged_against)
     decision = decide(settings, comparable=comparable, gated=gated)
     if decision.promote:
         version = promote(
@@ -38,8 +51,13 @@ def promote_version(
             version.name,
             version.version,
             reason=decision.reason,
+            verify=verify,
             instead_of=judged_against,
-        )
+            notices=flow_notices(tracker),
+            flow_run=flow_run.id,
+        ).version
+    elif settings.policy == "approval":
+        _ask(version, settings.approval_hours, judged_against)
     get_run_logger().info(
         "Version %s of %s: %s Aliases: %s",
         version.version,
@@ -48,3 +66,173 @@ def promote_version(
         ", ".join(version.aliases) or "none",
     )
     return version, decision
+
+
+@task(name="promote by request", persist_result=False, cache_policy=NO_CACHE)
+def promote_registered(
+    tracker: Tracker,
+    name: str,
+    version: str,
+    *,
+    reason: str,
+    verify: "Verify",
+    actor: str | None = None,
+    force: bool = False,
+) -> "Moved":
+    """Promote a version that somebody chose, and leave its verdict as a Prefect artifact.
+
+    Raises: as `work.promote`.
+    """
+    from tasks.promotion.promoting import promote
+    from tasks.promotion.work import stored_verdict
+
+    verdict = stored_verdict(tracker, name, version)
+    try:
+        moved = promote(
+            tracker,
+            name,
+            version,
+            reason=reason,
+            verify=verify,
+            actor=actor,
+            force=force,
+            notices=flow_notices(tracker),
+            flow_run=flow_run.id,
+        )
+    except Exception as error:
+        _show(name, version, f"Not promoted: {error}", verdict.table())
+        raise
+    told = moved.entry.title if moved.entry else f"Version {version} is champion already."
+    _show(name, version, f"{told} Reason: {reason}", verdict.table())
+    get_run_logger().info("%s: %s", name, told)
+    return moved
+
+
+@task(name="roll back", persist_result=False, cache_policy=NO_CACHE)
+def roll_back_champion(
+    tracker: Tracker, name: str, *, reason: str, verify: "Verify", actor: str | None = None
+) -> "Moved":
+    """Make `previous` the champion again. Raises: as `work.roll_back`."""
+    from tasks.promotion.promoting import roll_back
+    from tasks.promotion.work import stored_verdict
+
+    moved = roll_back(
+        tracker,
+        name,
+        reason=reason,
+        verify=verify,
+        actor=actor,
+        notices=flow_notices(tracker),
+        flow_run=flow_run.id,
+    )
+    assert moved.entry is not None
+    version = moved.version.version
+    verdict = stored_verdict(tracker, name, version)
+    _show(name, version, f"{moved.entry.title}. Reason: {reason}", verdict.table())
+    get_run_logger().info("%s: %s", name, moved.entry.title)
+    return moved
+
+
+@task(name="reconcile registry", persist_result=False, cache_policy=NO_CACHE)
+def reconcile_models(tracker: Tracker, *, verify: "Verify") -> "list[Seen]":
+    """Write down what was promoted outside of loraline, and warn of what does not load."""
+    from tasks.promotion.reconciling import reconcile
+
+    seen = reconcile(tracker, verify=verify, notices=flow_notices(tracker))
+    logger = get_run_logger()
+    for it in seen:
+        if it.entry is not None:
+            logger.info("%s: %s", it.name, it.entry.title)
+        if it.alert is not None:
+            logger.error("%s", it.alert)
+            if it.entry is not None:
+                show("loraline-alert", f"# {it.name}\n\n{it.alert}\n", f"{it.name}: alert")
+    return seen
+
+
+def show_question(tracker: Tracker, name: str, version: str) -> str:
+    """What the form asks, in markdown, left as a Prefect artifact as well."""
+    from tasks.promotion.approval import asked_for
+
+    question = asked_for(tracker, name, version)
+    show("loraline-approval", f"# {name}, version {version}\n\n{question}\n", f"{name} v{version}")
+    return question
+
+
+@task(name="carry out approval", persist_result=False, cache_policy=NO_CACHE)
+def carry_out_approval(
+    tracker: Tracker,
+    name: str,
+    version: str,
+    *,
+    decision: Literal["promote", "reject"],
+    reason: str,
+    by: str,
+    verify: "Verify",
+) -> "Settled":
+    """Do what a person answered. Raises: as `approval.carry_out_answer`."""
+    from tasks.promotion.approval import Answer, carry_out_answer
+
+    settled = carry_out_answer(
+        tracker,
+        name,
+        version,
+        Answer(decision, reason, by),
+        verify=verify,
+        notices=flow_notices(tracker),
+        flow_run=flow_run.id,
+    )
+    get_run_logger().info("%s: %s", name, settled.told)
+    return settled
+
+
+def _ask(version: Version, hours: float, judged_against: str | None) -> None:
+    """Start a run that waits with a form; without its deployment the command line is the way."""
+    from tasks.promotion.approval import FORM_DEPLOYMENT
+
+    logger = get_run_logger()
+    line = f"loraline promote {version.name} {version.version} --reason '...'"
+    try:
+        with get_client(sync_client=True) as client:
+            deployment = client.read_deployment_by_name(FORM_DEPLOYMENT)
+            run = client.create_flow_run_from_deployment(
+                deployment.id,
+                parameters={"name": version.name, "version": version.version, "hours": hours},
+                # A repeated run asks the same question once.
+                idempotency_key=f"approve {version.uri} instead of {judged_against}",
+            )
+    except ObjectNotFound:
+        logger.warning(
+            "There is no deployment %s whose form could ask a person. To promote: %s",
+            FORM_DEPLOYMENT,
+            line,
+        )
+        return
+    except Exception:
+        # The version is registered, and the way by the command line stays open.
+        logger.warning("Prefect could not open the form. To promote: %s", line, exc_info=True)
+        return
+    logger.info("A form waits for an answer: flow run %s. Or: %s", run.id, line)
+
+
+def flow_notices(tracker: Tracker) -> "Notices":
+    """The outbox, with the Prefect server of this flow run among its receivers."""
+    from tasks.promotion.notices import notices_of
+
+    api, credentials = prefect_client()
+    return notices_of(tracker.home, prefect_api=api, environ={**os.environ, **credentials})
+
+
+def prefect_client() -> tuple[str | None, dict[str, str]]:
+    """The address of the Prefect API that this process is a client of, and its credentials by variable."""
+    api = get_current_settings().api
+    secrets = {"PREFECT_API_KEY": api.key, "PREFECT_API_AUTH_STRING": api.auth_string}
+    return api.url, {name: it.get_secret_value() for name, it in secrets.items() if it is not None}
+
+
+def _show(name: str, version: str, told: str, table: str) -> None:
+    show(
+        "loraline-promotion",
+        f"# {name}, version {version}\n\n{told}\n\n{table}\n",
+        f"{name}, version {version}",
+    )

@@ -36,7 +36,7 @@ def check_version(tracker: Tracker, uri: str, *, base: Path | None, home: Home) 
     check_registered(tracker, uri)
     with model_files(tracker, model_id_of_uri(tracker, uri), home) as folder:
         artifacts = folder / "artifacts"
-        checks = [_files(artifacts), *_rows(artifacts / "about", home)]
+        checks = [files_check(artifacts), *_rows(artifacts / "about", home)]
         found = verify_version(tracker, uri, base=base, fixture=artifacts / "fixture", home=home)
     told = (
         f"loaded in a fresh process; logits differ by at most {found.largest_difference:.2g} from the "
@@ -57,7 +57,8 @@ def model_id_of_uri(tracker: Tracker, uri: str) -> str:
     return name
 
 
-def _files(artifacts: Path) -> Check:
+def files_check(artifacts: Path) -> Check:
+    """The adapter's files against the manifest."""
     manifest = json.loads((artifacts / "manifest.json").read_text(encoding="utf-8"))
     wrong = [
         name

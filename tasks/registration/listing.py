@@ -5,8 +5,8 @@ import json
 from pydantic import BaseModel
 
 from tasks.errors import UserError
-from tasks.registry import METRICS_TAG
-from tasks.tracking import Tracker, filter_text
+from tasks.registry import GATE_TAG, METRICS_TAG, PROMOTED_AT, PROMOTED_BY, versions_of
+from tasks.tracking import Tracker
 
 
 class Listed(BaseModel):
@@ -22,6 +22,11 @@ class Listed(BaseModel):
     dataset_digest: str | None
     adapter_sha256: str | None
     gate: str | None
+    """passed, refused, or none where the recipe has no gate."""
+    promoted_by: str | None
+    """Who made it champion last; None for one that never was."""
+    promoted_at: str | None
+    """When, ISO 8601, UTC."""
     metrics: dict[str, float]
     base_metrics: dict[str, float]
 
@@ -55,11 +60,7 @@ def list_versions(tracker: Tracker, name: str | None = None) -> list[Listed]:
         aliases: dict[str, list[str]] = {}
         for alias, number in model.aliases.items():
             aliases.setdefault(str(number), []).append(alias)
-        with tracker.explained(f"list the versions of {model.name!r}"):
-            found = client.search_model_versions(
-                f"name = {filter_text(str(model.name))}", max_results=1000
-            )
-        for version in sorted(found, key=lambda version: -int(version.version)):
+        for version in reversed(versions_of(tracker, str(model.name))):
             number, tags = str(version.version), version.tags
             metrics = _metrics(tags.get(METRICS_TAG))
             listed.append(
@@ -72,7 +73,9 @@ def list_versions(tracker: Tracker, name: str | None = None) -> list[Listed]:
                     mlflow_run_id=version.run_id or "",
                     dataset_digest=tags.get("loraline.dataset_digest"),
                     adapter_sha256=tags.get("loraline.adapter_sha256"),
-                    gate=tags.get("loraline.gate"),
+                    gate=tags.get(GATE_TAG),
+                    promoted_by=tags.get(PROMOTED_BY),
+                    promoted_at=tags.get(PROMOTED_AT),
                     metrics=metrics.get("challenger") or {},
                     base_metrics=metrics.get("base") or {},
                 )

@@ -1,6 +1,8 @@
 """The Prefect tasks around the registry: what is registered already, who is champion, register."""
 
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prefect import get_run_logger, task
@@ -44,6 +46,20 @@ def find_registered(store: Store, key: str, tracker: Tracker) -> "Registered | N
     from tasks.registration import work
 
     return work.find_registered(store, key, tracker)
+
+
+def recipe_commit(folder: Path) -> str | None:
+    """The commit of the git repository around a recipe's folder, marked where files differ from it."""
+    from tasks.registration import work
+
+    return work.git_commit(folder)
+
+
+def verifier(tracker: Tracker, base: Path | None = None) -> Callable[[str], str]:
+    """What a promotion is given to prove a version with: it loads `models:/NAME/VERSION` in a fresh process."""
+    from tasks.registration.proving import prove_version
+
+    return lambda uri: prove_version(tracker, uri, base=base)
 
 
 @task(name="find champion", persist_result=False, cache_policy=NO_CACHE)

@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from tasks.artifacts import Version
@@ -26,10 +26,13 @@ from tasks.registry import (
     DATASET_CARD,
     EARLIER_ROWS,
     FINGERPRINT_TAG,
+    GATE_TAG,
+    LONGEST_TAG,
     METRICS_TAG,
     PROMOTED_AT,
     TRAIN_ROWS,
     TRAINING,
+    VERDICT_TAG,
     locked,
     version_of,
 )
@@ -148,7 +151,7 @@ def register_adapter(
             number = str(existing.version)
             _log.info("Version %s of %s already holds this adapter", number, name)
             with tracker.explained(f"update version {number} of {name!r}"):
-                for judged in ("loraline.gate", METRICS_TAG):
+                for judged in (GATE_TAG, VERDICT_TAG, METRICS_TAG):
                     tracker.client.set_model_version_tag(name, number, judged, tags[judged])
                 tracker.client.update_model_version(name, number, text)
         else:
@@ -301,10 +304,21 @@ def _tags(made: Provenance, contents: Contents) -> dict[str, str]:
         METRICS_TAG: json.dumps(
             {model: metrics.get(model) for model in ("base", "champion", "challenger")}
         ),
-        "loraline.gate": "none" if gate is None else "passed" if gate.get("passed") else "refused",
+        GATE_TAG: "none" if gate is None else "passed" if gate.get("passed") else "refused",
+        VERDICT_TAG: _verdict(gate),
         **_optional("loraline.git_commit", git_commit(made.recipe_path.parent)),
         **_optional("loraline.prefect_flow_run_id", made.prefect_flow_run_id),
     }
+
+
+def _verdict(gate: Mapping[str, Any] | None) -> str:
+    """The verdict as JSON; of a very long one the rules that were broken, which are what one asks for."""
+    text = json.dumps(gate or {}, default=str)
+    if gate is None or len(text) <= LONGEST_TAG:
+        return text
+    rules: Any = gate.get("rules") or []
+    broken = [rule for rule in rules if not rule.get("passed")][:50]
+    return json.dumps({"passed": gate.get("passed"), "rules": broken, "shortened": len(rules)})
 
 
 def _optional(key: str, value: str | None) -> dict[str, str]:

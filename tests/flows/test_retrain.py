@@ -23,8 +23,13 @@ METRICS = {
     "chrf",
     "stop_rate",
     "mean_length",
+    "token_f1",
+    "length_ratio",
+    "repetition",
+    "distinct_1",
+    "distinct_2",
 }
-SHARES = METRICS - {"loss", "perplexity", "mean_length"}
+SHARES = METRICS - {"loss", "perplexity", "mean_length", "length_ratio"}
 
 
 def test_a_first_run_registers_and_promotes_a_version(first_run: dict[str, Any]) -> None:

@@ -1,29 +1,19 @@
-"""Promotion: the policy decides, the alias moves under a lock, and the record says who, when and why."""
+"""Promotion: the policy decides, the alias moves under a lock, and the log says who, when and why."""
 
+import json
 import threading
-from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tasks.errors import StageFailed
-from tasks.home import Home
+from tasks.errors import GateRefused, StageFailed, UserError
+from tasks.promotion.audit import audit
+from tasks.promotion.promoting import promote
 from tasks.promotion.settings import PromotionSettings
-from tasks.promotion.work import champion_version, decide, promote
-from tasks.registry import aliased
+from tasks.promotion.verdict import verdict_of
+from tasks.promotion.work import champion_version, decide, note_judgement
+from tasks.registry import version_of
 from tasks.tracking import Tracker
-
-
-@pytest.fixture(scope="module")
-def tracker(tmp_path_factory: pytest.TempPathFactory) -> Tracker:
-    """One registry for the module; each test registers a model of its own."""
-    return Tracker(Home(tmp_path_factory.mktemp("registry").resolve()))
-
-
-def register(tracker: Tracker, name: str, versions: int) -> None:
-    """Versions without content: promotion only moves names."""
-    tracker.client.create_registered_model(name)
-    for _ in range(versions):
-        tracker.client.create_model_version(name, source="mlflow-artifacts:/nowhere")
 
 
 @pytest.mark.parametrize(
@@ -45,58 +35,168 @@ def test_the_policy_decides_unless_the_champion_could_not_be_compared(
     assert (decision.outcome, decision.promote) == (outcome, moves)
 
 
+def test_without_a_gate_nobody_says_that_it_was_passed() -> None:
+    for policy in ("automatic", "approval", "manual"):
+        reason = decide(PromotionSettings(policy=policy), gated=False).reason
+        assert "passed" not in reason
+        assert reason.startswith("There is no gate")
+
+
 def test_promotion_moves_champion_keeps_previous_and_says_who_when_and_why(
-    tracker: Tracker,
+    tracker: Tracker, register: Any, loads: Any, nobody: Any, aliases: Any
 ) -> None:
     register(tracker, "moves", 2)
     assert champion_version(tracker, "moves") is None
-    assert promote(tracker, "moves", "1", reason="first").aliases == ["champion"]
-    second = promote(tracker, "moves", "2", reason="better", actor="ada")
-    assert second.aliases == ["champion"]
-    assert champion_version(tracker, "moves") == "2"
-    previous = aliased(tracker, "moves", "previous")
-    assert previous is not None
-    assert previous.version in (1, "1")
+    first = promote(tracker, "moves", "1", reason="first", verify=loads, notices=nobody)
+    assert first.version.aliases == ["champion"]
+    second = promote(
+        tracker, "moves", "2", reason=" better \n", actor="ada", verify=loads, notices=nobody
+    )
+    assert second.version.aliases == ["champion"]
+    assert aliases(tracker, "moves") == {"champion": "2", "previous": "1"}
     tags = tracker.client.get_model_version("moves", "2").tags
     assert tags["loraline.promoted_by"] == "ada"
     assert tags["loraline.promotion_reason"] == "better"
     assert tags["loraline.promoted_from"] == "1"
     assert tags["loraline.promoted_at"].startswith("20")
+    entry = second.entry
+    assert entry is not None
+    assert entry.before == (first.entry and first.entry.hash)
+    assert (entry.gate, entry.forced, entry.verified) == ("passed", False, True)
+    assert entry.verification == "models:/moves/2 loads"
+    assert entry.metrics == {"rougeL": 0.4, "loss": 1.5}
+    found = audit(tracker, "moves")
+    assert ([it.number for it in found.entries], found.problems, found.notes) == ([1, 2], [], [])
 
 
-def test_promoting_the_champion_again_changes_nothing(tracker: Tracker) -> None:
+def test_the_log_is_readable_in_mlflow_s_own_table(
+    tracker: Tracker, register: Any, loads: Any, nobody: Any
+) -> None:
+    register(tracker, "pages", 1)
+    promote(tracker, "pages", "1", reason="first", actor="ada", verify=loads, notices=nobody)
+    experiment = tracker.client.get_experiment_by_name("pages/promotions")
+    assert experiment is not None
+    (run,) = tracker.client.search_runs([experiment.experiment_id])
+    assert run.info.run_name == "#1 promotion: version 1"
+    assert run.info.status == "FINISHED"
+    params = run.data.params
+    assert (params["champion"], params["by"], params["reason"]) == ("1", "ada", "first")
+    assert "by ada: first" in run.data.tags["mlflow.note.content"]
+
+
+def test_promoting_the_champion_again_changes_nothing(
+    tracker: Tracker, register: Any, loads: Any, nobody: Any, aliases: Any
+) -> None:
     register(tracker, "again", 2)
-    promote(tracker, "again", "1", reason="first")
-    promote(tracker, "again", "2", reason="second")
-    promote(tracker, "again", "2", reason="third")
-    previous = aliased(tracker, "again", "previous")
-    assert previous is not None
-    assert str(previous.version) == "1"
+    promote(tracker, "again", "1", reason="first", verify=loads, notices=nobody)
+    promote(tracker, "again", "2", reason="second", verify=loads, notices=nobody)
+    third = promote(tracker, "again", "2", reason="third", verify=loads, notices=nobody)
+    assert third.entry is None
+    assert aliases(tracker, "again") == {"champion": "2", "previous": "1"}
     tags = tracker.client.get_model_version("again", "2").tags
     assert tags["loraline.promotion_reason"] == "second"
+    assert len(audit(tracker, "again").entries) == 2
 
 
-def test_a_version_judged_against_a_champion_of_yesterday_is_not_promoted(tracker: Tracker) -> None:
+def test_a_version_that_the_gate_refused_needs_force_and_the_log_says_so(
+    tracker: Tracker, register: Any, loads: Any, nobody: Any
+) -> None:
+    verdict = {"passed": False, "rules": [{"metric": "rougeL", "passed": False, "why": "too low"}]}
+    register(
+        tracker,
+        "refused",
+        1,
+        loraline__gate="refused",
+        loraline__gate_verdict=json.dumps(verdict),
+    )
+    with pytest.raises(GateRefused, match=r"(?s)refused by the gate.*rougeL: too low.*--force"):
+        promote(tracker, "refused", "1", reason="I like it", verify=loads, notices=nobody)
+    assert champion_version(tracker, "refused") is None
+    assert audit(tracker, "refused").entries == []
+    moved = promote(
+        tracker, "refused", "1", reason="it is needed", force=True, verify=loads, notices=nobody
+    )
+    assert moved.entry is not None
+    assert (moved.entry.forced, moved.entry.gate) == (True, "refused")
+
+
+def test_a_version_without_a_verdict_needs_force(tracker: Tracker, loads: Any, nobody: Any) -> None:
+    tracker.client.create_registered_model("unjudged")
+    tracker.client.create_model_version("unjudged", source="mlflow-artifacts:/nowhere")
+    with pytest.raises(GateRefused, match="bears no verdict"):
+        promote(tracker, "unjudged", "1", reason="why not", verify=loads, notices=nobody)
+
+
+def test_force_is_not_recorded_where_it_was_not_needed(
+    tracker: Tracker, register: Any, loads: Any, nobody: Any
+) -> None:
+    register(tracker, "needless", 1)
+    moved = promote(tracker, "needless", "1", reason="x", force=True, verify=loads, notices=nobody)
+    assert moved.entry is not None
+    assert not moved.entry.forced
+
+
+def test_a_version_that_does_not_load_is_not_promoted_by_force_either(
+    tracker: Tracker, register: Any, nobody: Any
+) -> None:
+    register(tracker, "broken", 1)
+
+    def damaged(uri: str) -> str:
+        raise StageFailed(f"{uri} is damaged")
+
+    with pytest.raises(StageFailed, match="models:/broken/1 is damaged"):
+        promote(tracker, "broken", "1", reason="x", force=True, verify=damaged, notices=nobody)
+    assert champion_version(tracker, "broken") is None
+    assert audit(tracker, "broken").entries == []
+
+
+@pytest.mark.parametrize("reason", ["", " \n "])
+def test_a_promotion_needs_a_reason(tracker: Tracker, reason: str, loads: Any, nobody: Any) -> None:
+    with pytest.raises(UserError, match="--reason"):
+        promote(tracker, "x", "1", reason=reason, verify=loads, notices=nobody)
+
+
+def test_a_version_judged_against_a_champion_of_yesterday_is_not_promoted(
+    tracker: Tracker, register: Any, loads: Any, nobody: Any
+) -> None:
     register(tracker, "stale", 3)
-    promote(tracker, "stale", "1", reason="first", instead_of=None)
-    promote(tracker, "stale", "2", reason="second", instead_of="1")
+
+    def go(version: str, **how: Any) -> Any:
+        return promote(tracker, "stale", version, reason="x", verify=loads, notices=nobody, **how)
+
+    go("1", instead_of=None)
+    go("2", instead_of="1")
     with pytest.raises(StageFailed, match=r"judged against version 1, .* now version 2"):
-        promote(tracker, "stale", "3", reason="third", instead_of="1")
+        go("3", instead_of="1")
     with pytest.raises(StageFailed, match="judged against no champion"):
-        promote(tracker, "stale", "3", reason="third", instead_of=None)
+        go("3", instead_of=None)
+    # What the run noted holds for a person's command, too.
+    note_judgement(tracker, version_of(tracker, "stale", "3"), "1")
+    with pytest.raises(StageFailed, match=r"judged against version 1, .* now version 2"):
+        go("3")
     assert champion_version(tracker, "stale") == "2"
     assert "loraline.promoted_at" not in tracker.client.get_model_version("stale", "3").tags
+    forced = go("3", force=True)
+    assert forced.entry.forced
+    assert forced.entry.judged_against == "1"
 
 
-def test_of_two_promoters_at_once_one_wins_and_the_other_is_told(tracker: Tracker) -> None:
+def test_of_two_promoters_at_once_one_wins_and_the_other_is_told(
+    tracker: Tracker, register: Any, loads: Any, nobody: Any
+) -> None:
     register(tracker, "race", 3)
-    promote(tracker, "race", "1", reason="first")
-    start, told = threading.Barrier(2), []
+    promote(tracker, "race", "1", reason="first", verify=loads, notices=nobody)
+    told: list[tuple[str, str]] = []
+    both = threading.Barrier(2)
 
     def run(version: str) -> None:
-        start.wait()
+        def meet(uri: str) -> str:
+            # Both have read the same champion by now.
+            both.wait()
+            return uri
+
         try:
-            promote(tracker, "race", version, reason="race", instead_of="1")
+            promote(tracker, "race", version, reason="race", verify=meet, notices=nobody)
         except StageFailed as error:
             told.append((version, str(error)))
 
@@ -106,23 +206,76 @@ def test_of_two_promoters_at_once_one_wins_and_the_other_is_told(tracker: Tracke
     for thread in threads:
         thread.join()
     assert len(told) == 1
-    loser = told[0][0]
-    assert champion_version(tracker, "race") == {"2": "3", "3": "2"}[loser]
+    loser, words = told[0]
+    winner = {"2": "3", "3": "2"}[loser]
+    assert champion_version(tracker, "race") == winner
+    assert "Somebody else was faster" in words
+    assert f"is version {winner} now" in words
+    assert [it.champion_to for it in audit(tracker, "race").entries] == ["1", winner]
 
 
-def test_a_version_that_does_not_exist_is_not_promoted(tracker: Tracker) -> None:
+def test_a_version_that_does_not_exist_is_not_promoted(
+    tracker: Tracker, register: Any, loads: Any, nobody: Any
+) -> None:
     register(tracker, "absent", 1)
-    with pytest.raises(StageFailed, match="version 9 of 'absent'"):
-        promote(tracker, "absent", "9", reason="typo")
+    with pytest.raises(UserError, match="models:/absent/9 is not in the registry"):
+        promote(tracker, "absent", "9", reason="typo", verify=loads, notices=nobody)
     assert champion_version(tracker, "absent") is None
 
 
-def test_a_home_without_models_has_no_champion(tracker: Tracker, tmp_path: Path) -> None:
+def test_a_home_without_models_has_no_champion(tracker: Tracker) -> None:
     assert champion_version(tracker, "never-registered") is None
 
 
-def test_without_a_gate_nobody_says_that_it_was_passed() -> None:
-    for policy in ("automatic", "approval", "manual"):
-        reason = decide(PromotionSettings(policy=policy), gated=False).reason
-        assert "passed" not in reason
-        assert reason.startswith("There is no gate")
+def test_a_champion_that_was_set_by_hand_is_written_down_before_the_next_promotion(
+    tracker: Tracker, register: Any, loads: Any, nobody: Any, aliases: Any
+) -> None:
+    register(tracker, "hand", 3)
+    promote(tracker, "hand", "1", reason="first", verify=loads, notices=nobody)
+    tracker.client.set_registered_model_alias("hand", "champion", "2")
+    promote(tracker, "hand", "3", reason="third", verify=loads, notices=nobody)
+    found = audit(tracker, "hand")
+    assert [(it.kind, it.champion_from, it.champion_to) for it in found.entries] == [
+        ("promotion", None, "1"),
+        ("observed", "1", "2"),
+        ("promotion", "2", "3"),
+    ]
+    assert found.problems == []
+    assert aliases(tracker, "hand") == {"champion": "3", "previous": "2"}
+
+
+def test_the_verdict_s_table_shows_rules_numbers_and_reasons() -> None:
+    rules = [
+        {
+            "metric": "rougeL",
+            "against": "champion",
+            "value": 0.41,
+            "reference": 0.4,
+            "gain": 0.01,
+            "low": -0.01,
+            "high": 0.03,
+            "passed": False,
+            "why": "not above 0 | really",
+        }
+    ]
+    table = verdict_of(
+        "a",
+        "7",
+        {
+            "loraline.gate": "refused",
+            "loraline.gate_verdict": json.dumps({"passed": False, "rules": rules}),
+            "loraline.judged_against": "5",
+            "loraline.metrics": '{"base": {"rougeL": 0.1}, "champion": null, "challenger": {"rougeL": 0.41}}',
+        },
+    ).table()
+    assert "judged against version 5" in table
+    assert (
+        "| rougeL against champion | 0.41 | 0.4 | 0.01 (-0.01 to 0.03) | ✗ | not above 0 \\| really |"
+        in table
+    )
+    assert "| rougeL | 0.1 | 0.41 |" in table
+    own = {"rule": "rougeL: gain over champion > 0", "metric": "rougeL", "passed": True, "why": ""}
+    verdict = verdict_of(
+        "a", "7", {"loraline.gate": "passed", "loraline.gate_verdict": json.dumps({"rules": [own]})}
+    )
+    assert "| rougeL: gain over champion > 0 |" in verdict.table()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tasks.home import Home
-from tasks.registration.checking import _files, _rows
+from tasks.registration.checking import _rows, files_check
 
 IDS = np.array([3, 2**63 + 1, 7], dtype=np.uint64)
 
@@ -77,7 +77,7 @@ def test_a_damaged_adapter_file_is_named(tmp_path: Path) -> None:
     sha = hashlib.sha256(b"{}").hexdigest()
     (tmp_path / "manifest.json").write_text(json.dumps({"files": {"a.json": sha, "b": sha}}))
 
-    check = _files(tmp_path)
+    check = files_check(tmp_path)
 
     assert check.passed is False
     assert check.told == "damaged or missing: b"

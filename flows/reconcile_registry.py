@@ -1,0 +1,37 @@
+"""See what people promoted in MLflow's own pages: verify it, write it into the log, warn of what does not load."""
+
+from typing import Any
+
+from prefect import State, flow
+from prefect.states import Completed
+
+from flows.approval_forms import close_expired
+from tasks.home import home
+from tasks.promotion.task import reconcile_models
+from tasks.registration.task import verifier
+from tasks.tracking import reachable_tracker
+
+
+@flow(name="reconcile-registry", persist_result=False)
+def reconcile_registry() -> State[dict[str, Any]]:
+    """One pass over the registry, and over the forms whose time is up; a second one finds nothing to write.
+
+    Ends as `Completed(name="Alert")` when a champion does not load or was taken away. Nothing is
+    undone: the alert names the way back, and a person decides.
+    """
+    # First: what no registry is needed for must not wait for one.
+    expired = close_expired()
+    tracker = reachable_tracker(home())
+    seen = reconcile_models(tracker, verify=verifier(tracker))
+    written = [it for it in seen if it.entry is not None]
+    alerts = [it.alert for it in seen if it.alert is not None]
+    data = {
+        "models": len(seen),
+        "expired_forms": expired,
+        "written": [it.entry.model_dump(mode="json") for it in written if it.entry],
+        "alerts": alerts,
+    }
+    if alerts:
+        return Completed(name="Alert", message=" ".join(alerts), data=data)
+    told = ", ".join(f"{it.name}: {it.entry.title}" for it in written if it.entry)
+    return Completed(message=told or f"{len(seen)} models, nothing moved", data=data)

@@ -1,0 +1,152 @@
+"""Tell others of a promotion at least once: an outbox on disk, a Prefect event, signed webhooks."""
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from tasks.home import Home
+from tasks.promotion.delivery import Target, TargetFailed, prefect_target, webhook_target
+from tasks.promotion.entry import Entry
+
+WEBHOOKS = "LORALINE_WEBHOOKS"
+"""Addresses, separated by spaces. They may hold secrets: no file and no log line has them."""
+WEBHOOK_SECRET = "LORALINE_WEBHOOK_SECRET"
+"""Signs every webhook (HMAC-SHA256); `whsec_<base64>` or any text."""
+KEPT_DAYS = 7
+"""A notice that nobody took for so long is given up, with a warning."""
+_RETRY_SECONDS = (0.5, 2.0)
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Notices:
+    """Where promotions are told, and the notices that wait to be delivered."""
+
+    folder: Path
+    targets: Mapping[str, Target] = field(default_factory=dict)
+    """By a name that shows no secret: `prefect`, `webhook-<12 digits of the address's sha256>`."""
+
+    def put(self, entry: Entry) -> None:
+        """Keep the notice of an entry until everybody took it; a second call for it changes nothing.
+
+        Renamed into place and synced: it survives a kill, and a loss of power.
+        """
+        if not self.targets:
+            return
+        path = self.folder / f"{entry.number:06d}-{entry.id}.json"
+        if path.exists():
+            return
+        notice = {
+            "id": entry.id,
+            "event": event_name(entry),
+            "occurred": entry.at,
+            "entry": {**entry.model_dump(mode="json"), "hash": entry.hash},
+            "waiting": sorted(self.targets),
+        }
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _write(path, notice)
+
+    def deliver(self, *, sleep: Callable[[float], None] = time.sleep) -> int:
+        """Send what waits, each to whom has not taken it yet; returns how many notices still wait.
+
+        Never raises for a receiver that is away: what it did not take is sent by the next call, of
+        whatever command. Somebody else who delivers just now is left alone.
+        """
+        if not self.folder.is_dir():
+            return 0
+        try:
+            with FileLock(self.folder / ".delivering.lock", timeout=0):
+                return sum(not self._deliver(path, sleep) for path in self._waiting())
+        except Timeout:
+            return len(list(self._waiting()))
+
+    def _waiting(self) -> Iterator[Path]:
+        yield from sorted(self.folder.glob("[0-9]*.json"))
+
+    def _deliver(self, path: Path, sleep: Callable[[float], None]) -> bool:
+        try:
+            notice: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            waiting, occurred = list(notice["waiting"]), datetime.fromisoformat(notice["occurred"])
+        except (OSError, ValueError, KeyError, TypeError):
+            _log.warning("%s is no notice; it is left where it is", path)
+            return False
+        for name in list(waiting):
+            target = self.targets.get(name)
+            # One that this process knows no address of waits for a process that does.
+            if target is not None and self._sent(target, notice, name, sleep):
+                waiting.remove(name)
+                _write(path, {**notice, "waiting": waiting})
+        if waiting and (datetime.now(UTC) - occurred).days >= KEPT_DAYS:
+            _log.warning(
+                "Given up after %d days: notice %s for %s",
+                KEPT_DAYS,
+                notice["id"],
+                ", ".join(waiting),
+            )
+            waiting = []
+        if not waiting:
+            path.unlink(missing_ok=True)
+        return not waiting
+
+    @staticmethod
+    def _sent(
+        target: Target, notice: dict[str, Any], name: str, sleep: Callable[[float], None]
+    ) -> bool:
+        for pause in (*_RETRY_SECONDS, None):
+            try:
+                target.send(notice)
+                return True
+            except TargetFailed as error:
+                if pause is None or not error.worth_retrying:
+                    _log.warning(
+                        "Notice %s was not taken by %s (%s): %s. It waits in the outbox and is sent "
+                        "again by the next promotion command or reconciling run.",
+                        notice["id"],
+                        name,
+                        target.shown,
+                        error,
+                    )
+                    return False
+                sleep(pause)
+        return False
+
+
+def notices_of(
+    home: Home, *, prefect_api: str | None, environ: Mapping[str, str] | None = None
+) -> Notices:
+    """The outbox of this home, with the receivers that the environment names.
+
+    `prefect_api` is the address of the Prefect API whose server is told (None: no server is known).
+    """
+    environ = os.environ if environ is None else environ
+    targets: dict[str, Target] = {}
+    if prefect_api:
+        targets["prefect"] = prefect_target(prefect_api, environ)
+    for url in environ.get(WEBHOOKS, "").split():
+        target = webhook_target(url, environ.get(WEBHOOK_SECRET, ""))
+        targets[target.name] = target
+    return Notices(home.root / "outbox", targets)
+
+
+def event_name(entry: Entry) -> str:
+    """The event's name: `loraline.promotion`, or `.rollback`, `.observed`, `.alert` behind the first part."""
+    if entry.verified is False or (entry.kind == "observed" and entry.champion_to is None):
+        return "loraline.alert"
+    return f"loraline.{entry.kind}"
+
+
+def _write(path: Path, notice: Mapping[str, Any]) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(notice))
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)

@@ -1,0 +1,164 @@
+"""What the gate said of a registered version, as the registry keeps it, and whether it may be promoted by it."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tasks.errors import GateRefused, StageFailed
+from tasks.registry import GATE_TAG, METRICS_TAG, VERDICT_TAG
+
+JUDGED_AGAINST_TAG = "loraline.judged_against"
+"""On the version: the champion at the time of its verdict, or `none`."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The stored verdict of one version."""
+
+    name: str
+    version: str
+    gate: str | None
+    """passed, refused, none (the recipe has no gate); None where nothing is recorded."""
+    rules: tuple[Mapping[str, Any], ...]
+    judged: bool
+    """Whether it is recorded which champion it was judged against."""
+    judged_against: str | None
+    """That champion's version; None: there was none."""
+    metrics: Mapping[str, Mapping[str, float]]
+    """`base`, `champion`, `challenger` -> metric -> value."""
+
+    def refuse_unless_passed(self) -> None:
+        """Raises: GateRefused when the gate refused the version, or nobody ever judged it."""
+        way_out = (
+            f"To promote it all the same: `loraline promote {self.name} {self.version} --force "
+            "--reason ...`; the log then says so."
+        )
+        what = f"Version {self.version} of {self.name!r}"
+        if self.gate == "refused":
+            raise GateRefused(f"{what} was refused by the gate.\n{self.broken()}{way_out}")
+        if self.gate not in ("passed", "none"):
+            raise GateRefused(
+                f"{what} bears no verdict of the gate ({GATE_TAG} is {self.gate!r}). {way_out}"
+            )
+
+    def refuse_unless_judged_against(self, champion: str | None) -> None:
+        """Raises: StageFailed when another one is champion than the one it was judged against."""
+        if not self.judged or self.judged_against == champion:
+            return
+        raise StageFailed(changed(self.name, self.version, self.judged_against, champion))
+
+    def broken(self) -> str:
+        """A line for every rule that it broke."""
+        return "".join(
+            f"  {rule_name(rule)}: {rule.get('why', '')}\n"
+            for rule in self.rules
+            if not rule.get("passed")
+        )
+
+    def table(self) -> str:
+        """The verdict in markdown: rule, numbers, interval, passed or not, why; then the metrics."""
+        shown = {
+            "passed": "**passed**",
+            "refused": "**refused**",
+            "none": "the recipe has none",
+        }.get(self.gate or "", "unknown")
+        judged = (
+            f", judged against {f'version {self.judged_against}' if self.judged_against else 'no champion'}"
+            if self.judged
+            else ""
+        )
+        lines = [f"Gate: {shown}{judged}.", ""]
+        if self.rules:
+            lines += [
+                "| rule | value | reference | interval | | why |",
+                "|---|---:|---:|---|---|---|",
+            ]
+            lines += [
+                f"| {_cell(rule_name(rule))} | {_number(rule.get('value'))} | "
+                f"{_number(rule.get('reference'))} | {_gain(rule)} | "
+                f"{'✓' if rule.get('passed') else '✗'} | {_cell(rule.get('why'))} |"
+                for rule in self.rules
+            ]
+            lines.append("")
+        models = [model for model in ("base", "champion", "challenger") if self.metrics.get(model)]
+        if models:
+            lines += [
+                f"| metric | {' | '.join(models)} |",
+                f"|---|{'---:|' * len(models)}",
+            ]
+            names = list(self.metrics[models[-1]])
+            lines += [
+                f"| {_cell(name)} | {' | '.join(_number(self.metrics[m].get(name)) for m in models)} |"
+                for name in names
+            ]
+        return "\n".join(lines)
+
+
+def verdict_of(name: str, version: str, tags: Mapping[str, str]) -> Verdict:
+    """The verdict in a version's tags."""
+    stored = _json(tags.get(VERDICT_TAG))
+    rules = stored.get("rules")
+    metrics = {
+        model: values
+        for model, values in _json(tags.get(METRICS_TAG)).items()
+        if isinstance(values, dict)
+    }
+    against = tags.get(JUDGED_AGAINST_TAG)
+    return Verdict(
+        name=name,
+        version=version,
+        gate=tags.get(GATE_TAG),
+        rules=tuple(rule for rule in rules if isinstance(rule, dict))
+        if isinstance(rules, list)
+        else (),
+        judged=against is not None,
+        judged_against=None if against in (None, "none") else against,
+        metrics=metrics,
+    )
+
+
+def changed(name: str, version: str, before: str | None, champion: str | None) -> str:
+    """The words for a champion that is not the expected one any more."""
+    return (
+        f"Version {version} of {name!r} was judged against "
+        f"{f'version {before}' if before else 'no champion'}, but the champion is now "
+        f"{f'version {champion}' if champion else 'gone'}. Nothing was moved; run the recipe again to "
+        "judge it against the present champion, or promote it with --force and a reason."
+    )
+
+
+def rule_name(rule: Mapping[str, Any]) -> str:
+    """A rule in a few words: the gate's own, or `rougeL in slice de against champion`."""
+    if rule.get("rule"):
+        return str(rule["rule"])
+    parts = [f"suite {rule['suite']}"] if rule.get("suite") else []
+    parts += [str(rule["metric"])] if rule.get("metric") else []
+    parts += [f"in slice {rule['slice']}"] if rule.get("slice") else []
+    parts += [f"against {rule['against']}"] if rule.get("against") else []
+    return " ".join(parts) or "rule"
+
+
+def _gain(rule: Mapping[str, Any]) -> str:
+    low, high = _number(rule.get("low")), _number(rule.get("high"))
+    return (
+        f"{_number(rule.get('gain'))} ({low} to {high})"
+        if low and high
+        else _number(rule.get("gain"))
+    )
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, int | float) else ""
+
+
+def _cell(value: Any) -> str:
+    return str(value or "").replace("|", "\\|").replace("\n", " ")
+
+
+def _json(text: str | None) -> dict[str, Any]:
+    try:
+        value = json.loads(text or "{}")
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,294 @@
+"""Promotion, rollback, approval and the look at the registry as flows, on a real Prefect server."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from tasks.home import Home
+from tasks.tracking import Tracker
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def api() -> Iterator[str]:
+    """A Prefect server for this module, with the deployment of the form."""
+    from prefect.settings import (
+        PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+        get_current_settings,
+        temporary_settings,
+    )
+    from prefect.testing.utilities import prefect_test_harness
+
+    with (
+        prefect_test_harness(server_startup_timeout=120),
+        temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
+    ):
+        from prefect.flows import EntrypointType
+
+        from flows.approve import approve
+
+        approve.to_deployment("approve", entrypoint_type=EntrypointType.MODULE_PATH).apply()
+        yield str(get_current_settings().api.url)
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty MLflow database."""
+    home = Home(tmp_path_factory.mktemp("database").resolve())
+    _ = Tracker(home).client
+    return home.mlflow / "mlflow.db"
+
+
+@pytest.fixture
+def tracker(database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tracker:
+    """Three versions of `a` that passed the gate; 1 is champion. They hold nothing that could be loaded."""
+    home = Home((tmp_path / "state").resolve())
+    home.mlflow.mkdir(parents=True)
+    shutil.copy(database, home.mlflow / "mlflow.db")
+    monkeypatch.setenv("LORALINE_HOME", str(home.root))
+    found = Tracker(home)
+    found.client.create_registered_model("a")
+    for number in (1, 2, 3):
+        found.client.create_model_version(
+            "a",
+            source="mlflow-artifacts:/nowhere",
+            tags={
+                "loraline.gate": "passed",
+                "loraline.adapter_sha256": str(number),
+                "loraline.judged_against": "none" if number == 1 else "1",
+                "loraline.gate_verdict": json.dumps(
+                    {"passed": True, "rules": [{"metric": "rougeL", "passed": True, "why": "fine"}]}
+                ),
+            },
+        )
+    found.client.set_registered_model_alias("a", "champion", "1")
+    return found
+
+
+@pytest.fixture
+def loading(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every version loads, as far as the flows of this process see."""
+    import tasks.registration.proving as proving
+
+    monkeypatch.setattr(proving, "prove_version", lambda _, uri, **__: f"{uri} loads")
+
+
+def champion(tracker: Tracker) -> str | None:
+    value = tracker.client.get_registered_model("a").aliases.get("champion")
+    return None if value is None else str(value)
+
+
+def execute(run_id: UUID, api: str, home: Home, folder: Path) -> None:
+    """Run it as a worker would: in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "prefect", "flow-run", "execute", str(run_id)],
+        cwd=folder,
+        env={
+            **os.environ,
+            "PREFECT_API_URL": api,
+            "PYTHONPATH": str(ROOT),
+            "LORALINE_HOME": str(home.root),
+        },
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def form(name: str, version: str, **parameters: Any) -> UUID:
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        deployment = client.read_deployment_by_name("approve/approve")
+        run = client.create_flow_run_from_deployment(
+            deployment.id, parameters={"name": name, "version": version, **parameters}
+        )
+    return UUID(str(run.id))
+
+
+def state(run_id: UUID) -> Any:
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        return client.read_flow_run(run_id).state
+
+
+@pytest.mark.usefixtures("api", "loading")
+def test_a_flow_promotes_another_goes_back_and_both_leave_an_artifact(tracker: Tracker) -> None:
+    from prefect.artifacts import Artifact
+
+    from flows.promote import promote
+    from flows.rollback import rollback
+
+    moved = promote("a", "2", "better", by="ada", return_state=True)
+    assert (moved.name, moved.message) == ("Completed", "#2 promotion: version 2 instead of 1")
+    assert champion(tracker) == "2"
+    artifact = Artifact.get("loraline-promotion")
+    assert artifact is not None
+    assert "| rougeL |  |  |  | ✓ | fine |" in str(artifact.data)
+    back = rollback("a", "worse", by="bob", return_state=True)
+    assert back.message == "#3 rollback: version 1 instead of 2"
+    # The server took the event of each: nothing waits.
+    outbox = tracker.home.root / "outbox"
+    assert outbox.is_dir()
+    assert list(outbox.glob("[0-9]*.json")) == []
+    assert champion(tracker) == "1"
+
+
+@pytest.mark.usefixtures("api", "loading")
+def test_a_flow_whose_version_the_gate_refused_ends_as_refused(tracker: Tracker) -> None:
+    from flows.promote import promote
+
+    tracker.client.set_model_version_tag("a", "2", "loraline.gate", "refused")
+    refused = promote("a", "2", "I like it", return_state=True)
+    assert (refused.type.value, refused.name) == ("COMPLETED", "Refused")
+    assert champion(tracker) == "1"
+    assert promote("a", "2", "I like it", force=True, return_state=True).name == "Completed"
+
+
+@pytest.mark.usefixtures("api")
+def test_the_look_at_the_registry_warns_of_a_champion_that_does_not_load(tracker: Tracker) -> None:
+    from flows.reconcile_registry import reconcile_registry
+
+    # These versions hold nothing: the real proof finds that out.
+    seen = reconcile_registry(return_state=True)
+    assert (seen.type.value, seen.name) == ("COMPLETED", "Alert")
+    assert "does not load" in str(seen.message)
+    assert champion(tracker) == "1"
+    again = reconcile_registry(return_state=True)
+    assert again.name == "Alert"
+    assert again.result()["written"] == []
+
+
+def test_a_form_suspends_the_run_and_its_answer_promotes(
+    small: Any, first_run: dict[str, Any], api: str
+) -> None:
+    """End to end: the retraining opens the form, a person answers it, a worker carries it out."""
+    from prefect.flow_runs import resume_flow_run
+
+    from flows.approval_forms import waiting_forms
+
+    policy = ("--set", "name=asked", "--set", "promotion.policy=automatic")
+    assert small.json("run", "recipes/small.yaml", *policy)["outcome"] == "registered"
+    policy = ("--set", "name=asked", "--set", "promotion.policy=approval", "--set", "seed=7")
+    asked = small.json("run", "recipes/small.yaml", *policy, PREFECT_API_URL=api)
+    assert asked["outcome"] == "awaiting_approval", asked["reason"]
+    (run,) = _runs_of("asked")
+    assert run.parameters == {"name": "asked", "version": "2", "hours": 72.0}
+    home = Home(small.folder / ".loraline")
+    execute(run.id, api, home, small.folder)
+    assert state(run.id).name == "Suspended"
+    assert [it.id for it in waiting_forms()] == [run.id]
+    description = _input(run.id, "description")
+    assert "Promote [version 2 of asked]" in description
+    assert "The champion is version 1" in description
+
+    # A form that is filled in wrongly is refused, and goes on waiting.
+    with pytest.raises(RuntimeError, match="Cannot resume this run"):
+        resume_flow_run(run.id, run_input={"decision": "maybe", "reason": "x", "name": "ada"})
+    resume_flow_run(
+        run.id, run_input={"decision": "promote", "reason": "it is shorter", "name": "ada"}
+    )
+    execute(run.id, api, home, small.folder)
+    ended = state(run.id)
+    assert (ended.name, ended.message) == ("Promoted", "#2 promotion: version 2 instead of 1")
+    entry = small.json("audit", "asked")["entries"][-1]
+    assert (entry["actor"], entry["reason"]) == ("ada", "it is shorter")
+    tags = Tracker(home).client.get_model_version("asked", "2").tags
+    record = json.loads(tags["loraline.approval"])
+    assert (record["outcome"], record["by"]) == ("approved", "ada")
+
+
+def test_an_approval_for_a_champion_of_yesterday_is_void(
+    tracker: Tracker, api: str, tmp_path: Path, answered: Callable[..., None]
+) -> None:
+    run = form("a", "2")
+    execute(run, api, tracker.home, tmp_path)
+    tracker.client.set_registered_model_alias("a", "champion", "3")
+    answered(run, "promote")
+    execute(run, api, tracker.home, tmp_path)
+    ended = state(run)
+    assert (ended.type.value, ended.name) == ("COMPLETED", "Refused")
+    assert "judged against version 1, but the champion is now version 3" in str(ended.message)
+    assert champion(tracker) == "3"
+    record = tracker.client.get_model_version("a", "2").tags["loraline.approval"]
+    assert json.loads(record)["outcome"] == "approved, and refused"
+
+
+def test_a_rejected_version_is_not_promoted_and_keeps_the_reason(
+    tracker: Tracker, api: str, tmp_path: Path, answered: Callable[..., None]
+) -> None:
+    run = form("a", "2")
+    execute(run, api, tracker.home, tmp_path)
+    answered(run, "reject")
+    execute(run, api, tracker.home, tmp_path)
+    assert state(run).name == "Rejected"
+    assert champion(tracker) == "1"
+    record = json.loads(tracker.client.get_model_version("a", "2").tags["loraline.approval"])
+    assert (record["outcome"], record["by"], record["reason"]) == ("rejected", "ada", "I read it")
+
+
+def test_a_newer_candidate_closes_the_older_form_and_a_forgotten_one_expires(
+    tracker: Tracker, api: str, tmp_path: Path
+) -> None:
+    from flows.approval_forms import close_expired
+
+    older = form("a", "2")
+    execute(older, api, tracker.home, tmp_path)
+    newer = form("a", "3", hours=1)
+    execute(newer, api, tracker.home, tmp_path)
+    closed = state(older)
+    assert (closed.type.value, closed.name) == ("COMPLETED", "Superseded")
+    assert closed.message == "superseded by v3"
+    assert state(newer).name == "Suspended"
+    # One that comes late for an older version gives way itself.
+    late = form("a", "2")
+    execute(late, api, tracker.home, tmp_path)
+    assert (state(late).name, state(late).message) == ("Superseded", "superseded by v3")
+
+    assert close_expired() == 0
+    assert close_expired(datetime.now(UTC) + timedelta(hours=2)) == 1
+    expired = state(newer)
+    assert (expired.type.value, expired.name) == ("COMPLETED", "Expired")
+    assert "loraline promote a 3" in str(expired.message)
+
+
+@pytest.fixture
+def answered() -> Callable[..., None]:
+    """Answers a form."""
+    from prefect.flow_runs import resume_flow_run
+
+    def answer(run_id: UUID, decision: str) -> None:
+        resume_flow_run(
+            run_id, run_input={"decision": decision, "reason": "I read it", "name": "ada"}
+        )
+
+    return answer
+
+
+def _runs_of(name: str) -> list[Any]:
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowFilter, FlowFilterName
+
+    with get_client(sync_client=True) as client:
+        runs = client.read_flow_runs(flow_filter=FlowFilter(name=FlowFilterName(any_=["approve"])))
+    return [run for run in runs if run.parameters.get("name") == name]
+
+
+def _input(run_id: UUID, key: str) -> str:
+    from prefect.input.actions import read_flow_run_input
+
+    keyset = state(run_id).state_details.run_input_keyset
+    return str(read_flow_run_input(keyset[key], flow_run_id=run_id))

@@ -1,0 +1,220 @@
+"""One promoter at a time: by the kernel on one machine, by PostgreSQL across several, or not at all."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from tasks.errors import StageFailed, UserError
+from tasks.home import Home
+from tasks.promotion.lock import LOCK_DATABASE, lock_database, promoting
+from tasks.promotion.promoting import promote
+from tasks.tracking import Tracker
+
+ROOT = Path(__file__).resolve().parents[3]
+POSTGRES = Path("/usr/lib/postgresql/15/bin")
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[str]:
+    """The URL of a server of its own on a free loopback port."""
+    if not (POSTGRES / "initdb").is_file():
+        pytest.skip(f"no PostgreSQL 15 server binaries in {POSTGRES}")
+    # Not below pytest's own folder: that one is closed to other users, and too long for a socket.
+    folder = Path(tempfile.mkdtemp(prefix="loraline-postgres-"))
+    # The server refuses to run as root, and its folder must be its user's.
+    as_user: list[str] = []
+    if os.geteuid() == 0:
+        as_user = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"]
+        shutil.chown(folder, "nobody", "nogroup")
+    data = folder / "data"
+
+    def run(*command: str) -> None:
+        done = subprocess.run(
+            [*as_user, *command], capture_output=True, text=True, cwd=folder, timeout=120
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    run(str(POSTGRES / "initdb"), "-D", str(data), "-U", "tester", "-A", "trust", "--no-sync")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = f"-c listen_addresses=127.0.0.1 -p {port} -k {folder} -c fsync=off"
+    control = [str(POSTGRES / "pg_ctl"), "-D", str(data), "-w", "-t", "100"]
+    # Without a log file the server would keep our pipes open.
+    run(*control, "-l", str(folder / "log"), "-o", options, "start")
+    try:
+        yield f"postgresql://tester:geheim@127.0.0.1:{port}/postgres"
+    finally:
+        run(*control, "-m", "immediate", "stop")
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(params=["file", "postgresql"])
+def environ(request: pytest.FixtureRequest) -> dict[str, str]:
+    """Which backend is used."""
+    if request.param == "file":
+        return {}
+    return {LOCK_DATABASE: request.getfixturevalue("postgres")}
+
+
+def test_a_second_promoter_waits_and_is_then_told(
+    own_tracker: Tracker, environ: dict[str, str]
+) -> None:
+    with promoting(own_tracker, "a", environ=environ) as held:
+        held.check()
+        began = time.monotonic()
+        with (
+            pytest.raises(StageFailed, match=r"has held the lock for 0\.3 s"),
+            promoting(own_tracker, "a", environ=environ, wait_seconds=0.3),
+        ):
+            pytest.fail("two hold the lock")
+        assert time.monotonic() - began >= 0.3
+        # Another model is nobody's business.
+        with promoting(own_tracker, "b", environ=environ, wait_seconds=0.3):
+            pass
+    with promoting(own_tracker, "a", environ=environ, wait_seconds=0.3):
+        pass
+
+
+def test_a_waiting_promoter_goes_on_when_the_first_is_done(
+    own_tracker: Tracker, environ: dict[str, str]
+) -> None:
+    order = []
+    inside = threading.Event()
+
+    def first() -> None:
+        with promoting(own_tracker, "a", environ=environ):
+            inside.set()
+            time.sleep(0.5)
+            order.append("first")
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    inside.wait()
+    with promoting(own_tracker, "a", environ=environ, wait_seconds=30):
+        order.append("second")
+    thread.join()
+    assert order == ["first", "second"]
+
+
+def test_a_killed_promoter_holds_nobody_back(own_tracker: Tracker, environ: dict[str, str]) -> None:
+    code = (
+        "import sys, time\nfrom pathlib import Path\nfrom tasks.home import Home\n"
+        "from tasks.promotion.lock import promoting\nfrom tasks.tracking import Tracker\n"
+        f"with promoting(Tracker(Home(Path({str(own_tracker.home.root)!r}))), 'a', environ={environ!r}):\n"
+        "    print('held', flush=True)\n    time.sleep(600)\n"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE)
+    assert holder.stdout is not None
+    try:
+        assert holder.stdout.readline() == b"held\n"
+        with (
+            pytest.raises(StageFailed, match="held the lock"),
+            promoting(own_tracker, "a", environ=environ, wait_seconds=0.2),
+        ):
+            pass
+    finally:
+        holder.kill()
+        holder.wait()
+        holder.stdout.close()
+    with promoting(own_tracker, "a", environ=environ, wait_seconds=30):
+        pass
+
+
+def test_a_lock_whose_connection_broke_is_noticed_before_the_next_step(
+    own_tracker: Tracker, postgres: str
+) -> None:
+    import psycopg
+
+    with promoting(own_tracker, "a", environ={LOCK_DATABASE: postgres}) as held:
+        held.check()
+        with psycopg.connect(postgres, autocommit=True) as other:
+            other.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE application_name = 'loraline promotion'"
+            )
+        with pytest.raises(StageFailed, match="broke in the middle"):
+            held.check()
+
+
+def test_a_database_that_is_away_is_named_without_its_password(own_tracker: Tracker) -> None:
+    url = "postgresql://u:geheim@127.0.0.1:9/d"
+    with (
+        pytest.raises(StageFailed, match="cannot be reached") as caught,
+        promoting(own_tracker, "a", environ={LOCK_DATABASE: url}),
+    ):
+        pass
+    assert "geheim" not in str(caught.value)
+
+
+def test_several_machines_without_postgresql_are_refused_with_the_reason(tmp_path: Path) -> None:
+    tracker = Tracker(Home(tmp_path), uri="https://u:geheim@mlflow.example.org")
+    with (
+        pytest.raises(StageFailed, match=r"several machines .* does not hold the others back") as e,
+        promoting(tracker, "a", environ={}),
+    ):
+        pass
+    assert LOCK_DATABASE in str(e.value)
+    assert "geheim" not in str(e.value)
+
+
+def test_the_stack_s_own_database_is_found() -> None:
+    prefect = {"PREFECT_SERVER_DATABASE_CONNECTION_URL": "postgresql+asyncpg://u:p@db:5432/prefect"}
+    assert lock_database("http://mlflow:5000", prefect) == "postgresql://u:p@db:5432/prefect"
+    mlflow = {"MLFLOW_BACKEND_STORE_URI": "postgresql://u@db/mlflow", **prefect}
+    assert lock_database("http://mlflow:5000", mlflow) == "postgresql://u@db/mlflow"
+    asked = {LOCK_DATABASE: "postgresql://u@db/locks", **mlflow}
+    assert lock_database("http://mlflow:5000", asked) == "postgresql://u@db/locks"
+    assert lock_database("postgresql+psycopg2://u@db/m", {}) == "postgresql://u@db/m"
+    assert lock_database("sqlite:////a/mlflow.db", {"X": "postgresql://u@db/x"}) is None
+    with pytest.raises(UserError, match="only PostgreSQL"):
+        lock_database("http://mlflow:5000", {LOCK_DATABASE: "mysql://u@db/x"})
+
+
+def test_two_homes_before_one_database_share_its_lock(own_tracker: Tracker, tmp_path: Path) -> None:
+    first = Tracker(Home(tmp_path / "first"), uri=own_tracker.uri)
+    second = Tracker(Home(tmp_path / "second"), uri=own_tracker.uri)
+    with (
+        promoting(first, "a", environ={}),
+        pytest.raises(StageFailed, match="held the lock"),
+        promoting(second, "a", environ={}, wait_seconds=0.2),
+    ):
+        pass
+
+
+def test_a_promotion_goes_through_postgresql_s_lock_where_the_stack_has_one(
+    own_tracker: Tracker,
+    postgres: str,
+    monkeypatch: pytest.MonkeyPatch,
+    register: Any,
+    loads: Any,
+    nobody: Any,
+) -> None:
+    import psycopg
+
+    monkeypatch.setenv(LOCK_DATABASE, postgres)
+    register(own_tracker, "a", 1)
+    seen = []
+    set_alias = own_tracker.client.set_registered_model_alias
+
+    def look(*arguments: str) -> None:
+        with psycopg.connect(postgres) as other:
+            found = other.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'")
+            seen.append(found.fetchone())
+        set_alias(*arguments)
+
+    monkeypatch.setattr(own_tracker.client, "set_registered_model_alias", look)
+    promote(own_tracker, "a", "1", reason="x", verify=loads, notices=nobody)
+    assert seen == [(1,)]
+    assert urlsplit(postgres).port

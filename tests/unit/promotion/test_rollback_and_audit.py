@@ -1,0 +1,173 @@
+"""Going back restores what was, and the log tells when somebody tampered with it."""
+
+import json
+from typing import Any
+
+import pytest
+
+from tasks.errors import StageFailed, UserError
+from tasks.promotion import log
+from tasks.promotion.audit import audit
+from tasks.promotion.entry import canonical
+from tasks.promotion.promoting import promote, roll_back
+from tasks.store import digest
+from tasks.tracking import Tracker
+
+
+@pytest.fixture
+def three(tracker: Tracker, register: Any, loads: Any, nobody: Any, request: Any) -> str:
+    """A model whose versions 1, 2 and 3 were promoted one after the other."""
+    name = request.node.name.replace("[", "-").replace("]", "")[-60:]
+    register(tracker, name, 3)
+    for version in ("1", "2", "3"):
+        promote(tracker, name, version, reason=f"it is {version}", verify=loads, notices=nobody)
+    return name
+
+
+def runs_of(tracker: Tracker, name: str) -> list[Any]:
+    return log.read_log(tracker, name)
+
+
+def test_a_rollback_restores_exactly_and_a_second_one_goes_one_step_further(
+    tracker: Tracker, three: str, loads: Any, nobody: Any, aliases: Any
+) -> None:
+    moved = roll_back(tracker, three, reason="worse", verify=loads, notices=nobody)
+    assert moved.version.version == "2"
+    assert aliases(tracker, three) == {"champion": "2", "previous": "1"}
+    roll_back(tracker, three, reason="worse, too", verify=loads, notices=nobody)
+    assert aliases(tracker, three) == {"champion": "1"}
+    with pytest.raises(UserError, match="no version to go back to"):
+        roll_back(tracker, three, reason="once more", verify=loads, notices=nobody)
+    found = audit(tracker, three)
+    assert [it.kind for it in found.entries] == ["promotion"] * 3 + ["rollback"] * 2
+    assert found.problems == []
+
+
+def test_a_rollback_moves_nothing_when_the_version_before_does_not_load(
+    tracker: Tracker, three: str, nobody: Any, aliases: Any
+) -> None:
+    before = aliases(tracker, three)
+
+    def damaged(uri: str) -> str:
+        raise StageFailed(f"{uri} is damaged")
+
+    with pytest.raises(
+        StageFailed, match=rf"cannot go back to version 2, .*models:/{three}/2 is damaged"
+    ):
+        roll_back(tracker, three, reason="worse", verify=damaged, notices=nobody)
+    assert aliases(tracker, three) == before
+    assert len(audit(tracker, three).entries) == 3
+
+
+def test_a_rollback_during_which_somebody_promotes_is_told(
+    tracker: Tracker, three: str, loads: Any, nobody: Any, aliases: Any
+) -> None:
+    def meanwhile(uri: str) -> str:
+        promote(tracker, three, "1", reason="at once", verify=loads, notices=nobody)
+        return uri
+
+    with pytest.raises(StageFailed, match="Somebody else was faster"):
+        roll_back(tracker, three, reason="worse", verify=meanwhile, notices=nobody)
+    assert aliases(tracker, three) == {"champion": "1", "previous": "3"}
+
+
+def test_after_a_move_by_hand_the_way_back_is_the_champion_before_it(
+    tracker: Tracker, three: str, loads: Any, nobody: Any, aliases: Any
+) -> None:
+    tracker.client.set_registered_model_alias(three, "champion", "1")
+    roll_back(tracker, three, reason="not that one", verify=loads, notices=nobody)
+    assert aliases(tracker, three)["champion"] == "3"
+    assert [it.kind for it in audit(tracker, three).entries][-2:] == ["observed", "rollback"]
+
+
+def test_a_champion_that_was_taken_away_comes_back(
+    tracker: Tracker, three: str, loads: Any, nobody: Any, aliases: Any
+) -> None:
+    tracker.client.delete_registered_model_alias(three, "champion")
+    tracker.client.delete_registered_model_alias(three, "previous")
+    roll_back(tracker, three, reason="who did that", verify=loads, notices=nobody)
+    assert aliases(tracker, three)["champion"] == "3"
+    assert audit(tracker, three).problems == []
+
+
+def test_an_altered_entry_is_named(tracker: Tracker, three: str) -> None:
+    run = runs_of(tracker, three)[1]
+    value = {**json.loads(run.entry.text), "reason": "because Bob said so"}
+    tracker.client.set_tag(run.run_id, log.ENTRY_TAG, canonical(value))
+    found = audit(tracker, three)
+    assert found.problems[0].number == 2
+    assert "it was altered" in found.problems[0].told
+    assert run.run_id in found.problems[0].told
+
+
+def test_an_entry_altered_together_with_its_hash_is_named_by_its_successor(
+    tracker: Tracker, three: str
+) -> None:
+    run = runs_of(tracker, three)[1]
+    value = {**json.loads(run.entry.text), "actor": "mallory"}
+    tracker.client.set_tag(run.run_id, log.ENTRY_TAG, canonical(value))
+    tracker.client.set_tag(run.run_id, log.HASH_TAG, digest(value))
+    found = audit(tracker, three)
+    assert [it.number for it in found.problems] == [2]
+    assert "entry 3 is bound to" in found.problems[0].told
+
+
+def test_the_newest_entry_altered_together_with_its_hash_is_named_by_the_model(
+    tracker: Tracker, three: str
+) -> None:
+    run = runs_of(tracker, three)[2]
+    value = {**json.loads(run.entry.text), "actor": "mallory"}
+    tracker.client.set_tag(run.run_id, log.ENTRY_TAG, canonical(value))
+    tracker.client.set_tag(run.run_id, log.HASH_TAG, digest(value))
+    found = audit(tracker, three)
+    assert [it.number for it in found.problems] == [3]
+    assert "the registered model knows it as" in found.problems[0].told
+
+
+def test_a_deleted_entry_is_named_and_can_be_restored(tracker: Tracker, three: str) -> None:
+    run = runs_of(tracker, three)[1]
+    tracker.client.delete_run(run.run_id)
+    found = audit(tracker, three)
+    assert [it.number for it in found.problems] == [2]
+    assert f"mlflow runs restore --run-id {run.run_id}" in found.problems[0].told
+    tracker.client.restore_run(run.run_id)
+    assert audit(tracker, three).problems == []
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_missing_entry_is_named(tracker: Tracker, three: str, number: int) -> None:
+    run = runs_of(tracker, three)[number - 1]
+    # As `mlflow gc` leaves it: no trace.
+    tracker.client.delete_tag(run.run_id, log.ENTRY_TAG)
+    tracker.client.delete_tag(run.run_id, log.HASH_TAG)
+    found = audit(tracker, three)
+    assert found.problems[0].number == number
+    assert "missing" in found.problems[0].told
+
+
+def test_an_entry_that_was_added_by_hand_is_named(tracker: Tracker, three: str) -> None:
+    last = runs_of(tracker, three)[2].entry
+    forged = last.model_copy(
+        update={"number": 4, "before": last.hash, "champion_from": "3", "champion_to": "1"}
+    )
+    log.close(tracker, log.append(tracker, forged))
+    assert [it.number for it in audit(tracker, three).problems] == [4]
+
+
+def test_nothing_is_written_behind_a_damaged_end(
+    tracker: Tracker, three: str, loads: Any, nobody: Any, aliases: Any
+) -> None:
+    run = runs_of(tracker, three)[2]
+    tracker.client.set_tag(run.run_id, log.ENTRY_TAG, "{")
+    before = aliases(tracker, three)
+    with pytest.raises(StageFailed, match=rf"cannot be read .*{run.run_id}"):
+        roll_back(tracker, three, reason="x", verify=loads, notices=nobody)
+    assert aliases(tracker, three) == before
+    assert audit(tracker, three).problems[0].number == 3
+
+
+def test_a_move_by_hand_is_a_note_and_no_broken_chain(tracker: Tracker, three: str) -> None:
+    tracker.client.set_registered_model_alias(three, "champion", "1")
+    found = audit(tracker, three)
+    assert found.problems == []
+    assert "names version 1, the log version 3" in found.notes[0]
