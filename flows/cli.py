@@ -25,6 +25,7 @@ COMMANDS: dict[str, str] = {
     "predict": "answer prompts with a registered version",
     "verify": "recompute what a registered version says of itself",
     "reproduce": "train a registered version again and compare the adapters",
+    "export": "write a version as a PEFT folder, merged weights, loralib or GGUF",
     "convert": "turn a loralib checkpoint into a PEFT adapter, or back",
     "doctor": "say what this machine has, and what to do about what is missing",
     "ui": "serve this folder's Prefect and MLflow on loopback",
