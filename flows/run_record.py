@@ -4,6 +4,7 @@ import json
 import logging
 import time
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
@@ -28,8 +29,10 @@ from tasks.preflight import check_recipe
 from tasks.progress import Event, announce, listening
 from tasks.recipe import recipe_digest
 from tasks.registration.provenance import Provenance
-from tasks.registration.task import find_registered, registration_key
+from tasks.registration.task import find_registered, recipe_commit, registration_key
 from tasks.registry import EARLIER_ROWS
+from tasks.report.page import write_report
+from tasks.report.run import MadeFrom, ReportedRun
 from tasks.seen import together
 from tasks.start import (
     BASE,
@@ -59,6 +62,8 @@ _STAGE_OF: dict[type[Artifact], Stage] = {
 }
 _log = logging.getLogger(__name__)
 _LIVE_METRICS = ("loss", "learning_rate", "grad_norm", "tokens_per_second")
+_SHOWN_ANSWERS = 20
+"""In the report at least, unless the recipe wants none: half a page of them tells little."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,7 @@ class RunRecord:
         self.drift: dict[str, Any] | None = None
         """How far the training rows are from the champion's, as `tasks.dataset.drift` tells it."""
         self._outputs: dict[Stage, Artifact] = {}
+        self._compared_with: str | None = None
         self._run_id: str | None = None
         self._writer: MetricWriter | None = None
         self._listening = listening(self._hear)
@@ -309,6 +315,7 @@ class RunRecord:
             champion.adapter_sha256 == adapter.sha256 or not self._comparable(champion)
         ):
             champion = None
+        self._compared_with = None if champion is None else champion.version
         return {
             "settings": self.recipe.evaluation,
             "tokens": tokens,
@@ -406,6 +413,7 @@ class RunRecord:
             return False
         version = found.version
         self.keep(report)
+        self._name_report_of(version.mlflow_run_id)
         self._time("registration", key, True, 0.0)
         for stage in ("evaluation", "registration"):
             announce("stage", stage=stage, state="reused", seconds=0.0)
@@ -431,7 +439,10 @@ class RunRecord:
             self._log(dataset, report)
         else:
             self.outcome.mlflow_run_id = judged
+            self._name_report_of(judged)
         self._end("refused", f"The gate refused the adapter. {' '.join(broken)}")
+        if judged is None:
+            self._finish_report()
         return True
 
     def close_with(self, version: Version, decision: "Decision") -> None:
@@ -447,6 +458,7 @@ class RunRecord:
                 f"loraline promote {version.name} {version.version} --reason '...'"
             )
         self._end(decision.outcome, reason, version)
+        self._finish_report()
 
     def _judged_before(self, report: Report) -> str | None:
         """The MLflow run that holds this very report, when nothing was done in this run."""
@@ -494,10 +506,12 @@ class RunRecord:
         ]
         training = self._outputs["training"].path
         self._send_missing_steps(training / "history.jsonl")
+        page = self._write_report()
         tracker.log_files(
             run_id,
             [
                 (report.document, "report"),
+                *([] if page is None else [(page, "report")]),
                 (training / "loss.png", "report"),
                 (dataset.path / "card.html", "dataset"),
                 (dataset.path / "card.json", "dataset"),
@@ -520,6 +534,71 @@ class RunRecord:
         )
         if self.recipe.evaluation.sample_answers:
             tracker.log_table(run_id, report.path / "predictions.parquet", "predictions")
+
+    def _write_report(self) -> Path | None:
+        """Write the run's page as far as the run has come; None, and a warning, when that fails.
+
+        A trained adapter is worth more than a page about it.
+        """
+        path = self.home.reports / self.run_id / "report.html"
+        try:
+            write_report(self._reported(), path)
+        except Exception:
+            _log.warning("This run goes without its HTML report", exc_info=True)
+            return None
+        self.outcome.report = str(path)
+        return path
+
+    def _finish_report(self) -> None:
+        """Write the page again now that the run has ended: with its version, and what became of it."""
+        page = self._write_report()
+        if page is None:
+            return
+        try:
+            self.tracker.log_files(self.run_id, [(page, "report")])
+        except Exception as error:
+            _log.warning("The report in MLflow does not tell how the run ended: %s", error)
+
+    def _name_report_of(self, run_id: str) -> None:
+        """The page of an earlier run, where this machine has it, is the one to open."""
+        page = self.home.reports / run_id / "report.html"
+        if page.is_file():
+            self.outcome.report = str(page)
+
+    def _reported(self) -> ReportedRun:
+        outputs, start, version = self._outputs, self.beginning.start, self.outcome.model_version
+        dataset = outputs["dataset"]
+        assert isinstance(dataset, Dataset)
+        answers = self.recipe.evaluation.sample_answers
+        return ReportedRun(
+            name=self.recipe.name,
+            written=datetime.now(UTC),
+            outcome=self.outcome,
+            made_from=MadeFrom(
+                base=self.base.shown,
+                base_sha256=self.base.weights_sha256,
+                recipe=self.recipe_path.name,
+                recipe_text=self.recipe_text,
+                recipe_digest=self.recipe_digest,
+                dataset_digest=dataset.digest,
+                git_commit=recipe_commit(self.recipe_path.parent),
+                started_from=None if start is None else start.uri,
+                mlflow_run_id=self.run_id,
+                mlflow_url=self.tracker.run_url(self.run_id),
+                version_url=None
+                if version is None
+                else self.tracker.version_url(str(version["name"]), str(version["version"])),
+                prefect_url=self.prefect.url,
+            ),
+            evaluation=outputs["evaluation"].path,
+            training=outputs["training"].path,
+            dataset=dataset.path,
+            tokenization=outputs["tokenization"].path,
+            champion=self._compared_with,
+            answers=max(answers, _SHOWN_ANSWERS) if answers else 0,
+            training_processes=self.recipe.training.spread.total,
+            new_rows_share=None if self.drift is None else self.drift["new_rows_share"],
+        )
 
     def _description(self, dataset: Dataset, report: Report) -> str:
         """The text of the run's page."""

@@ -5,7 +5,7 @@ from typing import Any
 
 from tasks.evaluation.gate_table import gate_markdown
 from tasks.evaluation.samples import Sample
-from tasks.evaluation.settings import LOWER_IS_BETTER, METRICS, NO_DIRECTION
+from tasks.evaluation.settings import LOWER_IS_BETTER, METRICS, NO_DIRECTION, Metric
 from tasks.markdown import cell, code_block, table
 
 NAMES = {"base": "base", "champion": "champion", "challenger": "adapter"}
@@ -15,6 +15,7 @@ KINDS = {
     "random": "picked at random",
 }
 SUMMARY_SAMPLES = 4
+_SLICED: tuple[Metric, ...] = ("rougeL", "chrf", "exact_match", "accuracy", "loss")
 PROMPT_CHARACTERS = 700
 ANSWER_CHARACTERS = 500
 
@@ -22,6 +23,7 @@ ANSWER_CHARACTERS = 500
 def report(facts: Mapping[str, Any], samples: Sequence[Sample]) -> str:
     """The whole report, from the content of `metrics.json` and the chosen samples."""
     parts = ["# Evaluation", _how(facts), "## Result", _verdict(facts), *_result(facts)]
+    parts += [*_suites(facts), *_slices(facts)]
     if samples:
         parts += ["## Sample answers", *(_sample(sample) for sample in samples)]
     return "\n\n".join(parts) + "\n"
@@ -73,6 +75,13 @@ def _how(facts: Mapping[str, Any]) -> str:
             f"{facts['seen_by_champion']} test rows were training rows of the champion and were left "
             "out for all models alike."
         )
+    if empty := _empty_answers(facts):
+        lines.append(empty)
+    if missing := facts.get("missing_verdicts"):
+        lines.append(
+            f"The judge gave no usable verdict on {missing} rows; they count for no model in `judge`."
+        )
+    lines += [cell(note, 500) for note in facts.get("notes", ())]
     if answers["shortened_rows"]:
         lines.append(
             f"Rows whose prompt leaves less room than that in the model's context, so that their "
@@ -86,7 +95,7 @@ def _verdict(facts: Mapping[str, Any]) -> str:
     for model, differences in facts["differences"].items():
         if differences is None:
             continue
-        found = {name: _compare(name, value) for name, value in differences.items()}
+        found = {name: _compare(facts, name, value) for name, value in differences.items()}
         better = [name for name, word in found.items() if word == "better"]
         worse = [name for name, word in found.items() if word == "worse"]
         lines.append(
@@ -98,7 +107,7 @@ def _verdict(facts: Mapping[str, Any]) -> str:
                 f"**Every one of its answers equals the {NAMES[model]}'s, character by character.**"
             )
     for name, answerer in facts["answerers"].items():
-        lines.append(f"Against the trivial answerer “{name}” it {_beats(answerer)}.")
+        lines.append(f"Against the trivial answerer “{name}” it {_beats(facts, answerer)}.")
     if facts["not_finite"]:
         lines.append(f"**Not a finite number, and left out: {', '.join(facts['not_finite'])}.**")
     gate = facts["gate"]
@@ -121,6 +130,65 @@ def _result(facts: Mapping[str, Any]) -> list[str]:
     return parts
 
 
+def _suites(facts: Mapping[str, Any]) -> list[str]:
+    """Frozen general sets and harness tasks: what the training made the base forget."""
+    parts = []
+    for name, suite in facts.get("suites", {}).items():
+        told = [f"The same on {suite['rows']} rows of the frozen general set `{name}`:"]
+        if empty := _empty_answers(suite):
+            told.append(empty)
+        told += [cell(note, 500) for note in suite.get("notes", ())]
+        parts += ["\n".join(told), _metric_table({**facts, "not_finite": [], **suite})]
+    harness = facts["answers"].get("lm_eval") or {}
+    if harness:
+        models = [model for model in NAMES if model in harness]
+        names = dict.fromkeys(
+            (task, metric) for m in models for task, found in harness[m].items() for metric in found
+        )
+        lines = [
+            [
+                cell(task, 80),
+                cell(metric, 80),
+                *(_number(harness[m].get(task, {}).get(metric)) for m in models),
+            ]
+            for task, metric in names
+        ]
+        parts.append(table(["harness task", "metric", *(NAMES[m] for m in models)], lines))
+    return ["## What it kept of the base", *parts] if parts else []
+
+
+def _slices(facts: Mapping[str, Any]) -> list[str]:
+    """One table a slicing: the challenger's differences where the report's main metrics are."""
+    rival = "base" if facts["differences"]["champion"] is None else "champion"
+    parts = []
+    for slicing, labels in facts.get("slices", {}).items():
+        shown = [
+            metric
+            for metric in _SLICED
+            if any(metric in one["differences"].get(rival, {}) for one in labels.values())
+        ]
+        lines = [
+            [
+                cell(label, 80),
+                str(one["rows"]),
+                *(
+                    _difference(facts, name, one["differences"].get(rival, {}).get(name))
+                    for name in shown
+                ),
+            ]
+            for label, one in sorted(labels.items(), key=lambda item: -item[1]["rows"])
+        ]
+        parts.append(table([f"by {cell(slicing, 80)}", "rows", *shown], lines))
+    told = f"The adapter's differences to the {NAMES[rival]} (95 % intervals)."
+    return ["## Slices", told, *parts] if parts else []
+
+
+def _empty_answers(measured: Mapping[str, Any]) -> str:
+    found = {model: many for model, many in measured.get("empty_answers", {}).items() if many}
+    told = ", ".join(f"{NAMES[model]} {many}" for model, many in found.items())
+    return f"Empty answers, which score 0: {told}." if told else ""
+
+
 def _metric_table(facts: Mapping[str, Any]) -> str:
     models = [model for model, values in facts["metrics"].items() if values is not None]
     others = [model for model in models if model != "challenger"]
@@ -128,9 +196,11 @@ def _metric_table(facts: Mapping[str, Any]) -> str:
     head += [f"adapter − {NAMES[model]} (95 % interval)" for model in others]
     lines = []
     for name in _measured(facts):
-        line = [name + (" (lower is better)" if name in LOWER_IS_BETTER else "")]
+        line = [name + (" (lower is better)" if _direction(facts, name) < 0 else "")]
         line += [_number(facts["metrics"][model].get(name)) for model in models]
-        line += [_difference(name, facts["differences"][model].get(name)) for model in others]
+        line += [
+            _difference(facts, name, facts["differences"][model].get(name)) for model in others
+        ]
         lines.append(line)
     return table(head, lines)
 
@@ -152,7 +222,7 @@ def _answerer_table(facts: Mapping[str, Any]) -> str:
                 for metric in ("rougeL", "chrf")
                 for text in (
                     _number(answerer["metrics"].get(metric)),
-                    _difference(metric, answerer["differences"].get(metric)),
+                    _difference(facts, metric, answerer["differences"].get(metric)),
                 )
             ),
         ]
@@ -177,9 +247,9 @@ def _sample(sample: Sample) -> str:
     )
 
 
-def _beats(answerer: Mapping[str, Any]) -> str:
+def _beats(facts: Mapping[str, Any], answerer: Mapping[str, Any]) -> str:
     words = {
-        metric: _compare(metric, answerer["differences"][metric])
+        metric: _compare(facts, metric, answerer["differences"][metric])
         for metric in ("rougeL", "chrf")
         if metric in answerer["differences"]
     }
@@ -194,20 +264,29 @@ def _beats(answerer: Mapping[str, Any]) -> str:
     return " and ".join(said) or "cannot be compared"
 
 
-def _compare(metric: str, difference: Mapping[str, float]) -> str:
+def _direction(facts: Mapping[str, Any], metric: str) -> int:
+    """1, -1 or 0; a metric of the user's own says it itself."""
+    usual = 0 if metric in NO_DIRECTION else -1 if metric in LOWER_IS_BETTER else 1
+    return int(facts.get("directions", {}).get(metric, usual))
+
+
+def _compare(facts: Mapping[str, Any], metric: str, difference: Mapping[str, float]) -> str:
     low, high = difference["low"], difference["high"]
-    if metric in NO_DIRECTION:
+    way = _direction(facts, metric)
+    if way == 0:
         return ""
     if low <= 0 <= high:
         return "no clear difference"
-    return "better" if (high < 0) == (metric in LOWER_IS_BETTER) else "worse"
+    return "better" if (high < 0) == (way < 0) else "worse"
 
 
-def _difference(metric: str, difference: Mapping[str, float] | None) -> str:
+def _difference(
+    facts: Mapping[str, Any], metric: str, difference: Mapping[str, float] | None
+) -> str:
     if difference is None:
         return "–"
     mean, low, high = difference["mean"], difference["low"], difference["high"]
-    word = _compare(metric, difference)
+    word = _compare(facts, metric, difference)
     return f"{mean:+.3f} ({low:+.3f} to {high:+.3f})" + (f" {word}" if word else "")
 
 

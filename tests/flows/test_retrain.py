@@ -42,7 +42,10 @@ def test_a_first_run_registers_and_promotes_a_version(first_run: dict[str, Any])
     assert first_run["prefect_flow_run_id"]
     assert first_run["mlflow_run_id"]
     assert first_run["trainable_parameters"] > 0
-    assert Path(first_run["report"]).is_file()
+    page = Path(first_run["report"])
+    assert page.name == "report.html"
+    # Written again when the run had ended: it tells what became of the version.
+    assert "<h1>✓ Champion now</h1>" in page.read_text(encoding="utf-8")
 
 
 def test_every_metric_is_there_and_shares_lie_between_0_and_1(first_run: dict[str, Any]) -> None:
@@ -89,6 +92,8 @@ def test_the_mlflow_run_is_complete_and_links_back(
     assert dataset.dataset.name == "small"
     files = {entry.path for entry in client.list_artifacts(run_id)}
     assert {"recipe", "report", "summaries", "predictions.json"} <= files
+    pages = {entry.path for entry in client.list_artifacts(run_id, "report")}
+    assert {"report/report.html", "report/report.md"} <= pages
     version = client.get_model_version("small", "1")
     assert version.status == "READY"
     assert version.run_id == run_id

@@ -16,7 +16,7 @@ EXPECTED_VERSION = 4
 EXPECTED_SHA256 = {
     "metrics.json": "20b1614068760a0842109bcf16f3574ae66f8ead7b59966d596d4c1fe873afb1",
     "scores": "cdb3b53eeb94863c5468abda8c22cba764d55885f3389e5505e5779d2d0a198f",
-    "report.md": "775b6bfbebe3faf70cd16f4d4ec523e3444d9188c7525ec9a5fccf45eeecd940",
+    "report.md": "20735ad517350f1bb850d4f2f89ed27eb6a9ebddc371df4127801552ff1b5fc6",
     "summary.md": "ab58707df3e766a3c44f5f7f468a242c88d4ce3af8464eea9fde937f1b014033",
 }
 ANSWERS = [

@@ -63,6 +63,50 @@ def test_the_report_says_in_which_metrics_the_adapter_is_better() -> None:
     assert "champion" not in text
 
 
+def test_slices_the_general_set_and_empty_answers_stand_in_the_report() -> None:
+    worse = {"mean": -0.1, "low": -0.2, "high": -0.01}
+    measured = facts()
+    text = report(
+        facts(
+            directions={"rougeL": 1, "custom/edits": -1},
+            differences={"base": {"custom/edits": worse}, "champion": None},
+            metrics={**measured["metrics"], "challenger": {"custom/edits": 0.5}},
+            empty_answers={"base": 2, "challenger": 0},
+            notes=["ROUGE was counted by rouge-score <b>"],
+            missing_verdicts=3,
+            slices={
+                "source": {
+                    "a|b.py": {"rows": 4, "differences": {"base": {"rougeL": worse}}},
+                    "c.py": {"rows": 9, "differences": {"base": {"rougeL": worse}}},
+                }
+            },
+            suites={
+                "retention": {
+                    "rows": 7,
+                    "metrics": measured["metrics"],
+                    "differences": {"base": {"rougeL": worse}, "champion": None},
+                    "empty_answers": {"challenger": 1},
+                    "notes": [],
+                }
+            },
+            answers={**measured["answers"], "lm_eval": {"base": {"arc_easy": {"acc": 0.5}}}},
+        ),
+        [],
+    )
+    assert "Empty answers, which score 0: base 2." in text
+    assert "Empty answers, which score 0: adapter 1." in text
+    assert "The judge gave no usable verdict on 3 rows" in text
+    assert "ROUGE was counted by rouge-score &lt;b&gt;" in text
+    # A metric of the user's own of which less is better.
+    assert "Against the base the adapter is better in custom/edits" in text
+    assert "| custom/edits (lower is better) |" in text
+    assert text.index("| c.py | 9 | -0.100 (-0.200 to -0.010) worse |") < text.index(
+        "| a&#124;b.py |"
+    )
+    assert "The same on 7 rows of the frozen general set `retention`:" in text
+    assert r"| arc\_easy | acc | 0.500 |" in text
+
+
 def test_the_report_names_a_refusal_and_what_could_not_be_computed() -> None:
     gate = {
         "passed": False,
