@@ -45,7 +45,7 @@ def why(
     assert numbers.gain is not None
     assert numbers.low is not None
     assert numbers.high is not None
-    word = "gain" if numbers.gain >= 0 else "loss"
+    word = "gain" if numbers.gain >= 0 else "decline"
     told = f"{word} against the {against} {numbers.gain:+.4g}"
     if rule.level is None:
         return f"{told}, {'within' if passed else 'more than'} the drop allowed, {rule.max_drop:g}"
