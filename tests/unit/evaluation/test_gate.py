@@ -280,7 +280,9 @@ def test_every_slice_must_hold_and_the_worst_is_named() -> None:
         "length=short": True,
     }
     assert found["worst_slice"] == "source=chat"
-    assert found["why"].startswith("1 of 4 slices fail (source=chat); the worst, source=chat: decline")
+    assert found["why"].startswith(
+        "1 of 4 slices fail (source=chat); the worst, source=chat: decline"
+    )
     here = np.array([label == "chat" for label in LABELS])
     gains = worse_in_chat()["rougeL"][here, 0] - CHAMPION["rougeL"][here, 0]
     assert found["gain"] == pytest.approx(gains.mean())
