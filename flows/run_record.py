@@ -172,7 +172,7 @@ class RunRecord:
                     "seed": recipe.seed,
                     "base": {**recipe.base.model_dump(mode="json"), "model": self.base.shown},
                     "training": {
-                        **recipe.training.content(),
+                        **recipe.training.content(self.base.path),
                         **recipe.training.beginning,
                         **self._start_params,
                     },
@@ -234,7 +234,10 @@ class RunRecord:
             asked = asked_for(
                 dataset=dataset.fingerprint,
                 tokenization=recipe.tokenization.model_dump(mode="json"),
-                training={**recipe.training.content(), **recipe.training.beginning},
+                training={
+                    **recipe.training.content(self.base.path),
+                    **recipe.training.beginning,
+                },
                 seed=recipe.seed,
                 base=self.base.weights_sha256,
                 tokenizer=self.base.tokenizer_sha256,

@@ -92,6 +92,19 @@ def read_model(folder: Path) -> ModelFiles:
 
     Raises: Unreadable for a config that is no JSON, or weights that are cut off or not fetched.
     """
+    config = _config(folder)
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        shapes |= _header(file)
+    return ModelFiles(config, shapes)
+
+
+def base_width(folder: Path) -> int | None:
+    """`ModelFiles.width`, from the config alone. Raises: Unreadable for one that is no JSON."""
+    return ModelFiles(_config(folder), {}).width
+
+
+def _config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -101,10 +114,7 @@ def read_model(folder: Path) -> ModelFiles:
         ) from error
     if not isinstance(config, dict):
         raise Unreadable(f"{path} is not a model's config. Copy or fetch the model again.")
-    shapes: dict[str, tuple[int, ...]] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        shapes |= _header(file)
-    return ModelFiles(config, shapes)
+    return config
 
 
 def _header(file: Path) -> dict[str, tuple[int, ...]]:

@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError, ValidationError
 
 from tasks.methods import Method
-from tasks.model_files import read_model
+from tasks.model_files import base_width
 from tasks.quantization import Quantization
 from tasks.settings import Settings
 from tasks.suggest import did_you_mean
@@ -85,7 +85,7 @@ class TrainingSettings(Settings):
         With the base's folder, the learning rate that a recipe leaves open is LoRA's for its width.
         """
         follows = base is not None and self.peft_config.get("peft_type", "LORA") == "LORA"
-        width = read_model(base).width if base is not None and follows else None
+        width = base_width(base) if base is not None and follows else None
         return resolve_training(self.training_config, self.method, width)
 
     @property
@@ -104,8 +104,11 @@ class TrainingSettings(Settings):
             replay=self.replay.share,
         )
 
-    def content(self) -> dict[str, Any]:
-        """What decides the adapter: fit for a fingerprint. Guards against stalls do not."""
+    def content(self, base: Path | None = None) -> dict[str, Any]:
+        """What decides the adapter: fit for a fingerprint. Guards against stalls do not.
+
+        With the base's folder, what follows from the base has its value.
+        """
         spread = {} if self.spread.total == 1 else {"processes": self.spread.total}
         return {
             **spread,
@@ -116,7 +119,7 @@ class TrainingSettings(Settings):
             ),
             "method": self.method,
             "peft_config": self.resolved_peft_config(),
-            "training_config": self.resolved_training_config(),
+            "training_config": self.resolved_training_config(base),
             "quantization": self.quantization,
             "dtype": self.dtype,
         }

@@ -43,7 +43,7 @@ def fingerprint_of(
     return fingerprint(
         "training",
         OUTPUT_VERSION,
-        settings.content() | {"seed": seed},
+        settings.content(base.path) | {"seed": seed},
         _fingerprints(tokens_fingerprint, base, start),
     )
 
@@ -58,7 +58,7 @@ def inputs_of(
 ) -> dict[str, Any]:
     """The same by the names that a person knows: a checkpoint goes on with these inputs only."""
     return {
-        **settings.content(),
+        **settings.content(base.path),
         "seed": seed,
         "output_version": OUTPUT_VERSION,
         **_fingerprints(tokens_fingerprint, base, start),

@@ -201,6 +201,15 @@ def test_guards_against_stalls_are_not_part_of_the_adapters_content():
     assert written_out.content() == TrainingSettings().content()
 
 
+def test_the_recorded_learning_rate_is_the_one_that_trains(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "phi3", "hidden_size": 256}')
+    recorded = TrainingSettings().content(tmp_path)["training_config"]["learning_rate"]
+    assert recorded == TrainingSettings().resolved_training_config(tmp_path)["learning_rate"]
+    assert recorded == pytest.approx(2.4e-3)
+    written = TrainingSettings(training_config={"learning_rate": 1e-4})
+    assert written.content(tmp_path)["training_config"]["learning_rate"] == 1e-4
+
+
 def test_two_quantizations_of_one_base_are_refused():
     with pytest.raises(ValidationError, match="both quantize the base"):
         TrainingSettings(
