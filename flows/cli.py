@@ -28,7 +28,13 @@ COMMANDS: dict[str, str] = {
     "export": "write a version as a PEFT folder, merged weights, loralib or GGUF",
     "convert": "turn a loralib checkpoint into a PEFT adapter, or back",
     "doctor": "say what this machine has, and what to do about what is missing",
+    "deploy": "schedule the recipes on the Prefect server",
+    "schedules": "list what is scheduled, when, and how it went",
+    "gc": "remove stage outputs, checkpoints and logs that nothing needs",
     "ui": "serve this folder's Prefect and MLflow on loopback",
+    "up": "start the stack and keep it alive: servers, workers, watchdog, schedules",
+    "status": "show how each part of the stack is",
+    "down": "stop the stack and everything it started",
 }
 """Every command and its line in `loraline --help`, in the order a newcomer meets them.
 

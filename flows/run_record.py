@@ -25,6 +25,7 @@ from tasks.errors import Interrupted, Preempted
 from tasks.evaluation.task import evaluation_content, find_report
 from tasks.home import home
 from tasks.methods import ROWS
+from tasks.outage import bridged
 from tasks.preflight import check_recipe
 from tasks.progress import Event, announce, listening
 from tasks.recipe import recipe_digest
@@ -72,6 +73,8 @@ class PrefectRun:
 
     id: str | None
     url: str | None
+    reason: str = ""
+    """Why it is run, as whoever started it says."""
 
 
 class RunRecord:
@@ -162,6 +165,7 @@ class RunRecord:
                 "loraline.base_sha256": self.base.weights_sha256,
                 "loraline.prefect_flow_run_id": self.prefect.id or "",
                 "loraline.prefect_url": self.prefect.url or "",
+                "loraline.reason": self.prefect.reason,
             }
             sections = {"dataset", "tokenization", "evaluation", "registration", "promotion"}
             self._run_id = self.tracker.open_run(
@@ -348,7 +352,7 @@ class RunRecord:
         """What `register_adapter` is given; the MLflow run is complete before a version points to it."""
         key = self._registration_key(tokens, adapter)
         self._registering = (time.monotonic(), key)
-        self._log(dataset, report)
+        bridged(lambda: self._log(dataset, report), doing="write the MLflow run")
         return {
             "key": key,
             "settings": self.recipe.registration,

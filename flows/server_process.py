@@ -19,7 +19,7 @@ GRACE_SECONDS = 10.0
 
 def main(arguments: list[str]) -> None:
     """Serve until a signal comes or standard input closes."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     match arguments:
         case ["embedded"]:
             _serve_embedded()
@@ -50,8 +50,8 @@ def _serve_embedded() -> None:
     uvicorn.Server(config).run(sockets=[listener])
 
 
-def _end_with_parent() -> None:
-    """Wait for standard input, a pipe from the parent, to close."""
+def end_with_parent() -> None:
+    """Wait for standard input, a pipe from the parent, to close; then end the whole process group."""
     while os.read(0, 4096):
         pass
     # The group: MLflow's server runs in a child.

@@ -7,6 +7,7 @@
     │   └── BaseModelError        the base model cannot be found or is not the recorded one
     ├── StageFailed               a stage could not finish, exit code 1
     │   ├── WorkerFailed          a worker process died, timed out or stalled
+    │   ├── OutOfMemory           a training needs more memory than there is: once more, in smaller batches
     │   ├── GateRefused           the gate does not let an adapter through, exit code 3
     │   └── Preempted             somebody else took the machine; a retry goes on, exit code 75
     └── Interrupted               somebody pressed Ctrl-C, exit code 130
@@ -45,6 +46,10 @@ class StageFailed(LoralineError):
 
 class WorkerFailed(StageFailed):
     """A worker process died, ran out of time or stalled."""
+
+
+class OutOfMemory(StageFailed):
+    """Memory ran out; the message says which settings would fit."""
 
 
 class GateRefused(StageFailed):

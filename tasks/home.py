@@ -45,6 +45,11 @@ class Home:
         return self.root / "reports"
 
     @property
+    def runs(self) -> Path:
+        """`<adapter>/<start>.json`: which stage outputs each run used."""
+        return self.root / "runs"
+
+    @property
     def locks(self) -> Path:
         """Kernel file locks."""
         return self.root / "locks"

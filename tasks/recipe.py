@@ -16,6 +16,7 @@ from tasks.methods import COMPARED, ROWS
 from tasks.names import NAME_PATTERN
 from tasks.promotion.settings import PromotionSettings
 from tasks.registration.settings import RegistrationSettings
+from tasks.retention.settings import RetentionSettings
 from tasks.schedule import ScheduleSettings
 from tasks.settings import Settings
 from tasks.tokenization.settings import TokenizationSettings
@@ -46,6 +47,7 @@ class Recipe(Settings):
     evaluation: EvaluationSettings = EvaluationSettings()
     registration: RegistrationSettings = RegistrationSettings()
     promotion: PromotionSettings = PromotionSettings()
+    retention: RetentionSettings = RetentionSettings()
     schedule: ScheduleSettings | None = None
 
     @model_validator(mode="after")
@@ -133,10 +135,10 @@ def read_recipe(
 
 
 def recipe_digest(recipe: Recipe) -> str:
-    """sha256 (hex) of what the recipe means: no comments, no schedule."""
+    """sha256 (hex) of what the recipe means: no comments, no schedule, nothing about the disk."""
     from tasks.store import digest
 
-    return digest(recipe.model_dump(mode="json", exclude={"schedule"}))
+    return digest(recipe.model_dump(mode="json", exclude={"schedule", "retention"}))
 
 
 def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:

@@ -2,26 +2,32 @@
 
 from zoneinfo import ZoneInfo
 
-from pydantic import field_validator
+from pydantic import Field, field_validator, model_validator
 
 from tasks.settings import Settings
 
 
 class ScheduleSettings(Settings):
-    """When the recipe is run again; not part of any fingerprint."""
+    """When the recipe is run again: by the clock, by its data, or by both; part of no fingerprint."""
 
-    cron: str
-    """Five fields, for example `0 2 * * *`."""
+    cron: str | None = None
+    """Five fields, for example `0 2 * * *`. Default: the data alone decides."""
     timezone: str = "UTC"
-    """An IANA time zone, for example `Europe/Berlin`."""
+    """An IANA time zone, for example `Europe/Berlin`. A fixed hour that daylight saving skips or repeats runs once."""
+    after_new_rows: int | None = Field(default=None, ge=1)
+    """Run when the sources hold so many rows more than at the last training that `watch-data` saw. Smaller: more trainings for fewer rows each."""
+    after_days: float | None = Field(default=None, gt=0)
+    """Run when the data has changed at all, and the last training is so many days old."""
 
     @field_validator("cron")
     @classmethod
-    def _check_cron(cls, value: str) -> str:
+    def _check_cron(cls, value: str | None) -> str | None:
         from datetime import UTC, datetime
 
         from cronsim import CronSim, CronSimError
 
+        if value is None:
+            return None
         try:
             CronSim(value, datetime(2024, 1, 1, tzinfo=UTC))
         except CronSimError as error:
@@ -40,3 +46,14 @@ class ScheduleSettings(Settings):
                 f"{value!r} is no IANA time zone such as Europe/Berlin, or its data is not installed"
             ) from error
         return value
+
+    @model_validator(mode="after")
+    def _anything(self) -> "ScheduleSettings":
+        if self.cron is None and not self.watches:
+            raise ValueError("a schedule needs `cron`, `after_new_rows` or `after_days`")
+        return self
+
+    @property
+    def watches(self) -> bool:
+        """Whether new data starts a run."""
+        return self.after_new_rows is not None or self.after_days is not None

@@ -1,7 +1,8 @@
-"""The servers that `loraline ui` runs for one home, as named in its `stack.json`."""
+"""The servers that `loraline up` or `loraline ui` runs for one home, as named in its `stack.json`."""
 
 import json
 import os
+import time
 import urllib.error
 import urllib.request
 from dataclasses import asdict, dataclass
@@ -15,6 +16,9 @@ ServerName = Literal["prefect", "mlflow"]
 HEALTH_PATHS: dict[ServerName, str] = {"prefect": "/health", "mlflow": "/health"}
 """Below the server's url: Prefect's ends in `/api`, MLflow's has no path."""
 
+RESTART_SECONDS = 30.0
+"""Time in which a supervised server that died answers again, on a busy machine."""
+
 
 @dataclass(frozen=True)
 class Server:
@@ -23,6 +27,9 @@ class Server:
     url: str
     """What a client is given: `http://127.0.0.1:4200/api`, `http://127.0.0.1:5000`."""
     pid: int
+    """Of the server, or of the supervisor that starts it again when it dies."""
+    supervised: bool = False
+    """Whether it comes back by itself: a client then waits for it, and looks for no other."""
 
 
 def write_stack(home: Home, servers: dict[ServerName, Server]) -> None:
@@ -38,7 +45,7 @@ def read_stack(home: Home) -> dict[str, Server]:
     try:
         entries = json.loads(home.stack_file.read_text(encoding="utf-8"))
         return {
-            name: Server(url=str(entry["url"]), pid=int(entry["pid"]))
+            name: Server(str(entry["url"]), int(entry["pid"]), bool(entry.get("supervised", False)))
             for name, entry in entries.items()
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -46,11 +53,20 @@ def read_stack(home: Home) -> dict[str, Server]:
 
 
 def running(home: Home, name: ServerName) -> Server | None:
-    """The server if its process lives and it answers its health check, else None."""
+    """The server if its process lives and it answers its health check, else None.
+
+    One that is supervised is waited for, up to `RESTART_SECONDS`, and is named even when it does not
+    answer then: it stays the only one that has the data.
+    """
     server = read_stack(home).get(name)
     if server is None or not process_lives(server.pid):
         return None
-    return server if answers(server.url + HEALTH_PATHS[name]) else None
+    deadline = time.monotonic() + (RESTART_SECONDS if server.supervised else 0.0)
+    while not answers(server.url + HEALTH_PATHS[name]):
+        if time.monotonic() >= deadline:
+            return server if server.supervised and process_lives(server.pid) else None
+        time.sleep(0.5)
+    return server
 
 
 def process_lives(pid: int) -> bool:

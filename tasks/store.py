@@ -117,6 +117,8 @@ class Store:
         with _turn(FileLock(folder.parent / f".{key}.lock"), stage):
             if not force and (found := self.find(stage, key)) is not None:
                 self._share(found, stage, key)
+                # Collecting (tasks.retention) spares what was used just now.
+                os.utime(found / MANIFEST)
                 return Stored(found, reused=True)
             draft = folder.parent / f".{key}.{uuid.uuid4().hex[:8]}.draft"
             draft.mkdir()

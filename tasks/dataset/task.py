@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
@@ -14,6 +14,9 @@ from tasks.seen import seen_by_champion
 from tasks.stage_report import ended, show, started
 from tasks.start import Start
 from tasks.store import Store
+
+if TYPE_CHECKING:
+    from tasks.dataset.watching import Seen, Watch
 
 
 # The store is the cache: it is keyed by content and checked byte by byte.
@@ -116,3 +119,11 @@ def compare_with_champion(
             settings.drift.warn_above,
         )
     return {**found, "summary": text}
+
+
+@task(name="look at sources", persist_result=False, cache_policy=NO_CACHE)
+def look_at_sources(watch: "Watch", settings: DatasetSettings, **how: Any) -> "Seen":
+    """What is new in a recipe's sources, as `watching.Watch.look` finds it. Raises: as that does."""
+    seen = watch.look(settings, **how)
+    get_run_logger().info("%s", seen.told + (f": {seen.cause}" if seen.cause else ""))
+    return seen

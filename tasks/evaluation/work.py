@@ -16,6 +16,7 @@ from tasks.evaluation.job import AnswerJob, AnswerResult, Model
 from tasks.evaluation.scoring import RETENTION, TEST, OnEvent, score_predictions, write_output
 from tasks.evaluation.seen import unseen_rows
 from tasks.evaluation.settings import EvaluationSettings
+from tasks.gpu_turn import take_gpus
 from tasks.home import Home
 from tasks.seen import SeenPolicy
 from tasks.store import Store, fingerprint
@@ -139,6 +140,9 @@ def evaluate_adapter(
         )
         shutil.rmtree(work)
 
+    if force or store.find("evaluation", key) is None:
+        # Before the output's lock, in every stage: who has the one never waits for the other.
+        take_gpus(1)
     stored = store.publish("evaluation", key, build, force=force)
     return _report(stored.path, key, stored.reused, time.monotonic() - started)
 

@@ -1,17 +1,17 @@
 """One promotion of a model at a time: a kernel file lock on one machine, PostgreSQL's advisory lock across several."""
 
-import hashlib
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 from urllib.parse import quote, urlsplit
 
 from filelock import FileLock, Timeout
 
 from tasks.addresses import without_passwords
+from tasks.advisory_lock import AdvisoryLock
 from tasks.errors import StageFailed, UserError
 from tasks.tracking import Tracker
 
@@ -77,12 +77,6 @@ def lock_database(uri: str, environ: Mapping[str, str]) -> str | None:
     return None
 
 
-def lock_key(name: str) -> int:
-    """The 64-bit number of the advisory lock: the same on every machine, whatever it calls the server."""
-    digest = hashlib.sha256(f"loraline promotion of {name}".encode()).digest()
-    return int.from_bytes(digest[:8], "big", signed=True)
-
-
 def _lock_folder(tracker: Tracker) -> Path:
     """Where all processes of this machine that use the registry meet.
 
@@ -130,60 +124,28 @@ def _file(folder: Path, name: str, wait_seconds: float) -> Iterator[Held]:
 
 
 class _PostgresqlHeld:
-    def __init__(self, connection: Any, name: str) -> None:
-        self._connection, self._name = connection, name
+    def __init__(self, lock: AdvisoryLock, name: str) -> None:
+        self._lock, self._name = lock, name
 
     def check(self) -> None:
         """Ask the database over the connection that holds the lock."""
-        import psycopg
-
-        try:
-            self._connection.execute("SELECT 1")
-        except psycopg.Error as error:
+        if not self._lock.answers():
             raise StageFailed(
                 f"The connection to PostgreSQL that held the lock on {self._name!r} broke in the middle of "
                 "the promotion. The next `loraline promote`, `rollback` or reconciling run completes what "
                 "was begun."
-            ) from error
+            )
 
 
 @contextmanager
 def _postgresql(database: str, name: str, wait_seconds: float) -> Iterator[Held]:
-    """The lock of a transaction, not of a session: poolers hand one session to many clients."""
+    lock = AdvisoryLock(database, f"loraline promotion of {name}", application="loraline promotion")
     try:
-        import psycopg
-    except ImportError as error:
-        raise UserError(
-            "The stack is on PostgreSQL, and its driver is missing: pip install 'loraline[postgresql]'"
-        ) from error
-    shown = urlsplit(database).hostname or "the local socket"
-    try:
-        connection = psycopg.connect(
-            database,
-            connect_timeout=10,
-            # A machine that is switched off must not keep the lock for hours.
-            keepalives_idle=10,
-            keepalives_interval=5,
-            keepalives_count=3,
-            application_name="loraline promotion",
-        )
-    except psycopg.Error as error:
-        raise StageFailed(
-            f"PostgreSQL at {shown}, whose lock keeps promoters apart, cannot be reached "
-            f"({without_passwords(str(error).strip())}). Nothing was moved. Mend {LOCK_DATABASE} or the server."
-        ) from None
-    try:
-        milliseconds = max(1, round(1000 * wait_seconds))
-        connection.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
-        connection.execute(f"SET LOCAL lock_timeout = {milliseconds:d}")
-        try:
-            connection.execute("SELECT pg_advisory_xact_lock(%s)", (lock_key(name),))
-        except psycopg.errors.LockNotAvailable as error:
-            raise _busy(name, wait_seconds, f"the lock is PostgreSQL's at {shown}") from error
-        yield _PostgresqlHeld(connection, name)
+        if not lock.acquire(wait_seconds):
+            raise _busy(name, wait_seconds, f"the lock is PostgreSQL's at {lock.shown}")
+        yield _PostgresqlHeld(lock, name)
     finally:
-        # Ends the transaction, and with it the lock.
-        connection.close()
+        lock.close()
 
 
 def _busy(name: str, wait_seconds: float, where: str) -> StageFailed:

@@ -134,22 +134,46 @@ def answer_rows(
 
 
 def write_rows(path: Path, rows: Sequence[Row], answers: Sequence[Answer]) -> None:
-    """Write each row with `answer` and `finish_reason` added. The file appears complete or not at all."""
+    """Write each row with `answer` and `finish_reason` added: as Parquet where `path` ends so, else as JSONL.
+
+    The file appears complete or not at all.
+
+    Raises: UserError when it cannot be written, or when rows differ in a column's type, which Parquet
+    does not take.
+    """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    lines = (
+        {**row.values, "answer": answer.answer, "finish_reason": answer.finish_reason}
+        for row, answer in zip(rows, answers, strict=True)
+    )
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            for row, answer in zip(rows, answers, strict=True):
-                line = {
-                    **row.values,
-                    "answer": answer.answer,
-                    "finish_reason": answer.finish_reason,
-                }
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        if path.suffix == ".parquet":
+            _write_parquet(temporary, list(lines))
+        else:
+            with temporary.open("w", encoding="utf-8") as file:
+                for line in lines:
+                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
         temporary.replace(path)
     except OSError as error:
         raise UserError(f"Cannot write {path}: {error.strerror}.") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _write_parquet(path: Path, lines: list[dict[str, Any]]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    # Of rows that differ in their keys, `from_pylist` would take the first one's.
+    names = list(dict.fromkeys(name for line in lines for name in line))
+    try:
+        columns = {name: pa.array([line.get(name) for line in lines]) for name in names}
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise UserError(
+            f"The rows do not fit into a Parquet file: a column has values of several types ({error}). "
+            "Write them as .jsonl, or give the column one type."
+        ) from error
+    pq.write_table(pa.table(columns), path)
 
 
 def _request_lines(rows: Sequence[Row], max_tokens: int | None) -> Iterator[str]:

@@ -3,12 +3,13 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
 from tasks.artifacts import Adapter, Version
+from tasks.outage import bridged
 from tasks.progress import announce
 from tasks.registration.provenance import Provenance
 from tasks.registration.settings import RegistrationSettings
@@ -18,7 +19,7 @@ from tasks.tracking import Tracker
 
 if TYPE_CHECKING:
     from tasks.registration.work import Registered
-    from tasks.registry import Champion
+    from tasks.registry import Champion, VersionFiles
 
 
 def registration_key(
@@ -78,6 +79,34 @@ def find_champion(tracker: Tracker, name: str) -> "Champion | None":
     return champion
 
 
+@task(name="find version", persist_result=False, cache_policy=NO_CACHE)
+def find_version(tracker: Tracker, name: str, version: str) -> "VersionFiles":
+    """A version by number or alias, with its adapter on this machine.
+
+    Raises: UserError when there is none; StageFailed when it cannot be loaded.
+    """
+    from tasks.registry import version_at, version_files
+
+    sign = "/" if version.isdecimal() else "@"
+    return version_files(
+        tracker, version_at(tracker, f"models:/{name}{sign}{version}"), tracker.home
+    )
+
+
+def adapter_of(version: "VersionFiles") -> Adapter:
+    """A registered version as the evaluation takes an adapter; its fingerprint is its own."""
+    from tasks.store import digest
+
+    return Adapter(
+        path=version.folder.parent,
+        fingerprint=digest(["version", version.name, version.version, version.adapter_sha256]),
+        reused=True,
+        seconds=0.0,
+        sha256=version.adapter_sha256,
+        trainable_parameters=int(version.training.get("trainable_parameters", 0)),
+    )
+
+
 @task(name="register adapter", persist_result=False, cache_policy=NO_CACHE)
 def register_adapter(
     key: str,
@@ -94,14 +123,17 @@ def register_adapter(
 
     began = time.monotonic()
     started("registration")
-    version = work.register_adapter(
-        store,
-        settings,
-        key=key,
-        tracker=tracker,
-        name=name,
-        made=made,
-        max_tokens=max_tokens,
+    version = bridged(
+        lambda: work.register_adapter(
+            store,
+            settings,
+            key=key,
+            tracker=tracker,
+            name=name,
+            made=made,
+            max_tokens=max_tokens,
+        ),
+        doing=f"register {name}",
     )
     seconds = time.monotonic() - began
     get_run_logger().info(
@@ -116,3 +148,37 @@ def register_adapter(
     )
     announce("stage", stage="registration", state="done", seconds=seconds, fingerprint=key)
     return version
+
+
+@task(name="answer rows", persist_result=False, cache_policy=NO_CACHE)
+def answer_file(
+    tracker: Tracker, model: str, source: Path, target: Path, *, max_tokens: int | None = None
+) -> dict[str, Any]:
+    """Answer the rows of a JSONL file, and write them as JSONL or Parquet by the suffix of `target`.
+
+    An alias is resolved once, so that all rows have the answers of one version.
+
+    Raises: UserError for bad rows or a version that is not there; WorkerFailed when the process dies.
+    """
+    from tasks.registration.prediction import answer_rows, model_uri, read_rows, write_rows
+    from tasks.registry import version_at
+
+    rows = read_rows(source)
+    found = version_at(tracker, model_uri(model))
+    uri = f"models:/{found.name}/{found.version}"
+    logger = get_run_logger()
+    logger.info("Answering %d rows of %s with %s", len(rows), source, uri)
+    answers = answer_rows(
+        rows,
+        tracker=tracker,
+        uri=uri,
+        base=None,
+        home=tracker.home,
+        max_tokens=max_tokens,
+        on_event=lambda event: announce(**event),
+    )
+    write_rows(target, rows, answers)
+    cut = sum(answer.finish_reason == "length" for answer in answers)
+    if cut:
+        logger.warning("%d of %d answers were cut at the longest answer", cut, len(answers))
+    return {"rows": len(rows), "cut": cut, "model": uri, "output": str(target)}

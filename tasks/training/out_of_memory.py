@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from tasks.errors import StageFailed
+from tasks.errors import OutOfMemory
 from tasks.training.collators import NO_LOSS
 from tasks.training.inspect_worker import memory_estimate
 from tasks.training.job import InspectionJob, TrainingJob
@@ -40,14 +40,14 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def explained(what: Callable[[], str], advice: str) -> Iterator[None]:
-    """Turn lack of memory inside the block into a StageFailed: what was being done, and the advice."""
+    """Turn lack of memory inside the block into an OutOfMemory: what was being done, and the advice."""
     try:
         yield
     except Exception as error:
         if not is_out_of_memory(error):
             raise
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise StageFailed(f"Memory ran out {what()}: {said}\n{advice}") from error
+        raise OutOfMemory(f"Memory ran out {what()}: {said}\n{advice}") from error
 
 
 def smaller_base(free: int | None) -> str:

@@ -70,6 +70,9 @@ class TrainingSettings(Settings):
     """Checks before and during training, and which of them to relax."""
     budget: Budget = Budget()
     """What a training may cost: stopped early when it is seen to cost more."""
+    smaller_batches: bool = False
+    """Where memory runs out, train once more with half of per_device_train_batch_size and twice the
+    gradient_accumulation_steps, from the newest checkpoint: the same rows make each step, in more time."""
     timeout_minutes: float | None = Field(default=None, gt=0)
     """Stop a training that runs longer than this. Default: no limit."""
     stall_minutes: float = Field(default=30, gt=0)

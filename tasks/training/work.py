@@ -9,7 +9,8 @@ from typing import Any
 from tasks import launch
 from tasks.artifacts import Adapter, Tokens
 from tasks.base import Base
-from tasks.errors import Interrupted, Preempted, StageFailed, WorkerFailed
+from tasks.errors import Interrupted, OutOfMemory, Preempted, StageFailed, WorkerFailed
+from tasks.gpu_turn import take_gpus
 from tasks.home import Home
 from tasks.start import FROM_BASE, Beginning, Start, note_start, working_folder
 from tasks.store import Store, fingerprint
@@ -144,7 +145,7 @@ def train_adapter(
             inputs=inputs,
         )
         with mirror:
-            result = _run_worker(job, settings, home.logs / f"training-{key[:16]}.log", hear)
+            result = _trained(job, settings, home.logs / f"training-{key[:16]}.log", hear)
         result = with_beginning(result, beginning)
         shutil.copytree(job.output, folder, dirs_exist_ok=True)
         if files is not None:
@@ -165,6 +166,9 @@ def train_adapter(
             encoding="utf-8",
         )
 
+    if force or store.find("training", key) is None:
+        # Before the output's lock, in every stage: who has the one never waits for the other.
+        take_gpus(settings.spread.processes)
     stored = store.publish("training", key, build, force=force)
     if not stored.reused:
         # Only now: until the output was published, the checkpoints were all there was.
@@ -184,6 +188,45 @@ def train_adapter(
 def read_result(adapter: Adapter) -> TrainingResult:
     """What the training that made the adapter came to."""
     return TrainingResult.model_validate_json((adapter.path / RESULT).read_text(encoding="utf-8"))
+
+
+def _trained(
+    job: TrainingJob,
+    settings: TrainingSettings,
+    log: Path,
+    on_event: Callable[[Event], None],
+) -> TrainingResult:
+    """Train; where memory runs out and the recipe allows it, once more in batches of half the size.
+
+    As many rows make a step then as before, so that it is the same training, from its checkpoints too.
+    """
+    try:
+        return _run_worker(job, settings, log, on_event)
+    except OutOfMemory as error:
+        smaller = _with_half_the_batch(job) if settings.smaller_batches else None
+        if smaller is None:
+            raise
+        values = smaller.training_config
+        message = (
+            f"{str(error).splitlines()[0]} Once more with per_device_train_batch_size "
+            f"{values['per_device_train_batch_size']} and gradient_accumulation_steps "
+            f"{values['gradient_accumulation_steps']}."
+        )
+        on_event({"event": "note", "message": message})
+        return _run_worker(smaller, settings, log, on_event)
+
+
+def _with_half_the_batch(job: TrainingJob) -> TrainingJob | None:
+    """The same rows in each step, half of them at once; None where a batch cannot be halved."""
+    values = job.training_config
+    batch = int(values.get("per_device_train_batch_size", 8))
+    if batch % 2:
+        return None
+    halved = {
+        "per_device_train_batch_size": batch // 2,
+        "gradient_accumulation_steps": 2 * int(values.get("gradient_accumulation_steps", 1)),
+    }
+    return job.model_copy(update={"training_config": {**values, **halved}})
 
 
 def _run_worker(
@@ -226,6 +269,7 @@ class _LastWords:
         self._step = 0
         self._saved: int | None = None
         self._failed: str | None = None
+        self._out_of_memory = False
         self._crashed = ""
         self._preempted = False
         self._advice = (
@@ -245,6 +289,7 @@ class _LastWords:
             self._advice = str(event["advice"])
         elif kind == "failed":
             self._failed = str(event["message"])
+            self._out_of_memory = bool(event.get("out_of_memory"))
         elif kind == "crashed" and not self._crashed:
             # Of several processes the first to go says why; the others only miss it.
             self._crashed = f"{event['error']}: {event['message']}"
@@ -258,7 +303,8 @@ class _LastWords:
 
     def explain(self, error: WorkerFailed, log: Path) -> StageFailed:
         if self._failed is not None:
-            return StageFailed(f"{self._failed}\nFull log: {log}")
+            kind = OutOfMemory if self._out_of_memory else StageFailed
+            return kind(f"{self._failed}\nFull log: {log}")
         text = f"{error}\n{self.where_it_goes_on()}"
         if " gave no sign of life " in text:
             return WorkerFailed(

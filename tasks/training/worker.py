@@ -18,7 +18,7 @@ import transformers
 from datasets import Dataset
 from transformers import TrainerState
 
-from tasks.errors import StageFailed
+from tasks.errors import OutOfMemory, StageFailed
 from tasks.training import checkpoints, disk, loading, out_of_memory, ranks, saving, sharded
 from tasks.training.budget import BudgetWatch
 from tasks.training.callbacks import SignOfLife, StopAtStep
@@ -305,7 +305,7 @@ def _main(job: TrainingJob) -> None:
     try:
         train(job)
     except StageFailed as error:
-        emit("failed", message=str(error))
+        emit("failed", message=str(error), out_of_memory=isinstance(error, OutOfMemory))
         raise
     except Exception as error:
         if disk.is_full(error):

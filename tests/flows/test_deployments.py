@@ -1,27 +1,107 @@
-"""The shipped deployments fit their flows; Prefect itself ignores unknown keys and parameters."""
+"""The shipped deployments fit their flows, and a file that does not is refused; Prefect checks neither."""
 
-import importlib
 from pathlib import Path
 
 import pytest
 import yaml
 
-ROOT = Path(__file__).resolve().parents[2]
-FILE = yaml.safe_load((ROOT / "deployments" / "prefect.yaml").read_text())
+from flows.deployment_file import DeploymentFile, mistakes_of, read_deployments
+from tasks.errors import UserError
+from tasks.share import shared
+
+FILE = read_deployments()
+TEXT = (shared("deployments") / "prefect.yaml").read_text()
 
 
-@pytest.mark.parametrize("deployment", FILE["deployments"], ids=lambda d: str(d["name"]))
-def test_a_deployment_names_known_keys_and_fits_its_flow(deployment: dict) -> None:
-    from prefect.cli.deploy._models import DeploymentConfig
+@pytest.mark.parametrize("name", [it.name for it in FILE.deployments])
+def test_a_deployment_and_its_schedules_fit_its_flow(name: str) -> None:
+    deployment = FILE.deployment(name)
+    assert mistakes_of(deployment) == []
+    for schedule in deployment.schedules:
+        # What the run will do itself, where a misfit would crash it without a word.
+        deployment.flow.validate_parameters({**deployment.parameters, **schedule.parameters})
 
-    assert set(deployment) <= set(DeploymentConfig.model_fields)
-    module, _, name = deployment["entrypoint"].rpartition(".")
-    flow = getattr(importlib.import_module(module), name)
-    for schedule in deployment.get("schedules", [{}]):
-        flow.validate_parameters({**deployment["parameters"], **schedule.get("parameters", {})})
+
+def test_every_flow_that_a_person_starts_is_deployed() -> None:
+    assert {it.name for it in FILE.deployments} == {
+        "retrain",
+        "evaluate",
+        "predict",
+        "watch-data",
+        "promote",
+        "rollback",
+        "approve",
+        "reconcile-registry",
+    }
+
+
+def test_every_field_of_a_form_says_what_it_is() -> None:
+    silent = [
+        f"{it.name}.{name}"
+        for it in FILE.deployments
+        for name, field in it.form["properties"].items()
+        if not field.get("description")
+    ]
+    assert silent == []
+
+
+def test_the_form_of_a_retraining_asks_for_recipe_overrides_and_reason() -> None:
+    form = FILE.deployment("retrain").form
+    shown = sorted(form["properties"], key=lambda name: form["properties"][name]["position"])
+    assert shown == ["recipe", "overrides", "force", "reason"]
+    # A run of the form with an empty recipe is refused by the server.
+    assert form["properties"]["recipe"]["minLength"] == 1
+
+
+def test_no_deployment_that_trains_has_a_recipe_by_default() -> None:
+    assert FILE.deployment("retrain").parameters == {}
 
 
 def test_the_pull_step_names_no_folder_of_the_deploying_machine() -> None:
-    assert [next(iter(step.values()))["directory"] for step in FILE["pull"]] == [
+    assert [next(iter(step.values()))["directory"] for step in FILE.pull] == [
         "{{ $LORALINE_PROJECT }}"
+    ]
+
+
+def test_prefects_own_command_reads_the_same_file() -> None:
+    from prefect.cli.deploy._models import PrefectYamlModel
+
+    read = PrefectYamlModel.model_validate(yaml.safe_load(TEXT))
+    assert [it.name for it in read.deployments] == [it.name for it in FILE.deployments]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("work_pool:", "work_pol:", "work_pol"),
+        (
+            "      recipe: recipes/quickstart.yaml",
+            "      recip: a.yaml",
+            "has no parameter 'recip'",
+        ),
+        ("version: champion", "version: [3]", "version"),
+        ("flows.retrain.retrain", "flows.retrain.retrian", "there is no flow"),
+        ("interval: 60", "interval: 60\n        cron: 0 2 * * *", "either `cron` or `interval`"),
+        ("expect: [loraline.retrain]", "expects: [loraline.retrain]", "unknown key 'expects'"),
+        ('reason: "{{ event.payload.reason }}"', "why: x", "has no parameter 'why'"),
+        ("name: evaluate", "name: predict", "predict stands there twice"),
+    ],
+)
+def test_a_mistake_in_the_file_is_refused_by_name(
+    tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    assert old in TEXT
+    wrong = tmp_path / "prefect.yaml"
+    wrong.write_text(TEXT.replace(old, new, 1))
+    with pytest.raises(UserError, match=message):
+        read_deployments(wrong)
+
+
+def test_a_schedule_that_leaves_a_required_parameter_open_is_refused() -> None:
+    data = yaml.safe_load(TEXT)
+    predict = next(it for it in data["deployments"] if it["name"] == "predict")
+    predict["schedules"] = [{"slug": "nightly", "cron": "0 3 * * *"}]
+    deployment = DeploymentFile.model_validate(data).deployment("predict")
+    assert [line for line in mistakes_of(deployment) if "'output'" in line] == [
+        "deployments.predict.schedules.nightly: nothing gives the parameter 'output'"
     ]

@@ -1,10 +1,18 @@
-"""A store beyond this machine: an S3-compatible server on loopback."""
+"""Servers of other parties on loopback: a store that speaks S3, a PostgreSQL."""
 
 import logging
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+POSTGRES = Path("/usr/lib/postgresql/15/bin")
 
 
 @pytest.fixture(scope="session")
@@ -41,3 +49,38 @@ def shared_bucket(s3_stand_in: str, monkeypatch: pytest.MonkeyPatch) -> Iterator
     bucket.objects.all().delete()
     bucket.delete()
     s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """The URL of a server of its own on a free loopback port."""
+    if not (POSTGRES / "initdb").is_file():
+        pytest.skip(f"no PostgreSQL 15 server binaries in {POSTGRES}")
+    # Not below pytest's own folder: that one is closed to other users, and too long for a socket.
+    folder = Path(tempfile.mkdtemp(prefix="loraline-postgres-"))
+    # The server refuses to run as root, and its folder must be its user's.
+    as_user: list[str] = []
+    if os.geteuid() == 0:
+        as_user = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"]
+        shutil.chown(folder, "nobody", "nogroup")
+    data = folder / "data"
+
+    def run(*command: str) -> None:
+        done = subprocess.run(
+            [*as_user, *command], capture_output=True, text=True, cwd=folder, timeout=120
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    run(str(POSTGRES / "initdb"), "-D", str(data), "-U", "tester", "-A", "trust", "--no-sync")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = f"-c listen_addresses=127.0.0.1 -p {port} -k {folder} -c fsync=off"
+    control = [str(POSTGRES / "pg_ctl"), "-D", str(data), "-w", "-t", "100"]
+    # Without a log file the server would keep our pipes open.
+    run(*control, "-l", str(folder / "log"), "-o", options, "start")
+    try:
+        yield f"postgresql://tester:geheim@127.0.0.1:{port}/postgres"
+    finally:
+        run(*control, "-m", "immediate", "stop")
+        shutil.rmtree(folder)

@@ -1,14 +1,9 @@
 """One promoter at a time: by the kernel on one machine, by PostgreSQL across several, or not at all."""
 
-import os
-import shutil
-import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,42 +17,6 @@ from tasks.promotion.promoting import promote
 from tasks.tracking import Tracker
 
 ROOT = Path(__file__).resolve().parents[3]
-POSTGRES = Path("/usr/lib/postgresql/15/bin")
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[str]:
-    """The URL of a server of its own on a free loopback port."""
-    if not (POSTGRES / "initdb").is_file():
-        pytest.skip(f"no PostgreSQL 15 server binaries in {POSTGRES}")
-    # Not below pytest's own folder: that one is closed to other users, and too long for a socket.
-    folder = Path(tempfile.mkdtemp(prefix="loraline-postgres-"))
-    # The server refuses to run as root, and its folder must be its user's.
-    as_user: list[str] = []
-    if os.geteuid() == 0:
-        as_user = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"]
-        shutil.chown(folder, "nobody", "nogroup")
-    data = folder / "data"
-
-    def run(*command: str) -> None:
-        done = subprocess.run(
-            [*as_user, *command], capture_output=True, text=True, cwd=folder, timeout=120
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-
-    run(str(POSTGRES / "initdb"), "-D", str(data), "-U", "tester", "-A", "trust", "--no-sync")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    options = f"-c listen_addresses=127.0.0.1 -p {port} -k {folder} -c fsync=off"
-    control = [str(POSTGRES / "pg_ctl"), "-D", str(data), "-w", "-t", "100"]
-    # Without a log file the server would keep our pipes open.
-    run(*control, "-l", str(folder / "log"), "-o", options, "start")
-    try:
-        yield f"postgresql://tester:geheim@127.0.0.1:{port}/postgres"
-    finally:
-        run(*control, "-m", "immediate", "stop")
-        shutil.rmtree(folder)
 
 
 @pytest.fixture(params=["file", "postgresql"])

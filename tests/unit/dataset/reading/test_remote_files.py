@@ -27,65 +27,34 @@ def prompts(found: Any) -> list[str]:
     return [row.messages[0]["content"] for row in found.rows]
 
 
-@pytest.fixture(scope="module")
-def s3_server() -> Iterator[str]:
-    from moto.server import ThreadedMotoServer
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+@pytest.fixture
+def put(shared_bucket: Any) -> Any:
+    """Puts a file into the bucket."""
+    return lambda key, content: shared_bucket.put_object(Key=key, Body=content)
 
 
 @pytest.fixture
-def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
-    """A bucket to put files into; the credentials are in the environment, as in real life."""
-    import boto3
-    import s3fs
-
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "loraline-test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "loraline-secret")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    s3fs.S3FileSystem.clear_instance_cache()
-    client = boto3.client("s3", endpoint_url=s3_server)
-    client.create_bucket(Bucket="team")
-
-    def put(key: str, content: bytes) -> None:
-        client.put_object(Bucket="team", Key=key, Body=content)
-
-    yield put
-    listed = client.list_objects_v2(Bucket="team").get("Contents", [])
-    for item in listed:
-        client.delete_object(Bucket="team", Key=item["Key"])
-    client.delete_bucket(Bucket="team")
-    s3fs.S3FileSystem.clear_instance_cache()
-
-
-@pytest.fixture
-def s3(reader, s3_server: str):
-    return functools.partial(reader, storage_options={"endpoint_url": s3_server})
+def s3(reader, s3_stand_in: str):
+    return functools.partial(reader, storage_options={"endpoint_url": s3_stand_in})
 
 
 @pytest.mark.parametrize(
     ("path", "expected", "sources"),
     [
-        ("s3://team/chats/b.jsonl", ["3"], ["b.jsonl:1"]),
-        ("s3://team/chats", ["0", "1", "3"], ["2026/c.jsonl.gz:1", "a.csv:2", "b.jsonl:1"]),
-        ("s3://team/chats/", ["0", "1", "3"], ["2026/c.jsonl.gz:1", "a.csv:2", "b.jsonl:1"]),
-        ("s3://team/chats/*.jsonl", ["3"], ["b.jsonl:1"]),
-        ("s3://team/chats/**/*.gz", ["0"], ["2026/c.jsonl.gz:1"]),
+        ("s3://shared/chats/b.jsonl", ["3"], ["b.jsonl:1"]),
+        ("s3://shared/chats", ["0", "1", "3"], ["2026/c.jsonl.gz:1", "a.csv:2", "b.jsonl:1"]),
+        ("s3://shared/chats/", ["0", "1", "3"], ["2026/c.jsonl.gz:1", "a.csv:2", "b.jsonl:1"]),
+        ("s3://shared/chats/*.jsonl", ["3"], ["b.jsonl:1"]),
+        ("s3://shared/chats/**/*.gz", ["0"], ["2026/c.jsonl.gz:1"]),
     ],
 )
 def test_a_file_a_folder_and_a_pattern_of_a_bucket_are_read(
-    path, expected, sources, s3, bucket
+    path, expected, sources, s3, put
 ) -> None:
-    bucket("chats/b.jsonl", lines("3"))
-    bucket("chats/a.csv", b"prompt,completion\n1,b\n")
-    bucket("chats/2026/c.jsonl.gz", gzip.compress(lines("0")))
-    bucket("chats/_SUCCESS", b"")
+    put("chats/b.jsonl", lines("3"))
+    put("chats/a.csv", b"prompt,completion\n1,b\n")
+    put("chats/2026/c.jsonl.gz", gzip.compress(lines("0")))
+    put("chats/_SUCCESS", b"")
 
     found = s3(path=path)
 
@@ -93,34 +62,34 @@ def test_a_file_a_folder_and_a_pattern_of_a_bucket_are_read(
     assert [row.source for row in found.rows] == sources
 
 
-def test_a_bad_row_of_a_bucket_is_named_by_its_url_and_line(s3, bucket) -> None:
-    bucket("rows.jsonl", lines("a") + b"{\n")
+def test_a_bad_row_of_a_bucket_is_named_by_its_url_and_line(s3, put) -> None:
+    put("rows.jsonl", lines("a") + b"{\n")
 
-    with pytest.raises(DataError, match=r"s3://team/rows\.jsonl:2: broken JSON"):
-        s3(path="s3://team/rows.jsonl")
+    with pytest.raises(DataError, match=r"s3://shared/rows\.jsonl:2: broken JSON"):
+        s3(path="s3://shared/rows.jsonl")
 
 
-def test_an_object_is_fetched_again_only_when_it_changed(s3, bucket, caplog) -> None:
-    bucket("rows.jsonl", lines("a"))
+def test_an_object_is_fetched_again_only_when_it_changed(s3, put, caplog) -> None:
+    put("rows.jsonl", lines("a"))
 
     with caplog.at_level(logging.INFO):
-        first = s3(path="s3://team/rows.jsonl")
-        again = s3(path="s3://team/rows.jsonl")
-        assert caplog.text.count("Fetching s3://team/rows.jsonl") == 1
+        first = s3(path="s3://shared/rows.jsonl")
+        again = s3(path="s3://shared/rows.jsonl")
+        assert caplog.text.count("Fetching s3://shared/rows.jsonl") == 1
         # As many bytes, and within the same second.
-        bucket("rows.jsonl", lines("z"))
-        changed = s3(path="s3://team/rows.jsonl")
+        put("rows.jsonl", lines("z"))
+        changed = s3(path="s3://shared/rows.jsonl")
 
-    assert caplog.text.count("Fetching s3://team/rows.jsonl") == 2
+    assert caplog.text.count("Fetching s3://shared/rows.jsonl") == 2
     assert prompts(changed) == ["z"]
     assert first.source.digest == again.source.digest != changed.source.digest
 
 
-def test_the_identity_is_that_of_the_same_file_on_disk(s3, reader, bucket, write) -> None:
-    bucket("deep/rows.jsonl", lines("a"))
+def test_the_identity_is_that_of_the_same_file_on_disk(s3, reader, put, write) -> None:
+    put("deep/rows.jsonl", lines("a"))
     write("rows.jsonl", lines("a"))
 
-    remote, local = s3(path="s3://team/deep/rows.jsonl").source, reader(path="rows.jsonl").source
+    remote, local = s3(path="s3://shared/deep/rows.jsonl").source, reader(path="rows.jsonl").source
 
     assert (remote.identity, remote.digest) == (local.identity, local.digest)
 
@@ -128,24 +97,24 @@ def test_the_identity_is_that_of_the_same_file_on_disk(s3, reader, bucket, write
 @pytest.mark.parametrize(
     ("path", "words"),
     [
-        ("s3://team/absent.jsonl", "absent"),
+        ("s3://shared/absent.jsonl", "absent"),
         ("s3://nobody/rows.jsonl", "nobody"),
-        ("s3://team/*.csv", r"\*\.csv"),
+        ("s3://shared/*.csv", r"\*\.csv"),
     ],
 )
-def test_what_a_bucket_does_not_hold_is_refused(path, words, s3, bucket) -> None:
-    bucket("rows.jsonl", lines("a"))
+def test_what_a_bucket_does_not_hold_is_refused(path, words, s3, put) -> None:
+    put("rows.jsonl", lines("a"))
 
     with pytest.raises(DataError, match=words):
         s3(path=path)
 
 
 def test_without_credentials_the_ways_to_give_them_are_named(
-    s3, bucket, monkeypatch: pytest.MonkeyPatch
+    s3, put, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import s3fs
 
-    bucket("rows.jsonl", lines("a"))
+    put("rows.jsonl", lines("a"))
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     s3fs.S3FileSystem.clear_instance_cache()
@@ -153,7 +122,7 @@ def test_without_credentials_the_ways_to_give_them_are_named(
     with pytest.raises(
         DataError, match=r"Credentials come from the environment.*AWS_ACCESS_KEY_ID"
     ):
-        s3(path="s3://team/rows.jsonl")
+        s3(path="s3://shared/rows.jsonl")
 
 
 @pytest.fixture
@@ -225,14 +194,14 @@ def test_a_server_that_is_down_is_no_missing_file(loopback, reader) -> None:
     assert "Credentials" not in str(refused.value)
 
 
-def test_an_object_store_that_is_down_is_no_matter_of_credentials(loopback, bucket, reader) -> None:
+def test_an_object_store_that_is_down_is_no_matter_of_credentials(loopback, put, reader) -> None:
     options = {
         "endpoint_url": f"http://127.0.0.1:{loopback.getsockname()[1]}",
         "config_kwargs": {"retries": {"max_attempts": 0}},
     }
 
     with pytest.raises(DataError, match="nothing answers there") as refused:
-        reader(path="s3://team/rows.jsonl", storage_options=options)
+        reader(path="s3://shared/rows.jsonl", storage_options=options)
 
     assert "Credentials" not in str(refused.value)
 
@@ -286,4 +255,4 @@ def test_a_file_system_that_is_not_installed_names_its_package(
     monkeypatch.setitem(sys.modules, "gcsfs", None)
 
     with pytest.raises(DataError, match=r'pip install "loraline\[gcs\]", or copy the files here'):
-        reader(path="gs://team/rows.jsonl")
+        reader(path="gs://shared/rows.jsonl")

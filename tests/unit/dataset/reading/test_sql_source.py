@@ -2,11 +2,6 @@
 
 import json
 import logging
-import os
-import shutil
-import socket
-import subprocess
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,43 +14,7 @@ from tasks.dataset.reading.bad_rows import BadRows
 from tasks.dataset.source_settings import SqlSource
 from tasks.errors import DataError
 
-POSTGRES = Path("/usr/lib/postgresql/15/bin")
 VARIABLE = "LORALINE_TEST_DATABASE"
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[str]:
-    """The URL of a server of its own on a free loopback port."""
-    if not (POSTGRES / "initdb").is_file():
-        pytest.skip(f"no PostgreSQL 15 server binaries in {POSTGRES}")
-    # Not below pytest's own folder: that one is closed to other users, and too long for a socket.
-    folder = Path(tempfile.mkdtemp(prefix="loraline-postgres-"))
-    # The server refuses to run as root, and its folder must be its user's.
-    as_user: list[str] = []
-    if os.geteuid() == 0:
-        as_user = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"]
-        shutil.chown(folder, "nobody", "nogroup")
-    data = folder / "data"
-
-    def run(*command: str) -> None:
-        done = subprocess.run(
-            [*as_user, *command], capture_output=True, text=True, cwd=folder, timeout=60
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-
-    run(str(POSTGRES / "initdb"), "-D", str(data), "-U", "tester", "-A", "trust", "--no-sync")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    options = f"-c listen_addresses=127.0.0.1 -p {port} -k {folder} -c fsync=off"
-    control = [str(POSTGRES / "pg_ctl"), "-D", str(data), "-w", "-t", "60"]
-    # Without a log file the server would keep our pipes open.
-    run(*control, "-l", str(folder / "log"), "-o", options, "start")
-    try:
-        yield f"postgresql+psycopg://tester:geheim@127.0.0.1:{port}/postgres"
-    finally:
-        run(*control, "-m", "immediate", "stop")
-        shutil.rmtree(folder)
 
 
 @dataclass
@@ -92,7 +51,7 @@ def database(
     if request.param == "sqlite":
         url = f"sqlite:///{tmp_path / 'tickets.db'}"
     else:
-        url = request.getfixturevalue("postgres")
+        url = request.getfixturevalue("postgres").replace("postgresql", "postgresql+psycopg", 1)
     monkeypatch.setenv(VARIABLE, url)
     engine = sqlalchemy.create_engine(url)
     found = Database(engine)

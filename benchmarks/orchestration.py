@@ -1,0 +1,203 @@
+"""What Prefect costs: the flow against its stages as plain functions, a server of our own, and a soak."""
+
+import contextlib
+import os
+import resource
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from harness import Result, main, ratio
+
+ROOT = Path(__file__).resolve().parent.parent
+RECIPE = """\
+name: orchestration
+base: {base}
+dataset:
+  sources: [{{type: python_source, package: json}}, {{type: python_source, package: asyncio}}]
+  split: {{test: 0.1}}
+tokenization: {{max_length: 512, long_rows: drop}}
+training:
+  peft_config: {{r: 4}}
+  training_config: {{max_steps: 2, per_device_train_batch_size: 2}}
+evaluation: {{max_new_tokens: 4, bootstrap_samples: 100, gate: []}}
+promotion: {{policy: automatic}}
+"""
+OURS = """
+from pathlib import Path
+from flows.connection import prefect_connection
+from tasks.home import home
+with prefect_connection(home(), "benchmark", lambda _: None, lambda: __import__("prefect")):
+    from prefect import flow
+    flow(lambda: 1, name="nothing")()
+"""
+PREFECTS = """
+from prefect import flow
+flow(lambda: 1, name="nothing")()
+"""
+
+
+@contextlib.contextmanager
+def _server(folder: Path) -> Iterator[int]:
+    """A Prefect server on SQLite, with its scheduler; yields its process id."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    os.environ["PREFECT_HOME"] = str(folder / "prefect")
+    os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
+    log = (folder / "server.log").open("wb")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "prefect", "server", "start", "--port", str(port)],
+        stdout=log,
+        stderr=log,
+    )
+    try:
+        deadline = time.monotonic() + 180
+        while True:
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/api/health", timeout=2).close()
+                break
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise SystemExit((folder / "server.log").read_text())
+            time.sleep(0.2)
+        yield process.pid
+    finally:
+        process.terminate()
+        process.wait()
+        log.close()
+
+
+@contextlib.contextmanager
+def _plain() -> Iterator[Callable[[Path], None]]:
+    """The flow's body with every task replaced by its function, and nothing sent to Prefect."""
+    from prefect import Task
+    from prefect.logging import disable_run_logger
+
+    import flows.retrain as retraining
+    import tasks.stage_report as stage_report
+    from flows.run_record import PrefectRun
+
+    tasks = {name: it for name, it in vars(retraining).items() if isinstance(it, Task)}
+    show = stage_report.create_markdown_artifact
+    for name, it in tasks.items():
+        setattr(retraining, name, it.fn)
+    stage_report.create_markdown_artifact = lambda *_, **__: None  # type: ignore[assignment]
+    try:
+        with disable_run_logger():
+            yield lambda recipe: retraining._retrained(recipe, (), False, PrefectRun(None, None))
+    finally:
+        stage_report.create_markdown_artifact = show
+        for name, it in tasks.items():
+            setattr(retraining, name, it)
+
+
+def _seconds(work: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def _overhead(result: Result, recipe: Path, pairs: int) -> None:
+    """Stages that are all complete take the same few moments either way: the rest is orchestration."""
+    from flows.retrain import retrain
+    from flows.run_record import RunRecord
+
+    is_done = RunRecord.is_done
+    for name, done in (("", lambda *_: False), ("unchanged_run_", is_done)):
+        RunRecord.is_done = done  # type: ignore[method-assign]
+        flow, plain = [], []
+        for _ in range(pairs):
+            flow.append(_seconds(lambda: retrain(str(recipe))))
+            with _plain() as body:
+                plain.append(_seconds(lambda body=body: body(recipe)))
+        RunRecord.is_done = is_done  # type: ignore[method-assign]
+        differences = [f - p for f, p in zip(flow, plain, strict=True)]
+        result.values[f"{name}overhead_seconds"] = statistics.median(differences)
+        result.values[f"{name}flow_seconds"] = statistics.median(flow)
+        result.values[f"{name}plain_seconds"] = statistics.median(plain)
+        result.ratios[f"{name}plain_vs_flow"] = ratio(plain, flow)
+
+
+def _soak(result: Result, recipe: Path, server: int, folder: Path, runs: int) -> None:
+    """Short runs on SQLite, one after the other: what each adds to the database, and to our memory."""
+    from flows.retrain import retrain
+
+    def size() -> float:
+        return sum(it.stat().st_size for it in (folder / "prefect").glob("prefect.db*")) / 1e6
+
+    retrain(str(recipe))
+    before, memory, at_server = size(), _rss("self"), _rss(str(server))
+    for _ in range(runs):
+        retrain(str(recipe))
+    result.values["soak_runs"] = runs
+    result.values["database_kb_per_run"] = 1000 * (size() - before) / runs
+    result.values["worker_memory_growth_mb"] = _rss("self") - memory
+    result.values["server_memory_growth_mb"] = _rss(str(server)) - at_server
+    log = (folder / "server.log").read_text(errors="replace").lower()
+    result.values["database_lock_errors"] = log.count("database is locked")
+    result.values["worker_peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+def _rss(process: str) -> float:
+    pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def _embedded(result: Result, folder: Path, pairs: int) -> None:
+    """The first flow run of a process without a server, on a database that is there already."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
+    inherited |= {"LORALINE_HOME": str(folder / "home"), "PYTHONPATH": str(ROOT)}
+    # Its own twenty seconds are too few for the first start on a busy machine.
+    inherited |= {"PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "300"}
+    inherited |= {"HOME": str(folder / "nobody")}
+    own = {**inherited, "PREFECT_HOME": str(folder / "ephemeral")}
+
+    def seconds(code: str, environment: dict[str, str]) -> float:
+        command = [sys.executable, "-P", "-c", code]
+        return _seconds(
+            lambda: subprocess.run(
+                command, env=environment, cwd=folder, stdout=subprocess.DEVNULL, check=True
+            )
+        )
+
+    # The first makes and migrates the database.
+    seconds(OURS, inherited), seconds(PREFECTS, own)
+    ours, prefects = [], []
+    for _ in range(pairs):
+        ours.append(seconds(OURS, inherited))
+        prefects.append(seconds(PREFECTS, own))
+    extra = [o - p for o, p in zip(ours, prefects, strict=True)]
+    result.values["embedded_extra_seconds"] = statistics.median(extra)
+    result.values["embedded_seconds"] = statistics.median(ours)
+    result.ratios["embedded_vs_prefect"] = ratio(prefects, ours)
+
+
+def measure(quick: bool) -> Result:
+    """The flow and its plain stages alternate on the same store and the same server."""
+    result = Result("orchestration", ("prefect", "mlflow", "sqlalchemy"))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        os.environ["LORALINE_HOME"] = str(folder / "state")
+        os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
+        recipe = folder / "orchestration.yaml"
+        recipe.write_text(RECIPE.format(base=ROOT / "examples" / "starter"))
+        with _server(folder) as server:
+            from flows.retrain import retrain
+
+            retrain(str(recipe))
+            _overhead(result, recipe, 2 if quick else 7)
+            _soak(result, recipe, server, folder, 5 if quick else 100)
+        _embedded(result, folder, 1 if quick else 5)
+    return result
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    main(measure, __doc__ or "")

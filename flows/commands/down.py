@@ -1,0 +1,30 @@
+"""`loraline down`: stop the stack of this home and everything it started."""
+
+import argparse
+import sys
+
+from tasks.home import home
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("--json", action="store_true", help="print what was done as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Return 0, also when nothing ran. Raises: UserError when another command is at work on the stack."""
+    from flows.stack.starting import bring_down
+
+    state = home()
+    stopped = bring_down(state, lambda text: print(text, file=sys.stderr))
+    if args.json:
+        import json
+
+        print(json.dumps({"ok": True, "stopped": stopped, "home": str(state.root)}))
+    elif stopped:
+        print(
+            f"The stack of {state.root} is stopped. Unfinished runs go on after the next `loraline up`."
+        )
+    else:
+        print(f"No stack of {state.root} was running.")
+    return 0

@@ -1,0 +1,140 @@
+"""`loraline up`: start the stack of this home, or find the one that runs."""
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+from flows.connection import user_connection
+from flows.signals import stop_signals
+from flows.stack import supervisor
+from flows.stack.settings import StackSettings
+from tasks.addresses import without_passwords
+from tasks.errors import StageFailed
+from tasks.home import Home, home
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument(
+        "--host", metavar="ADDRESS", help="listen there (default: 127.0.0.1; others need passwords)"
+    )
+    for server, default in (("prefect", 4200), ("mlflow", 5000)):
+        parser.add_argument(
+            f"--{server}-port",
+            type=int,
+            metavar="PORT",
+            help=f"port of the {server} server (default: {default})",
+        )
+    parser.add_argument(
+        "--trainings", type=int, metavar="N", help="retrainings at once (default: 1)"
+    )
+    parser.add_argument(
+        "--project",
+        type=Path,
+        metavar="DIR",
+        help="folder of recipes/, in which flows run (default: the working directory)",
+    )
+    parser.add_argument(
+        "--foreground",
+        action="store_true",
+        help="stay until Ctrl-C or SIGTERM, then stop the stack",
+    )
+    parser.add_argument(
+        "--at-boot",
+        action="store_true",
+        help="install and enable a systemd user unit that starts the stack with the machine",
+    )
+    parser.add_argument("--json", action="store_true", help="print the stack's state as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Return 0 with a healthy stack. Raises: UserError, StageFailed."""
+    from flows.stack.starting import bring_up
+
+    state = home()
+    wanted = wanted_settings(args, state)
+    if args.at_boot:
+        from flows.stack.boot import install
+
+        for line in install(state, wanted):
+            print(line)
+        return 0
+    for note in _notes():
+        _say(note)
+    # Ctrl-C and SIGTERM end a half-started stack as they end a running one.
+    with stop_signals():
+        found = bring_up(state, wanted, _say)
+        if args.json:
+            print(found.model_dump_json(indent=1), flush=True)
+        else:
+            for part in found.parts:
+                if part.url:
+                    print(f"{part.title.removesuffix(' server'):8} {part.url}", flush=True)
+            _say("`loraline status` shows how each part is; `loraline down` stops the stack.")
+        return _stay(state) if args.foreground else 0
+
+
+def wanted_settings(args: argparse.Namespace, state: Home) -> StackSettings:
+    """What is asked for: options, else what the home's stack had the last time, else the defaults.
+
+    Raises: UserError for values that cannot be.
+    """
+    from pydantic import ValidationError
+
+    from flows.stack.starting import read_settings_or_none
+    from tasks.errors import UserError
+
+    before = read_settings_or_none(state)
+    chosen = before.model_dump() if before else {"project": Path.cwd()}
+    for name in StackSettings.model_fields:
+        if (value := getattr(args, name)) is not None:
+            chosen[name] = value
+    chosen["project"] = Path(chosen["project"]).expanduser().resolve()
+    if not chosen["project"].is_dir():
+        raise UserError(f"--project {chosen['project']} is no folder.")
+    try:
+        return StackSettings.model_validate(chosen)
+    except ValidationError as error:
+        wrong = "; ".join(
+            f"--{str(e['loc'][0]).replace('_', '-')}: {e['msg']}" for e in error.errors()
+        )
+        raise UserError(f"{wrong}.") from None
+
+
+def _stay(state: Home) -> int:
+    """Until a signal comes; what systemd or a container waits for."""
+    from flows.stack.starting import bring_down
+
+    try:
+        while (process := supervisor.find(state)) is not None:
+            while process.is_running() and process.status() != "zombie":
+                time.sleep(0.5)
+        raise StageFailed("The supervisor ended by itself; its parts ended with it.")
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        bring_down(state, _say)
+
+
+def _notes() -> list[str]:
+    """Settings of this shell that lead its own commands to other servers; the stack's parts use its own."""
+    notes = []
+    user = user_connection(os.environ, Path.cwd(), Path.home())
+    if user is not None:
+        notes.append(
+            f"Note: {user.reason} names the Prefect server {without_passwords(user.url)}: commands of "
+            "this shell go there, and only the stack's workers use the stack."
+        )
+    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
+        notes.append(
+            f"Note: MLFLOW_TRACKING_URI is {without_passwords(uri)}: commands of this shell track there, "
+            "and only the stack's workers use the stack."
+        )
+    return notes
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()

@@ -1,0 +1,263 @@
+"""Apply the deployments and the recipes' schedules to a Prefect server; what is as it should be is not touched.
+
+Not touching matters: Prefect deletes the runs that are scheduled, late ones too, whenever a deployment
+or one of its schedules is written, and a night that was missed would not be caught up.
+"""
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flows.deployment_file import Deployment, DeploymentFile, read_deployments
+from flows.scheduled_recipes import (
+    RETRAIN,
+    WATCH,
+    Wanted,
+    gone_for_good,
+    recipe_files,
+    scheduled,
+)
+from flows.server_schedules import Target, by_slug, clock_of, put, recipe_behind, retire
+from tasks.errors import LoralineError
+from tasks.home import Home
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from prefect.client.orchestration import SyncPrefectClient
+    from prefect.client.schemas.responses import DeploymentResponse
+
+WATCH_SECONDS = 900.0
+"""How often the data of a recipe is looked at."""
+
+
+@dataclass
+class Applied:
+    """What `apply_deployments` did."""
+
+    changed: list[str] = field(default_factory=list)
+    """A line for each thing that was created, changed or retired; empty when all was as it should be."""
+    problems: list[str] = field(default_factory=list)
+    """Why a recipe could not be scheduled; what it had before stays."""
+    schedules: int = 0
+    """Recipes that the clock starts now."""
+
+    def note(self, line: str | None) -> None:
+        """Add a line, if there is one."""
+        if line is not None:
+            self.changed.append(line)
+
+
+def apply_deployments(
+    home: Home, recipes: Sequence[Path], *, file: DeploymentFile | None = None
+) -> Applied:
+    """Make the deployments and the schedules of `recipes` what the files say.
+
+    A folder among `recipes` stands for all recipes in it, and then schedules of recipes that are gone
+    or want none any more are retired, wherever those lie; otherwise only the named recipes are touched.
+    Whether a schedule is paused is never changed. The server is the one of this process's environment
+    (`flows.standing_server`); `home` is prepared for it.
+
+    Raises: UserError when the shipped deployments do not fit their flows; StageFailed when the server
+    refuses.
+    """
+    from prefect.client.orchestration import get_client
+
+    home.prepare()
+    file = file or read_deployments()
+    applied = Applied()
+    wanted = _wanted(recipes, applied)
+    with get_client(sync_client=True) as client:
+        for deployment in file.deployments:
+            identity = _deploy(client, file, deployment, applied)
+            _apply_fixed(client, deployment, identity, applied)
+            _apply_triggers(client, deployment, identity, applied)
+            if deployment.name in (RETRAIN, WATCH):
+                whole = any(path.is_dir() for path in recipes)
+                _apply_recipes(client, deployment, identity, wanted, whole, applied)
+    applied.schedules = sum(it.cron is not None for it in wanted if not it.unwanted)
+    return applied
+
+
+def _wanted(recipes: Sequence[Path], applied: Applied) -> list[Wanted]:
+    """What each recipe asks for; of two with one name none, for one adapter has one schedule."""
+    found: list[Wanted] = []
+    for path in recipe_files(recipes):
+        try:
+            if (one := scheduled(path, named=path in recipes)) is not None:
+                found.append(one)
+        except LoralineError as error:
+            applied.problems.append(str(error))
+    kept = []
+    for one in found:
+        rivals = [it.path for it in found if it.name == one.name and not it.unwanted]
+        if len(rivals) > 1 and not one.unwanted:
+            others = ", ".join(str(path) for path in rivals if path != one.path)
+            applied.problems.append(
+                f"{one.path}: name: {one.name!r} is also scheduled by {others}. An adapter has one "
+                "schedule: give one of them another `name`, or take its section `schedule` away."
+            )
+        else:
+            kept.append(one)
+    return kept
+
+
+def _deploy(
+    client: "SyncPrefectClient", file: DeploymentFile, deployment: Deployment, applied: Applied
+) -> "UUID":
+    from prefect.client.schemas.actions import DeploymentUpdate
+    from prefect.exceptions import ObjectNotFound
+
+    _ensure_pool(client, deployment.work_pool.name, applied)
+    pool = deployment.work_pool
+    limit = deployment.concurrency_limit
+    values: dict[str, Any] = {
+        "description": deployment.description,
+        "tags": sorted(deployment.tags),
+        "entrypoint": deployment.entrypoint,
+        "parameters": deployment.parameters,
+        "parameter_openapi_schema": deployment.form,
+        "pull_steps": list(file.pull),
+        "work_pool_name": pool.name,
+        "job_variables": pool.job_variables,
+        "enforce_parameter_schema": True,
+        "concurrency_limit": limit and limit.limit,
+        "concurrency_options": limit
+        and limit.model_dump(
+            include={"collision_strategy", "grace_period_seconds"}, exclude_none=True
+        ),
+    }
+    if pool.work_queue_name:
+        values["work_queue_name"] = pool.work_queue_name
+    flow = deployment.flow
+    try:
+        there = client.read_deployment_by_name(f"{flow.name}/{deployment.name}")
+    except ObjectNotFound:
+        identity = client.create_deployment(client.create_flow(flow), deployment.name, **values)
+        applied.changed.append(f"deployment {deployment.name}: created")
+        return identity
+    differing = [name for name, value in values.items() if _shown(there, name) != value]
+    if differing:
+        client.update_deployment(there.id, DeploymentUpdate.model_validate(values))
+        applied.changed.append(f"deployment {deployment.name}: {', '.join(differing)} changed")
+    return there.id
+
+
+def _shown(there: "DeploymentResponse", name: str) -> Any:
+    """A field of the server's as `_deploy` writes it."""
+    if name == "concurrency_limit":
+        limit = there.global_concurrency_limit
+        return limit.limit if limit else None
+    if name == "concurrency_options":
+        options = there.concurrency_options
+        return options.model_dump(mode="json", exclude_none=True) if options else None
+    if name == "tags":
+        return sorted(there.tags)
+    return getattr(there, name)
+
+
+def _ensure_pool(client: "SyncPrefectClient", name: str, applied: Applied) -> None:
+    """Create a process pool of this name if there is none; one of another type is left as it is."""
+    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+    from prefect.workers.process import ProcessWorker
+
+    try:
+        client.read_work_pool(name)
+        return
+    except ObjectNotFound:
+        pass
+    template = ProcessWorker.get_default_base_job_template()
+    # Somebody else may just have created it.
+    with contextlib.suppress(ObjectAlreadyExists):
+        client.create_work_pool(
+            WorkPoolCreate(name=name, type="process", base_job_template=template)
+        )
+        applied.changed.append(f"work pool {name}: created, of type process")
+
+
+def _apply_fixed(
+    client: "SyncPrefectClient", deployment: Deployment, identity: "UUID", applied: Applied
+) -> None:
+    there = by_slug(client, identity)
+    for schedule in deployment.schedules:
+        line = put(
+            client,
+            Target(deployment.name, identity, schedule.slug),
+            there.get(schedule.slug),
+            clock_of(cron=schedule.cron, timezone=schedule.timezone, seconds=schedule.interval),
+            schedule.parameters,
+            active=schedule.active,
+        )
+        applied.note(line)
+
+
+def _apply_recipes(
+    client: "SyncPrefectClient",
+    deployment: Deployment,
+    identity: "UUID",
+    wanted: list[Wanted],
+    whole: bool,
+    applied: Applied,
+) -> None:
+    there = by_slug(client, identity)
+    fixed = {schedule.slug for schedule in deployment.schedules}
+    for one in wanted:
+        target = Target(deployment.name, identity, one.name)
+        clock = _recipe_clock(one, deployment.name)
+        found = there.get(one.name)
+        if clock is not None:
+            there.pop(one.name, None)
+            applied.note(put(client, target, found, clock, {"recipe": str(one.path)}))
+        elif found is not None and recipe_behind(client, found) == str(one.path):
+            # A draft elsewhere may bear the name of a recipe that is scheduled.
+            del there[one.name]
+            applied.note(retire(client, target, found, f"{one.path} asks for none"))
+    if not whole:
+        return
+    for slug, schedule in there.items():
+        # One that a person made in the UI names no recipe that we know of.
+        path = None if slug in fixed else recipe_behind(client, schedule)
+        if path and (why := gone_for_good(Path(path), slug)):
+            applied.note(retire(client, Target(deployment.name, identity, slug), schedule, why))
+
+
+def _recipe_clock(one: Wanted, deployment: str) -> Any:
+    """When the recipe's schedule of this deployment is due; None where it wants none."""
+    if deployment == WATCH:
+        return clock_of(seconds=WATCH_SECONDS) if one.watched else None
+    return clock_of(cron=one.cron, timezone=one.timezone) if one.cron is not None else None
+
+
+def _apply_triggers(
+    client: "SyncPrefectClient", deployment: Deployment, identity: "UUID", applied: Applied
+) -> None:
+    """The automations that start a deployment for an event, each found again by its name."""
+    from prefect.cli.deploy._triggers import DeploymentTriggerAdapter
+
+    for entry in deployment.triggers:
+        trigger = DeploymentTriggerAdapter.validate_python(dict(entry))
+        trigger.set_deployment_id(identity)
+        wanted = trigger.as_automation()
+        there = next(iter(client.read_automations_by_name(wanted.name)), None)
+        if there is None:
+            client.create_automation(wanted)
+            applied.changed.append(f"automation {wanted.name}: created")
+        elif _essence(there) != _essence(wanted):
+            # Switched off by an operator, it stays off.
+            client.update_automation(there.id, wanted.model_copy(update={"enabled": there.enabled}))
+            applied.changed.append(f"automation {wanted.name}: changed")
+
+
+def _essence(automation: Any) -> dict[str, Any]:
+    """What an automation does, without the identities that the server gives its parts."""
+    kept = automation.model_dump(mode="json", include={"description", "trigger", "actions"})
+    return {name: _without_ids(value) for name, value in kept.items()}
+
+
+def _without_ids(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _without_ids(v) for k, v in value.items() if k != "id" and v is not None}
+    return [_without_ids(it) for it in value] if isinstance(value, list) else value

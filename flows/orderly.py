@@ -1,0 +1,151 @@
+"""What surrounds a retraining so that no schedule can hurt: its turn, room on the disk, its record, the collecting."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+from prefect import State
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterCreatedBy,
+    FlowRunFilterDeploymentId,
+    FlowRunFilterExpectedStartTime,
+)
+from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.sorting import FlowRunSort
+from prefect.context import FlowRunContext
+from prefect.runtime import flow_run
+from prefect.states import Completed
+
+from flows.run_record import RunRecord
+from tasks.artifacts import Outcome
+from tasks.gpu_turn import give_back_gpus
+from tasks.progress import announce
+from tasks.promotion.lock import lock_database
+from tasks.retention.collecting import collect, ensure_free
+from tasks.retention.ledger import recorded
+from tasks.turn import Taken, Turn, adapter_turn
+
+_log = logging.getLogger(__name__)
+
+
+class NotNow(Exception):
+    """The run ends before it begins; `state` says why."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        outcome = Outcome(outcome="skipped", reason=reason, prefect_flow_run_id=flow_run.id)
+        self.state: State[dict[str, Any]] = Completed(
+            name="Skipped", message=reason, data=outcome.model_dump(mode="json")
+        )
+
+
+@contextmanager
+def orderly(run: RunRecord) -> Iterator[Turn]:
+    """Have the adapter's turn for the block, and leave the machine as bounded as it was.
+
+    A run of a schedule does not wait for another run of its adapter: the next one is due soon. One that
+    a person or an event started does.
+
+    Raises: NotNow for that, and StageFailed when the disk is too full to begin.
+    """
+    recipe, home = run.recipe, run.home
+    try:
+        with adapter_turn(
+            home,
+            recipe.name,
+            run=flow_run.name or "loraline run",
+            url=flow_run.ui_url,
+            database=lock_database(run.tracker.uri, os.environ),
+            wait=started_by() != "schedule",
+            say=_tell,
+        ) as turn:
+            ensure_free(home, run.tracker, recipe.retention.min_free_gb)
+            with recorded(home, recipe.name, recipe.retention.keep_runs):
+                yield turn
+    except Taken as taken:
+        raise NotNow(str(taken)) from taken
+    finally:
+        give_back_gpus()
+    _collect(run)
+
+
+def refuse_outdated(recipe: str) -> None:
+    """Let one run catch up for all that were missed: of a schedule's due runs only the newest does anything.
+
+    Prefect starts every run that came due while no worker lived. Whichever starts first, each sees
+    for itself whether a later one is due or was.
+
+    Raises: NotNow when this is not the newest.
+    """
+    here = _this_run()
+    if here is None or started_by() != "schedule" or here.expected_start_time is None:
+        return
+    assert here.created_by is not None
+    assert here.created_by.id is not None
+    try:
+        with get_client(sync_client=True) as client:
+            later = client.read_flow_runs(
+                flow_run_filter=FlowRunFilter(
+                    deployment_id=FlowRunFilterDeploymentId(any_=[here.deployment_id]),
+                    created_by=FlowRunFilterCreatedBy(id_=[here.created_by.id]),
+                    expected_start_time=FlowRunFilterExpectedStartTime(
+                        after_=here.expected_start_time, before_=_now()
+                    ),
+                ),
+                sort=FlowRunSort.EXPECTED_START_TIME_DESC,
+                limit=20,
+            )
+    except Exception:
+        # Better twice than never: the turn and the store keep the second one harmless.
+        _log.warning("Prefect does not say which runs are due; this one goes on", exc_info=True)
+        return
+    newer = next((it for it in later if it.id != here.id and not _given_up(it)), None)
+    if newer is not None:
+        raise NotNow(
+            f"{recipe} was due at {here.expected_start_time:%Y-%m-%d %H:%M} and is late; the run "
+            f"{newer.name}, due at {newer.expected_start_time:%Y-%m-%d %H:%M} UTC, does it for both."
+        )
+
+
+def started_by() -> Literal["schedule", "event", "person"]:
+    """Who started this flow run."""
+    here = _this_run()
+    kind = here.created_by.type if here is not None and here.created_by is not None else None
+    if kind == "SCHEDULE":
+        return "schedule"
+    return "event" if kind == "AUTOMATION" else "person"
+
+
+def _given_up(run: FlowRun) -> bool:
+    return run.state is not None and (run.state.is_cancelled() or run.state.is_cancelling())
+
+
+def _this_run() -> FlowRun | None:
+    context = FlowRunContext.get()
+    return context.flow_run if context is not None else None
+
+
+def _now() -> Any:
+    from prefect.types._datetime import now
+
+    return now("UTC")
+
+
+def _tell(message: str) -> None:
+    _log.warning(message)
+    announce("waiting", stage="dataset", message=message)
+
+
+def _collect(run: RunRecord) -> None:
+    """After a success: what it cost is not worth a failed run."""
+    try:
+        done = collect(run.home, run.tracker)
+    except Exception:
+        _log.warning("Old outputs could not be collected; `loraline gc` does it", exc_info=True)
+        return
+    if done.goes:
+        _log.info("Collected %d things, %.1f MB", len(done.goes), done.bytes / 1e6)

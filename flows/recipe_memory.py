@@ -1,0 +1,58 @@
+"""Which recipe a schedule runs, kept beside the schedule: Prefect forgets it when somebody pauses the schedule.
+
+Prefect 3.8 takes every change of a schedule, the switch in its pages too, for a change of the schedule's
+parameters, and leaves none of them.
+"""
+
+from typing import TYPE_CHECKING, Annotated
+
+from prefect.client.orchestration import get_client
+from prefect.context import FlowRunContext
+from pydantic import Field
+
+from flows.stack.recipes import variable_of
+from tasks.errors import UserError
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+
+RecipePath = Annotated[str, Field(json_schema_extra={"minLength": 1})]
+"""A path that the form asks for. In the schema only: a schedule's run comes without, and is no mistake."""
+
+
+def remember_recipe(client: "SyncPrefectClient", slug: str, recipe: str) -> None:
+    """Keep the path of the recipe behind a schedule, as a Prefect variable; nothing is written twice."""
+    from prefect.client.schemas.actions import VariableCreate, VariableUpdate
+
+    name, value = variable_of(slug), {"schedule": slug, "recipe": recipe}
+    there = client.read_variable_by_name(name)
+    if there is None:
+        client.create_variable(VariableCreate(name=name, value=value))
+    elif there.value != value:
+        client.update_variable(VariableUpdate(name=name, value=value))
+
+
+def recalled(client: "SyncPrefectClient", slug: str) -> str | None:
+    """The path that was remembered for a schedule."""
+    there = client.read_variable_by_name(variable_of(slug))
+    return str(there.value["recipe"]) if there and isinstance(there.value, dict) else None
+
+
+def recipe_of_run(given: str) -> str:
+    """The recipe of this flow run: as given, or else the one behind the schedule that created it.
+
+    Raises: UserError when neither is known.
+    """
+    if given:
+        return given
+    context = FlowRunContext.get()
+    creator = context.flow_run.created_by if context and context.flow_run else None
+    if creator is not None and creator.type == "SCHEDULE" and creator.display_value:
+        with get_client(sync_client=True) as client:
+            if found := recalled(client, creator.display_value):
+                return found
+        raise UserError(
+            f"Nothing is known of a recipe behind the schedule {creator.display_value!r}. "
+            "`loraline deploy` gives schedules their recipes."
+        )
+    raise UserError("No recipe was given: `recipe` is its path, as the worker sees it.")

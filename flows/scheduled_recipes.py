@@ -1,0 +1,102 @@
+"""Which schedules the recipes on this machine ask for."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tasks.errors import LoralineError, UserError
+from tasks.recipe import load_recipe
+from tasks.recipe_file import read_document
+
+RETRAIN, WATCH = "retrain", "watch-data"
+"""The deployments that recipes have schedules of: by the clock, and by the data."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What one recipe asks for."""
+
+    name: str
+    """The adapter's; also the schedule's slug."""
+    path: Path
+    """Absolute: the worker runs elsewhere."""
+    cron: str | None = None
+    timezone: str = "UTC"
+    watched: bool = False
+
+    @property
+    def unwanted(self) -> bool:
+        """Whether the recipe has no section `schedule`."""
+        return self.cron is None and not self.watched
+
+
+def recipe_files(places: Sequence[Path]) -> list[Path]:
+    """The files among `places` and those of its folders (`*.yaml`, `*.yml`, below them too), absolute.
+
+    Raises: UserError for a place that is not there.
+    """
+    found: dict[Path, None] = {}
+    for place in places:
+        if not place.exists():
+            raise UserError(f"There is no recipe and no folder {place}.")
+        inside = sorted(place.rglob("*.y*ml")) if place.is_dir() else [place]
+        found.update(dict.fromkeys(path.absolute() for path in inside))
+    return list(found)
+
+
+def scheduled(path: Path, *, named: bool) -> Wanted | None:
+    """What the recipe asks for; None for a file of a folder that has no section `schedule`.
+
+    Such a file is not looked at any further: a folder may hold drafts. A recipe that a person named
+    is, whatever it has.
+
+    Raises: RecipeError for a recipe that is wrong: it would fail each night.
+    """
+    document = read_document(path)
+    if not document.data.get("schedule") and not named:
+        name = document.data.get("name")
+        return Wanted(name, path) if isinstance(name, str) else None
+    recipe = load_recipe(path)
+    if recipe.schedule is None:
+        return Wanted(recipe.name, path)
+    return Wanted(
+        recipe.name,
+        path,
+        recipe.schedule.cron,
+        recipe.schedule.timezone,
+        recipe.schedule.watches,
+    )
+
+
+def gone_for_good(path: Path, slug: str) -> str | None:
+    """Why a schedule's recipe wants it no more; None while it does, or while nobody can tell.
+
+    A file that is away together with its folder may lie on a disk that is not mounted.
+    """
+    if not path.parent.is_dir():
+        return None
+    if not path.is_file():
+        return f"{path} is gone"
+    try:
+        now = scheduled(path, named=False)
+    except LoralineError:
+        return None
+    if now is None or now.unwanted:
+        return f"{path} has no section `schedule` any more"
+    return f"{path} is named {now.name!r} now" if now.name != slug else None
+
+
+def chosen_recipes(names: Sequence[str], folder: Path) -> Iterator[Path]:
+    """The recipes of a command line, absolute; without any, the folder `recipes` of the working folder.
+
+    Raises: UserError when there is neither.
+    """
+    if names:
+        yield from (Path(name).expanduser().absolute() for name in names)
+        return
+    if not (folder / "recipes").is_dir():
+        raise UserError(
+            f"There is no folder {folder / 'recipes'}. Name the recipes to schedule, or run "
+            "`loraline init`."
+        )
+    yield folder / "recipes"

@@ -1,0 +1,143 @@
+"""Start the stack with the machine: a systemd user unit, written and enabled."""
+
+import getpass
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from flows.stack.settings import POSTGRES, StackSettings, folder
+from tasks.errors import StageFailed, UserError
+from tasks.home import Home
+
+UNIT = "loraline.service"
+KEPT = ("PATH", "HF_HOME", "HF_HUB_OFFLINE", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH")
+"""Of this shell's environment, what the unit's processes need to find the same things; no secrets."""
+
+
+def install(home: Home, settings: StackSettings) -> list[str]:
+    """Write the unit, let systemd read and enable it; returns what a person should know of it.
+
+    Raises: UserError where there is no systemd for this user, StageFailed when it refuses the unit.
+    """
+    refuse_without_systemd()
+    secrets = folder(home) / "environment"
+    folder(home).mkdir(parents=True, exist_ok=True)
+    if not secrets.exists():
+        # Created closed: a moment in which others can read it is one too many.
+        os.close(os.open(secrets, os.O_CREAT | os.O_WRONLY, 0o600))
+    path = unit_path()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(unit(home, settings, dict(os.environ)), encoding="utf-8")
+    _systemctl("daemon-reload")
+    _systemctl("enable", UNIT)
+    lines = [
+        f"Wrote and enabled {path}; it starts the stack with the machine, and again when it was killed.",
+        f"Start it now:    loraline down; systemctl --user start {UNIT}",
+        f"Without a login: sudo loginctl enable-linger {getpass.getuser()}",
+        f"Secrets ({POSTGRES}, passwords, webhooks) are read from {secrets}, one NAME=value a line.",
+        f"Take it back:    systemctl --user disable --now {UNIT}",
+    ]
+    if os.environ.get(POSTGRES):
+        lines.append(
+            f"{POSTGRES} is set in this shell: write it into {secrets}, the unit has no shell."
+        )
+    return lines
+
+
+def unit(home: Home, settings: StackSettings, environ: dict[str, str]) -> str:
+    """The unit's text (systemd.service(5), systemd.exec(5))."""
+    kept = {name: environ[name] for name in KEPT if environ.get(name)}
+    environment = "\n".join(f"Environment={_quoted(f'{k}={v}')}" for k, v in kept.items())
+    options = {
+        "--home": str(home.root),
+        "--project": str(settings.project),
+        "--host": settings.host,
+        "--prefect-port": str(settings.prefect_port),
+        "--mlflow-port": str(settings.mlflow_port),
+        "--trainings": str(settings.trainings),
+    }
+    arguments = [sys.executable, "-P", "-m", "flows.cli", "up", "--foreground"]
+    for name, value in options.items():
+        arguments += [name, value]
+    return f"""\
+# Written by `loraline up --at-boot`.
+[Unit]
+Description=loraline: Prefect, MLflow, workers and the watchdog of {_description(str(home.root))}
+After=network.target
+
+[Service]
+Type=exec
+ExecStart={" ".join(_quoted(argument).replace("$", "$$") for argument in arguments)}
+WorkingDirectory={_path(settings.project)}
+{environment}
+EnvironmentFile=-{_path(folder(home) / "environment")}
+Restart=on-failure
+RestartSec=10
+# `loraline up` ends its parts in order; whatever is left after that is killed.
+KillMode=mixed
+TimeoutStopSec=180
+TimeoutStartSec=infinity
+SuccessExitStatus=130
+
+[Install]
+WantedBy=default.target
+"""
+
+
+def unit_path() -> Path:
+    """Where systemd looks for this user's units."""
+    base = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
+    return Path(base) / "systemd" / "user" / UNIT
+
+
+def refuse_without_systemd() -> None:
+    """Raises: UserError where no systemd runs for this user."""
+    way_out = (
+        "Start `loraline up --foreground` with what starts services here: a container's command, "
+        "an init script, or a crontab line `@reboot`."
+    )
+    if shutil.which("systemctl") is None:
+        raise UserError(f"--at-boot needs systemd, and there is no systemctl here. {way_out}")
+    asked = subprocess.run(
+        ["systemctl", "--user", "show-environment"],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=30,
+    )
+    if asked.returncode:
+        reason = (asked.stderr.strip().splitlines() or ["no reason given"])[0]
+        raise UserError(
+            f"--at-boot needs systemd's user services, and they do not answer: {reason}. {way_out}"
+        )
+
+
+def _systemctl(*arguments: str) -> None:
+    done = subprocess.run(
+        ["systemctl", "--user", *arguments],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=60,
+    )
+    if done.returncode:
+        raise StageFailed(
+            f"`systemctl --user {' '.join(arguments)}` ended with exit code {done.returncode}: "
+            f"{done.stderr.strip()}"
+        )
+
+
+def _quoted(text: str) -> str:
+    """One word, in which `%` begins nothing. In a command `$` has to be doubled, too."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
+    return f'"{escaped}"'
+
+
+def _path(path: Path) -> str:
+    return str(path).replace("%", "%%")
+
+
+def _description(text: str) -> str:
+    return text.replace("%", "%%")

@@ -1,0 +1,92 @@
+"""Where both servers keep their data: SQLite files of the home, or two databases of one PostgreSQL."""
+
+import sqlite3
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+from flows.stack.settings import POSTGRES
+from tasks.addresses import without_passwords
+from tasks.errors import UserError
+from tasks.home import Home
+
+PREFECT_DATABASE = "loraline_prefect"
+MLFLOW_DATABASE = "loraline_mlflow"
+"""Two databases and not one: each server keeps its schema's version in a table `alembic_version`."""
+
+
+@dataclass(frozen=True)
+class Databases:
+    """The addresses, as SQLAlchemy reads them. They may hold a password."""
+
+    prefect: str
+    mlflow: str
+    lock: str = ""
+    """What promoters on several machines lock in; empty with SQLite, where there is one machine."""
+    server: str = ""
+    """PostgreSQL's address without a database, as libpq reads it; empty with SQLite."""
+
+
+def databases(home: Home, environ: Mapping[str, str]) -> Databases:
+    """The stack's databases, as LORALINE_POSTGRES says.
+
+    Raises: UserError when the setting is no address of a PostgreSQL server.
+    """
+    url = environ.get(POSTGRES, "").strip()
+    if not url:
+        return Databases(
+            f"sqlite+aiosqlite:///{home.prefect / 'prefect.db'}",
+            f"sqlite:///{home.mlflow / 'mlflow.db'}",
+        )
+    _refuse_unfit(url)
+    return Databases(
+        prefect=_address(url, "postgresql+asyncpg", PREFECT_DATABASE),
+        mlflow=_address(url, "postgresql+psycopg", MLFLOW_DATABASE),
+        lock=_address(url, "postgresql", MLFLOW_DATABASE),
+        server=_address(url, "postgresql", ""),
+    )
+
+
+def database_address(server: str, name: str) -> str:
+    """The address of one database of the server, as libpq reads it."""
+    return _address(server, "postgresql", name)
+
+
+def write_ahead(path: Path) -> None:
+    """Let SQLite's readers and its writer not wait for each other; the file remembers it.
+
+    Prefect's server does so itself, MLflow's does not.
+    """
+    with closing(sqlite3.connect(path, timeout=60)) as connection:
+        mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+    if mode != "wal":
+        raise UserError(
+            f"SQLite cannot keep a write-ahead log beside {path} (it stays in mode {mode!r}), as on a "
+            f"network file system. Put the state folder on a local disk (--home), or set {POSTGRES}."
+        )
+
+
+def _refuse_unfit(url: str) -> None:
+    shown = without_passwords(url)
+    parts = urlsplit(url)
+    if parts.scheme not in ("postgresql", "postgres") or not parts.hostname:
+        raise UserError(
+            f"{POSTGRES} is {shown}, which is no address of a PostgreSQL server. "
+            "Set it to postgresql://user:password@host:5432, or take it away to use SQLite."
+        )
+    if parts.path not in ("", "/"):
+        raise UserError(
+            f"{POSTGRES} is {shown}, with a database. Leave {parts.path!r} away: the stack keeps two, "
+            f"{PREFECT_DATABASE} and {MLFLOW_DATABASE}."
+        )
+
+
+def _address(url: str, scheme: str, name: str) -> str:
+    parts = urlsplit(url)
+    query = dict(parse_qsl(parts.query))
+    if scheme.endswith("+asyncpg") and "sslmode" in query:
+        # The same words by another name.
+        query["ssl"] = query.pop("sslmode")
+    return urlunsplit((scheme, parts.netloc, f"/{name}", urlencode(query), ""))

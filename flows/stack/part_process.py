@@ -1,0 +1,126 @@
+"""A part's own process under the supervisor: `python -P -m flows.stack.part_process NAME`.
+
+It ends what its former incarnation left, waits for what it needs, counts its starts, takes its
+environment, and becomes the module that it is to run.
+"""
+
+import dataclasses
+import json
+import os
+import runpy
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from flows.server_lock import ServerLock
+from flows.server_process import end_with_parent
+from flows.stack import leftovers
+from flows.stack.databases import databases
+from flows.stack.parts import Part, part_environment, parts
+from flows.stack.settings import StackSettings, folder, read_settings
+from tasks.home import Home, home
+from tasks.stack import answers
+
+GRACE_SECONDS = 5.0
+"""For what a killed incarnation of this part left running."""
+
+
+@dataclass(frozen=True)
+class Starts:
+    """How often a part was started since `loraline up`."""
+
+    count: int
+    since: str
+    """When the last one was, ISO 8601 in UTC."""
+
+
+def main(name: str) -> None:
+    """Become the part. Ends with exit code 1 when the stack has no such part, or none of this home."""
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    state = home()
+    settings = read_settings(state)
+    part = next((p for p in parts(settings) if p.name == name), None) if settings else None
+    if settings is None or part is None:
+        sys.exit(f"{folder(state)} knows no part {name!r}; `loraline up` starts the stack")
+    count_start(state, name)
+    if part.owns_children and (
+        ended := leftovers.end(leftovers.processes(state, name), GRACE_SECONDS)
+    ):
+        say(f"ended {ended} processes that an earlier {name} left running")
+    if name == "prefect":
+        _take_database(state)
+    _wait_for(part)
+    _become(part, state, settings)
+
+
+def count_start(state: Home, name: str) -> None:
+    """Note that the part starts."""
+    before = read_starts(state, name)
+    starts = Starts(
+        (before.count if before else 0) + 1, datetime.now(UTC).isoformat("T", "seconds")
+    )
+    path = _starts_file(state, name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(dataclasses.asdict(starts)), encoding="utf-8")
+    temporary.rename(path)
+
+
+def read_starts(state: Home, name: str) -> Starts | None:
+    """What was noted, None before the first start."""
+    try:
+        return Starts(**json.loads(_starts_file(state, name).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def forget_starts(state: Home) -> None:
+    """Count from nothing: a new stack begins."""
+    for path in (folder(state) / "starts").glob("*.json"):
+        path.unlink(missing_ok=True)
+
+
+def say(text: str) -> None:
+    """A line of our own in the part's log."""
+    print(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} loraline: {text}", flush=True)
+
+
+def _take_database(state: Home) -> None:
+    """The right to serve this home's database: kept until this process ends, however it does."""
+    lock = ServerLock(state)
+    told = False
+    while not lock.acquire("loraline up"):
+        if not told:
+            say(f"waiting for {lock.holder() or 'another process'}, which serves {state.prefect}")
+            told = True
+        time.sleep(0.5)
+
+
+def _wait_for(part: Part) -> None:
+    told: set[str] = set()
+    for url in part.needs:
+        while not answers(url):
+            if url not in told:
+                say(f"waiting for {url}")
+                told.add(url)
+            time.sleep(0.5)
+
+
+def _become(part: Part, state: Home, settings: StackSettings) -> None:
+    environment = part_environment(part, state, settings, databases(state, os.environ), os.environ)
+    os.environ.clear()
+    os.environ.update(environment)
+    say(f"starting: {part.module} {' '.join(part.arguments)}")
+    sys.argv = [part.module, *part.arguments]
+    runpy.run_module(part.module, run_name="__main__", alter_sys=True)
+
+
+def _starts_file(state: Home, name: str) -> Path:
+    return folder(state) / "starts" / f"{name}.json"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

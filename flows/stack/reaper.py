@@ -1,0 +1,173 @@
+"""End runs in Prefect and MLflow whose process is gone: the one who dies cannot say so.
+
+A run is alive as long as a process of this machine bears its id, however busy that process is: no
+heartbeat has to be kept up, and none can be missed.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from flows.stack import leftovers
+from flows.stack.api import Json, PrefectApi
+from flows.stack.parts import POOLS, worker_name
+from tasks import run_lease
+from tasks.errors import StageFailed
+from tasks.home import Home
+from tasks.tracking import Tracker
+
+RUNNING_SECONDS = 30.0
+"""A running run without a process is dead after this: one that just ended is still reporting how."""
+CANCELLING_SECONDS = 45.0
+"""A run that is told to end and still has processes loses them after this: its worker, which would end
+them within 30 s, may be gone."""
+STRAY_SECONDS = 20.0
+"""A process whose run has ended is ended after this: a child in a session of its own survives the
+worker's kill, and keeps the GPU."""
+PENDING_SECONDS = 75.0
+"""A pending run is dead after this: a worker that took it is still starting its process."""
+FLOW_RUN_TAG = "loraline.prefect_flow_run_id"
+"""Tag of an MLflow run: the Prefect run that writes it."""
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Reaper:
+    """Looks at all unfinished runs of this machine; what is missing for long enough is closed."""
+
+    api: PrefectApi
+    home: Home
+    living: Callable[[], set[str]] = leftovers.living_flow_runs
+    end_processes: Callable[[str, float], int] = leftovers.end_flow_run
+    clock: Callable[[], float] = time.monotonic
+    _missing: dict[str, float] = field(default_factory=dict)
+    """Flow run -> when it was first seen without a process."""
+    _over: dict[str, float] = field(default_factory=dict)
+    """Flow run that should have no process any more -> since when."""
+    _seen: set[str] = field(default_factory=set)
+    """Flow runs that had a process on this machine."""
+
+    def __call__(self) -> None:
+        """One look. Raises: StageFailed when a server does not answer."""
+        unfinished = self.api.flow_runs(
+            {"state": {"type": {"any_": ["PENDING", "RUNNING", "CANCELLING"]}}}
+        )
+        living = self.living()
+        self._seen = (self._seen & {run["id"] for run in unfinished}) | living
+        foreign = self._pools_with_foreign_workers() if unfinished else set()
+        gone = []
+        for run in unfinished:
+            if run["id"] in living:
+                self._missing.pop(run["id"], None)
+                if run["state"]["type"] == "CANCELLING" and self._is_over(
+                    run["id"], CANCELLING_SECONDS
+                ):
+                    # At once, its grace is over: told to end, a flow would report itself as crashed.
+                    self._end_processes(run["id"], "was to be cancelled", 0.0)
+                    self._end(run)
+            elif self._is_ours(run, foreign) and self._is_overdue(run):
+                gone.append(run)
+            elif not self._is_ours(run, foreign):
+                self._missing.pop(run["id"], None)
+        for run in gone:
+            self._end(run)
+        self._missing = {
+            run["id"]: self._missing[run["id"]] for run in unfinished if run["id"] in self._missing
+        }
+        self._end_strays(living - {run["id"] for run in unfinished})
+        self._close_abandoned(living)
+
+    def _end_strays(self, ids: set[str]) -> None:
+        """Processes of runs that have ended. A run that this server does not know is another's."""
+        ended = {
+            run["id"]
+            for run in (self.api.flow_runs({"id": {"any_": sorted(ids)}}) if ids else [])
+            if run["state"]["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+        }
+        self._over = {
+            run_id: since
+            for run_id, since in self._over.items()
+            if run_id in ended or run_id in self._seen
+        }
+        for run_id in ended:
+            if self._is_over(run_id, STRAY_SECONDS):
+                self._end_processes(run_id, "has ended", 10.0)
+
+    def _is_over(self, run_id: str, patience: float) -> bool:
+        return self.clock() - self._over.setdefault(run_id, self.clock()) >= patience
+
+    def _end_processes(self, run_id: str, why: str, grace_seconds: float) -> None:
+        count = self.end_processes(run_id, grace_seconds)
+        self._over.pop(run_id, None)
+        _log.warning("Flow run %s %s: %d processes of it were ended", run_id, why, count)
+
+    def _is_ours(self, run: Json, foreign: set[str]) -> bool:
+        """Whether the run's process would be on this machine. Those of `loraline run` have a lease instead."""
+        pool = run.get("work_pool_name")
+        return pool in POOLS.values() and (run["id"] in self._seen or pool not in foreign)
+
+    def _is_overdue(self, run: Json) -> bool:
+        first = self._missing.setdefault(run["id"], self.clock())
+        patience = PENDING_SECONDS if run["state"]["type"] == "PENDING" else RUNNING_SECONDS
+        return self.clock() - first >= patience
+
+    def _pools_with_foreign_workers(self) -> set[str]:
+        """Pools that other machines serve too: a run without a process here may have one there."""
+        ours = {worker_name(part) for part in POOLS}
+        found = set()
+        for pool in POOLS.values():
+            others = [w for w in self.api.workers(pool) if w.get("name") not in ours]
+            if any(worker.get("status") == "ONLINE" for worker in others):
+                found.add(pool)
+        return found
+
+    def _end(self, run: Json) -> None:
+        before = run["state"]["type"]
+        # Who was told to cancel it wanted it to end.
+        kind = "CANCELLED" if before == "CANCELLING" else "CRASHED"
+        self.api.end_flow_run(
+            run["id"],
+            kind,
+            f"Its process is gone: it was {before.lower()}, and no process of this machine works on it.",
+        )
+        self._missing.pop(run["id"], None)
+        _log.warning(
+            "Flow run %s (%s) was %s without a process: %s", run["id"], run["name"], before, kind
+        )
+        inside = {"parent_flow_run_id": {"any_": [run["id"]]}}
+        unfinished = {"type": {"any_": ["PENDING", "RUNNING", "CANCELLING"]}}
+        for child in self.api.flow_runs({**inside, "state": unfinished}):
+            self._end(child)
+
+    def _close_abandoned(self, living: set[str]) -> None:
+        """Runs whose lease the kernel gave back: KILLED in MLflow, and in Prefect what they belonged to."""
+        for run_id in run_lease.abandoned(self.home):
+            closed = close_in_mlflow(self.home, run_id)
+            flow_run = closed.get(FLOW_RUN_TAG, "")
+            if not flow_run or flow_run in living:
+                continue
+            for run in self.api.flow_runs({"id": {"any_": [flow_run]}}):
+                if run["state"]["type"] in ("PENDING", "RUNNING", "CANCELLING"):
+                    self._end(run)
+
+
+def close_in_mlflow(home: Home, run_id: str) -> dict[str, str]:
+    """Give a run that is left RUNNING its end; returns its tags, none when MLflow does not know it."""
+    tracker = Tracker(home)
+    client = tracker.client
+    try:
+        run: Any = client.get_run(run_id)
+    except Exception as error:
+        # MLflow's class is not imported here; its code says whether the server or the run is missing.
+        if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
+            return {}
+        raise StageFailed(
+            f"MLflow could not be asked for the run {run_id} ({type(error).__name__})"
+        ) from error
+    if run.info.status == "RUNNING":
+        with tracker.explained(f"close the run {run_id}"):
+            client.set_terminated(run_id, status="KILLED")
+        _log.warning("MLflow run %s was left by a killed process; it is KILLED now", run_id)
+    return dict(run.data.tags)

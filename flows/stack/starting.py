@@ -1,0 +1,189 @@
+"""Start the stack, or find the one that runs; stop it."""
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from flows.stack import leftovers, supervisor
+from flows.stack.databases import Databases, databases
+from flows.stack.deploying import apply
+from flows.stack.exposure import refuse_open
+from flows.stack.in_use import refuse_in_use
+from flows.stack.migrating import migrate
+from flows.stack.part_process import forget_starts
+from flows.stack.parts import Part, client_of_stack, parts
+from flows.stack.postgres import ready_databases
+from flows.stack.settings import StackSettings, folder, read_settings, write_settings
+from flows.stack.state import StackState, stack_state
+from tasks.errors import StageFailed, UserError
+from tasks.home import Home
+from tasks.stack import Server, write_stack
+
+HEALTHY_SECONDS = 300.0
+"""Longest wait for a new stack: its servers import a lot, on a machine that may be busy."""
+Say = Callable[[str], None]
+
+
+def bring_up(home: Home, wanted: StackSettings, say: Say) -> StackState:
+    """A healthy stack with these settings: the running one, or a new one. Returns how it is.
+
+    Raises: UserError for what a person must change first, StageFailed when a part does not get well;
+    the stack is then stopped again if it was started here.
+    """
+    refuse_open(wanted.host, os.environ)
+    home.prepare()
+    with _alone(home):
+        if supervisor.find(home) is not None:
+            settings = _refuse_other(home, wanted)
+            say("The stack is already running.")
+            state = _wait_until_healthy(home, say)
+            _deploy(home, settings, say)
+            return state
+        _clear(home, say)
+        where = databases(home, os.environ)
+        refuse_in_use(home, wanted)
+        if where.server:
+            for name in ready_databases(where.server):
+                say(f"Created the database {name}.")
+        say("Bringing the databases to the installed versions.")
+        migrate(home, wanted, where)
+        write_settings(home, wanted)
+        try:
+            return _start(home, wanted, where, say)
+        except BaseException:
+            supervisor.stop(home, parts(wanted))
+            raise
+
+
+def bring_down(home: Home, say: Say) -> bool:
+    """End everything that the stack of this home started; False when there was nothing."""
+    home.prepare()
+    with _alone(home):
+        settings = read_settings_or_none(home)
+        if supervisor.find(home) is None and not leftovers.processes(home):
+            home.stack_file.unlink(missing_ok=True)
+            return False
+        known: list[Part] = parts(settings) if settings else []
+        left = supervisor.stop(home, known)
+        if left:
+            say(f"{left} processes did not end by themselves and were ended.")
+        return True
+
+
+def read_settings_or_none(home: Home) -> StackSettings | None:
+    """As `read_settings`; a damaged file must not keep a stack from being stopped."""
+    try:
+        return read_settings(home)
+    except UserError:
+        return None
+
+
+def _start(home: Home, settings: StackSettings, where: Databases, say: Say) -> StackState:
+    (home.mlflow / "artifacts").mkdir(parents=True, exist_ok=True)
+    forget_starts(home)
+    (folder(home) / "watchdog.json").unlink(missing_ok=True)
+    process = supervisor.start(home, parts(settings))
+    say(f"Waiting until each part is healthy (logs: {home.logs}).")
+    state = _wait_until_healthy(home, say)
+    # Named last: a run that reads it may use both at once.
+    write_stack(
+        home,
+        {
+            "prefect": Server(settings.prefect_api, process.pid, supervised=True),
+            "mlflow": Server(settings.mlflow_url, process.pid, supervised=True),
+        },
+    )
+    _deploy(home, settings, say)
+    return state
+
+
+def _deploy(home: Home, settings: StackSettings, say: Say) -> None:
+    environ: Mapping[str, str] = client_of_stack(
+        home, settings, databases(home, os.environ), os.environ
+    )
+    apply(home, settings, environ, say)
+
+
+@contextmanager
+def _alone(home: Home) -> Iterator[None]:
+    try:
+        with FileLock(home.locks / "stack.lock", timeout=5):
+            yield
+    except Timeout as error:
+        raise UserError(
+            f"Another `loraline up` or `loraline down` is at work on {home.root}. Wait for it, then ask "
+            "`loraline status`."
+        ) from error
+
+
+def _refuse_other(home: Home, wanted: StackSettings) -> StackSettings:
+    """The running stack's settings. Raises: UserError when they are not what is asked for."""
+    settings = read_settings(home)
+    if settings is None:
+        raise UserError(
+            f"A supervisor of {home.root} runs, but its settings are gone. "
+            "`loraline down`, then `loraline up`."
+        )
+    differences = [
+        f"{name} is {getattr(settings, name)} and not {getattr(wanted, name)}"
+        for name in StackSettings.model_fields
+        if getattr(settings, name) != getattr(wanted, name)
+    ]
+    if differences:
+        raise UserError(
+            f"The stack of {home.root} is already running, with other settings: "
+            f"{'; '.join(differences)}. Leave the options away to use it, or change them with "
+            "`loraline down` and `loraline up`."
+        )
+    return settings
+
+
+def _clear(home: Home, say: Say) -> None:
+    """Remove what a killed stack left: processes in sessions of their own, and files."""
+    if ended := leftovers.end(leftovers.processes(home), grace_seconds=10):
+        say(f"Ended {ended} processes that a killed stack had left.")
+    if home.stack_file.exists():
+        home.stack_file.unlink(missing_ok=True)
+
+
+def _wait_until_healthy(home: Home, say: Say) -> StackState:
+    deadline = time.monotonic() + HEALTHY_SECONDS
+    told: set[str] = set()
+    # Of a stack that runs for months, only what happens from now on says that a part does not start.
+    before = {part.name: part.restarts for part in stack_state(home, os.environ).parts}
+    while True:
+        state = stack_state(home, os.environ)
+        if state.healthy:
+            return state
+        for part in state.parts:
+            if part.health == "healthy" and part.name not in told:
+                told.add(part.name)
+                say(f"{part.title} is healthy.")
+            if part.restarts - before.get(part.name, 0) >= 3:
+                raise _failed(state, f"{part.title} does not start", Path(part.log))
+        if not state.running:
+            raise StageFailed(f"The supervisor ended by itself. {state.message}")
+        if time.monotonic() > deadline:
+            sick = next(p for p in state.parts if p.health != "healthy")
+            raise _failed(
+                state,
+                f"{sick.title} was not healthy after {HEALTHY_SECONDS:.0f} s ({sick.why or sick.state})",
+                Path(sick.log),
+            )
+        time.sleep(0.5)
+
+
+def _failed(state: StackState, what: str, log: Path) -> StageFailed:
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:]
+    except OSError:
+        lines = []
+    tail = "\n".join(f"  {line}" for line in lines)
+    return StageFailed(
+        f"{what}. Last lines:\n{tail}\nFull log: {log}\n"
+        "`loraline doctor` checks the installed versions that servers are known to die of."
+    )

@@ -1,0 +1,171 @@
+"""How the stack is: each part's state, since when, how often it was started again, whether it is well."""
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from flows.stack import supervisor
+from flows.stack.api import PrefectApi
+from flows.stack.configuration import log_file
+from flows.stack.part_process import read_starts
+from flows.stack.parts import POOLS, Part, parts, worker_name
+from flows.stack.settings import StackSettings, folder, read_settings
+from tasks.errors import StageFailed
+from tasks.home import Home
+from tasks.stack import answers
+
+WATCHDOG_SECONDS = 90.0
+"""The watchdog looks around several times in this time; one that does not, hangs."""
+Health = Literal["healthy", "starting", "unhealthy"]
+
+
+class PartState(BaseModel):
+    """One part."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    title: str
+    state: str
+    """The supervisor's word: RUNNING, STARTING, BACKOFF, STOPPED..."""
+    health: Health
+    pid: int | None = None
+    since: str | None = None
+    """When it was last started, ISO 8601 in UTC."""
+    restarts: int = 0
+    """How often it was started again since `loraline up`."""
+    url: str | None = None
+    log: str
+    why: str = ""
+    """What is wrong, where something is."""
+
+
+class StackState(BaseModel):
+    """The whole stack."""
+
+    model_config = ConfigDict(frozen=True)
+
+    running: bool
+    """Whether there is a supervisor."""
+    healthy: bool
+    home: str
+    supervisor_pid: int | None = None
+    parts: list[PartState] = []
+    message: str = ""
+    """What to do, where something is to be done."""
+
+
+def stack_state(home: Home, environ: Mapping[str, str]) -> StackState:
+    """Ask the supervisor and each part. Takes as long as the slowest answer, 5 s at most each."""
+    settings = read_settings(home)
+    process = supervisor.find(home)
+    if settings is None or process is None:
+        return StackState(
+            running=False, healthy=False, home=str(home.root), message=_not_running(home, settings)
+        )
+    told = {info["name"]: info for info in supervisor.infos(home) or []}
+    with ThreadPoolExecutor() as pool:
+        states = list(
+            pool.map(
+                lambda part: _part_state(part, told.get(part.name), home, settings, environ),
+                parts(settings),
+            )
+        )
+    healthy = all(state.health == "healthy" for state in states)
+    return StackState(
+        running=True,
+        healthy=healthy,
+        home=str(home.root),
+        supervisor_pid=process.pid,
+        parts=states,
+        message="" if healthy else _advice(home, told, states),
+    )
+
+
+def _part_state(
+    part: Part,
+    info: supervisor.Info | None,
+    home: Home,
+    settings: StackSettings,
+    environ: Mapping[str, str],
+) -> PartState:
+    starts = read_starts(home, part.name)
+    state = str(info["statename"]) if info else "UNKNOWN"
+    why = _ailment(part, settings, home, environ) if state in ("RUNNING", "STARTING") else ""
+    health: Health = "healthy"
+    if state in ("STOPPED", "EXITED", "FATAL", "UNKNOWN", "BACKOFF"):
+        health, why = "unhealthy", str(info.get("spawnerr") or "") if info else ""
+    elif why or state == "STARTING":
+        young = starts is not None and _age_seconds(starts.since) < 60
+        health = "starting" if young else "unhealthy"
+    return PartState(
+        name=part.name,
+        title=part.title,
+        state=state,
+        health=health,
+        pid=(info or {}).get("pid") or None,
+        since=starts.since if starts else None,
+        restarts=max(0, starts.count - 1) if starts else 0,
+        url=part.url or None,
+        log=str(log_file(home, part.name)),
+        why=why,
+    )
+
+
+def _ailment(part: Part, settings: StackSettings, home: Home, environ: Mapping[str, str]) -> str:
+    """What is wrong with a part whose process lives; empty when nothing is."""
+    if part.health:
+        return "" if answers(part.health) else f"{part.health} does not answer"
+    if part.name in POOLS:
+        return _worker_ailment(part, settings, environ)
+    beat = folder(home) / "watchdog.json"
+    try:
+        age = datetime.now(UTC).timestamp() - beat.stat().st_mtime
+    except OSError:
+        return "it has not looked around yet"
+    return "" if age < WATCHDOG_SECONDS else f"it last looked around {age:.0f} s ago"
+
+
+def _worker_ailment(part: Part, settings: StackSettings, environ: Mapping[str, str]) -> str:
+    """Prefect knows a worker by its heartbeat, every 30 s."""
+    name = worker_name(part.name)
+    api = PrefectApi.of(environ, settings.prefect_api, timeout_seconds=5.0)
+    try:
+        workers = api.workers(POOLS[part.name])
+    except StageFailed as error:
+        return str(error)
+    mine = next((worker for worker in workers if worker.get("name") == name), None)
+    if mine is None:
+        return "Prefect has not heard of it yet"
+    return "" if mine.get("status") == "ONLINE" else "Prefect has not heard of it for a while"
+
+
+def _age_seconds(iso: str) -> float:
+    return (datetime.now(UTC) - datetime.fromisoformat(iso)).total_seconds()
+
+
+def _not_running(home: Home, settings: StackSettings | None) -> str:
+    if settings is None:
+        return f"No stack was ever started for {home.root}. `loraline up` starts it."
+    if home.stack_file.exists():
+        return (
+            f"The stack of {home.root} was killed, or the machine was started anew. "
+            "`loraline up` starts it again; `loraline up --at-boot` lets the system do so."
+        )
+    return f"The stack of {home.root} is not running. `loraline up` starts it."
+
+
+def _advice(home: Home, told: Mapping[str, object], states: list[PartState]) -> str:
+    if not told:
+        return (
+            f"The supervisor lives and does not answer (log: {log_file(home, 'supervisor')}). "
+            "`loraline down`, then `loraline up`."
+        )
+    sick = [state for state in states if state.health != "healthy"]
+    if all(state.health == "starting" for state in sick):
+        return "Starting; ask again in a minute."
+    logs = "\n".join(f"  {state.name}: {state.log}" for state in sick if state.health != "starting")
+    return f"The supervisor keeps trying. The reason stands at the end of the log:\n{logs}"

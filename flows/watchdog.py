@@ -1,0 +1,113 @@
+"""The watchdog: looks after runs, schedules and parts when nobody else is left to: `python -m flows.watchdog`.
+
+Part of the stack and not a deployment, because it must act when no worker lives.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from flows.stack.alerts import Alerts
+from flows.stack.api import PrefectApi
+from flows.stack.crashes import Crashes
+from flows.stack.hangs import Hangs
+from flows.stack.parts import parts
+from flows.stack.reaper import Reaper
+from flows.stack.restarts import Restarts
+from flows.stack.settings import folder, read_settings
+from flows.stack.silence import Silence
+from tasks.errors import LoralineError
+from tasks.home import Home, home
+from tasks.promotion.notices import notices_of
+
+_log = logging.getLogger(__name__)
+TURN_SECONDS = 5.0
+"""Between two rounds; each check has a rhythm of its own."""
+
+
+@dataclass
+class Check:
+    """Something that is looked at again and again."""
+
+    name: str
+    every_seconds: float
+    look: Callable[[], object]
+    due: float = 0.0
+    """`clock` time of the next look."""
+    failing: str = field(default="", init=False)
+    """Why the last look failed; a reason that stays is logged once."""
+
+    def take_turn(self, now: float) -> None:
+        """Look if it is time to. Never raises: one check that fails must not end the others."""
+        if now < self.due:
+            return
+        self.due = now + self.every_seconds
+        try:
+            self.look()
+        except LoralineError as error:
+            self._note(str(error))
+        except Exception as error:
+            if not self.failing:
+                _log.exception("The check %s failed", self.name)
+            self._note(f"{type(error).__name__}: {error}")
+        else:
+            if self.failing:
+                _log.info("The check %s works again", self.name)
+            self.failing = ""
+
+    def _note(self, why: str) -> None:
+        if why != self.failing:
+            _log.warning("The check %s could not be made: %s", self.name, why)
+        self.failing = why
+
+
+def checks(state: Home, environ: dict[str, str]) -> list[Check]:
+    """All checks of a stack; a new one is a line here."""
+    api = PrefectApi.of(environ)
+    notices = notices_of(state, prefect_api=api.url, environ=environ)
+    settings = read_settings(state)
+    alerts = Alerts(folder(state) / "alerts.json", notices)
+    return [
+        Check("reaper", 15, Reaper(api, state)),
+        Check("crashes", 15, Crashes(api, alerts)),
+        Check("silence", 300, Silence(api, alerts)),
+        Check("restarts", 30, Restarts(state, alerts)),
+        Check("hangs", 30, Hangs(state, parts(settings) if settings else [], alerts)),
+        Check("delivery", 15, alerts.deliver),
+    ]
+
+
+def watch(
+    all_checks: list[Check],
+    beat: Path,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+    rounds: int | None = None,
+) -> None:
+    """Take turns for ever, or for `rounds`; the file `beat` is touched in each, as proof of life."""
+    beat.parent.mkdir(parents=True, exist_ok=True)
+    while rounds is None or rounds > 0:
+        for check in all_checks:
+            check.take_turn(clock())
+        beat.touch()
+        rounds = None if rounds is None else rounds - 1
+        sleep(TURN_SECONDS)
+
+
+def main() -> None:
+    """Run until the process is ended."""
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    # A server that is away is asked again in the next round, and not for minutes in this one.
+    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "1"
+    state = home()
+    watch(checks(state, dict(os.environ)), folder(state) / "watchdog.json")
+
+
+if __name__ == "__main__":
+    main()

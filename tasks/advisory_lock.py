@@ -1,0 +1,96 @@
+"""PostgreSQL's advisory lock as an object that is asked, and not waited for."""
+
+import hashlib
+from typing import Any
+from urllib.parse import urlsplit
+
+from tasks.addresses import without_passwords
+from tasks.errors import StageFailed, UserError
+
+
+class AdvisoryLock:
+    """The lock of one text. It lives in a transaction: poolers hand one session to many clients.
+
+    A transaction that is idle at READ COMMITTED has no snapshot and no id, so that it keeps no vacuum
+    from its work, however many hours it stands.
+    """
+
+    def __init__(self, database: str, text: str, *, application: str | None = None) -> None:
+        """`database`: `postgresql://...`. Nothing is connected before the lock is asked for.
+
+        `application` is what the server's lists of sessions show. Default: `text`.
+        """
+        self._database, self._text = database, text
+        self._application = application or text
+        self._connection: Any = None
+
+    @property
+    def key(self) -> int:
+        """The 64-bit number of the lock: the same on every machine, whatever it calls the server."""
+        return int.from_bytes(hashlib.sha256(self._text.encode()).digest()[:8], "big", signed=True)
+
+    @property
+    def shown(self) -> str:
+        """The server, for a person."""
+        return urlsplit(self._database).hostname or "the local socket"
+
+    def acquire(self, wait_seconds: float = 0.0) -> bool:
+        """Take the lock, or give up after `wait_seconds`.
+
+        Raises: UserError without the driver; StageFailed when the server cannot be reached.
+        """
+        try:
+            import psycopg
+        except ImportError as error:
+            raise UserError(
+                "The stack is on PostgreSQL, and its driver is missing: pip install 'loraline[postgresql]'"
+            ) from error
+        try:
+            self._connection = psycopg.connect(
+                self._database,
+                connect_timeout=10,
+                # A machine that is switched off must not keep the lock for hours.
+                keepalives_idle=10,
+                keepalives_interval=5,
+                keepalives_count=3,
+                application_name=self._application[:63],
+            )
+            self._connection.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+            # 0 would mean for ever.
+            milliseconds = max(1, round(1000 * wait_seconds))
+            self._connection.execute(f"SET LOCAL lock_timeout = {milliseconds:d}")
+            self._connection.execute("SELECT pg_advisory_xact_lock(%s)", (self.key,))
+        except psycopg.errors.LockNotAvailable:
+            self.close()
+            return False
+        except psycopg.Error as error:
+            self.close()
+            raise StageFailed(
+                f"PostgreSQL at {self.shown}, whose lock keeps others away, cannot be reached "
+                f"({without_passwords(str(error).strip())}). Nothing was begun. Mend "
+                "LORALINE_LOCK_DATABASE or the server."
+            ) from None
+        return True
+
+    def answers(self) -> bool:
+        """Whether the connection that holds the lock stands."""
+        import psycopg
+
+        try:
+            self._connection.execute("SELECT 1")
+        except psycopg.Error:
+            return False
+        return True
+
+    def still_held(self) -> bool:
+        """Whether nobody else has it by now: where the connection broke, it is taken again if it is free."""
+        if self.answers():
+            return True
+        self.close()
+        return self.acquire()
+
+    def close(self) -> None:
+        """End the transaction, and with it the lock."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None

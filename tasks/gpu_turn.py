@@ -1,0 +1,150 @@
+"""One run on a GPU at a time: a kernel file lock per device, which the death of its holder frees.
+
+The lock is the machine's, whatever home, user or Prefect server a run belongs to. It is taken when
+something is really computed there: a run that finds nothing to do waits for no GPU.
+"""
+
+import logging
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from tasks.errors import UserError
+
+FOLDER_VARIABLE = "LORALINE_GPU_LOCKS"
+"""Folder of the locks. Default: one below the system's temporary folder; containers that share a GPU mount one."""
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
+_POLL_SECONDS = 1.0
+_log = logging.getLogger(__name__)
+
+
+class _Held:
+    """The devices that this process has the turn on; a process trains once at a time."""
+
+    locks: dict[str, FileLock] = {}  # noqa: RUF012
+    visible_before: str | None = None
+
+
+def take_gpus(count: int) -> tuple[str, ...]:
+    """Wait until `count` of this process's GPUs are free, take them, and show its workers only these.
+
+    Returns their names, as CUDA_VISIBLE_DEVICES has them then; empty on a machine without GPUs. What
+    is held already counts: training and evaluation of one run use the same devices.
+
+    Raises: UserError when there are fewer than `count`.
+    """
+    devices = gpus()
+    if not devices:
+        return ()
+    if len(_Held.locks) >= count:
+        return tuple(_Held.locks)
+    if len(devices) < count:
+        raise UserError(
+            f"training.processes asks for {count} GPUs, and this process may use {len(devices)} "
+            f"({_VISIBLE}={os.environ.get(_VISIBLE, 'not set')}). Lower it, or show more devices."
+        )
+    if not _Held.locks:
+        _Held.visible_before = os.environ.get(_VISIBLE)
+    told = False
+    while not _take(devices, count):
+        if not told:
+            _log.warning(
+                "%s of %d GPUs are in use by other runs: waiting until %d are free",
+                "All" if count == 1 else "Too many",
+                len(devices),
+                count,
+            )
+            told = True
+        time.sleep(_POLL_SECONDS)
+    os.environ[_VISIBLE] = ",".join(_Held.locks)
+    return tuple(_Held.locks)
+
+
+def give_back_gpus() -> None:
+    """End the turn on all of them."""
+    if not _Held.locks:
+        return
+    for lock in _Held.locks.values():
+        lock.release()
+    _Held.locks = {}
+    if _Held.visible_before is None:
+        os.environ.pop(_VISIBLE, None)
+    else:
+        os.environ[_VISIBLE] = _Held.visible_before
+
+
+@contextmanager
+def gpu_turn(count: int = 1) -> Iterator[tuple[str, ...]]:
+    """Hold `count` GPUs for the block. Raises: as `take_gpus`."""
+    try:
+        yield take_gpus(count)
+    finally:
+        give_back_gpus()
+
+
+def gpus() -> tuple[str, ...]:
+    """The NVIDIA GPUs that this process may use, by UUID, in CUDA's order; empty where there are none.
+
+    A slice of a GPU (MIG) is a device of its own.
+    """
+    visible = os.environ.get(_VISIBLE)
+    asked = None if visible is None else [it.strip() for it in visible.split(",") if it.strip()]
+    if asked == [] or asked == ["-1"] or shutil.which("nvidia-smi") is None:
+        return ()
+    try:
+        done = subprocess.run(
+            ["nvidia-smi", "--query-gpu=index,uuid", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        # A driver that does not answer is for the worker to explain.
+        return ()
+    pairs = [line.partition(",") for line in done.stdout.splitlines() if "," in line]
+    known = {index.strip(): uuid.strip() for index, _, uuid in pairs}
+    if asked is None:
+        return tuple(known.values())
+    return tuple(known.get(device, device) for device in asked)
+
+
+def _take(devices: tuple[str, ...], count: int) -> bool:
+    """Take what is missing at once, or nothing: two runs that hold one each would wait for ever."""
+    taken: dict[str, FileLock] = {}
+    folder = _folder()
+    for device in devices:
+        if len(_Held.locks) + len(taken) == count:
+            break
+        if device in _Held.locks:
+            continue
+        lock = FileLock(folder / f"{device.replace('/', '-')}.lock", mode=0o666)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            continue
+        taken[device] = lock
+    if len(_Held.locks) + len(taken) < count:
+        for lock in taken.values():
+            lock.release()
+        return False
+    _Held.locks = {**_Held.locks, **taken}
+    return True
+
+
+def _folder() -> Path:
+    """A folder that every user of this machine may lock in."""
+    named = os.environ.get(FOLDER_VARIABLE)
+    folder = Path(named) if named else Path(tempfile.gettempdir()) / "loraline-gpus"
+    folder.mkdir(parents=True, exist_ok=True)
+    if folder.stat().st_uid == os.geteuid():
+        # Without the sticky bit: with it, the kernel refuses to open another user's file for writing.
+        folder.chmod(0o777)
+    return folder

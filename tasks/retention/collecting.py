@@ -1,0 +1,165 @@
+"""Find what nothing needs any more in a home, and remove it."""
+
+import logging
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from filelock import FileLock, Timeout
+
+from tasks.errors import StageFailed
+from tasks.home import Home
+from tasks.retention.deleted_runs import deleted_runs, purge
+from tasks.retention.finding import Goes, candidates, last_used
+from tasks.retention.needs import Registered, needs_of
+from tasks.store import MANIFEST
+
+if TYPE_CHECKING:
+    from tasks.tracking import Tracker
+
+GRACE_SECONDS = 600.0
+"""What was made or reused so recently stays: its run may not have written it down yet."""
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Plan:
+    """What goes and what stays."""
+
+    goes: list[Goes] = field(default_factory=list)
+    stays: dict[str, str] = field(default_factory=dict)
+    """`stage/fingerprint` -> why."""
+    deleted_runs: list[str] = field(default_factory=list)
+    """MLflow runs that somebody deleted long ago; they go with their files."""
+    removed: bool = False
+    """Whether it was done."""
+
+    @property
+    def bytes(self) -> int:
+        """Bytes on disk of all that goes."""
+        return sum(it.bytes for it in self.goes)
+
+
+def plan(
+    home: Home,
+    tracker: "Tracker | None",
+    *,
+    keep_runs: int | None = None,
+    grace_seconds: float = GRACE_SECONDS,
+) -> Plan:
+    """Say what may go. Nothing is touched.
+
+    `tracker`: whose registry names the versions; None where nothing was ever registered.
+
+    Raises: StageFailed when MLflow is away: nobody knows then what its versions need.
+    """
+    needs = needs_of(home, {} if tracker is None else registered_versions(tracker), keep_runs)
+    before = time.time() - grace_seconds
+    found = Plan()
+    for goes in candidates(home, needs, before):
+        found.goes.append(goes)
+    found.deleted_runs = [] if tracker is None else deleted_runs(tracker)
+    found.stays = {f"{stage}/{key}": why for (stage, key), why in sorted(needs.outputs.items())}
+    return found
+
+
+def collect(
+    home: Home,
+    tracker: "Tracker | None",
+    *,
+    keep_runs: int | None = None,
+    grace_seconds: float = GRACE_SECONDS,
+) -> Plan:
+    """Remove what `plan` says; what came into use meanwhile, or cannot be removed, stays.
+
+    Two that collect at once do it one after the other. Raises: as `plan`.
+    """
+    home.locks.mkdir(parents=True, exist_ok=True)
+    with FileLock(home.locks / "gc.lock"):
+        found = plan(home, tracker, keep_runs=keep_runs, grace_seconds=grace_seconds)
+        before = time.time() - grace_seconds
+        found.goes = [goes for goes in found.goes if _remove(goes, before)]
+        if tracker is not None and not purge(tracker, found.deleted_runs):
+            found.deleted_runs = []
+        found.removed = True
+    return found
+
+
+def registered_versions(tracker: "Tracker") -> dict[tuple[str, str], Registered]:
+    """Every version in the registry. Raises: StageFailed when MLflow does not answer."""
+    from tasks.registry import ADAPTER_TAG, aliased_versions, versions_of
+
+    found: dict[tuple[str, str], Registered] = {}
+    with tracker.explained("list the registered models"):
+        models = list(_all_models(tracker))
+    for name in models:
+        aliases = aliased_versions(tracker, name)
+        for version in versions_of(tracker, name):
+            number = str(version.version)
+            found[name, number] = Registered(
+                tuple(aliases.get(number, ())),
+                str(version.run_id or ""),
+                str(version.tags.get(ADAPTER_TAG, "")),
+            )
+    return found
+
+
+def ensure_free(home: Home, tracker: "Tracker", min_free_gb: float) -> None:
+    """See that there is room for a run; collect first where there is not.
+
+    Raises: StageFailed when too little is free even then.
+    """
+    if _free_gb(home) >= min_free_gb:
+        return
+    _log.warning("%.1f GB are free below %s: collecting", _free_gb(home), home.root)
+    freed = collect(home, tracker).bytes
+    free = _free_gb(home)
+    if free < min_free_gb:
+        raise StageFailed(
+            f"The disk of {home.root} has {free:.2f} GB free, and retention.min_free_gb asks for "
+            f"{min_free_gb:g} ({freed / 1e9:.2f} GB were collected just now). Nothing was trained. Free "
+            "some space (`loraline prune NAME` deletes old versions, `loraline gc --keep-runs 1` keeps "
+            "less of old runs), point LORALINE_HOME at another disk, or lower retention.min_free_gb."
+        )
+
+
+def _free_gb(home: Home) -> float:
+    return shutil.disk_usage(home.root).free / 1e9
+
+
+def _all_models(tracker: "Tracker") -> Iterator[str]:
+    token: str | None = None
+    while True:
+        page = tracker.client.search_registered_models(max_results=100, page_token=token)
+        yield from (model.name for model in page)
+        token = page.token
+        if not token:
+            return
+
+
+def _remove(goes: Goes, before: float) -> bool:
+    """Remove one thing; False when it is in use by now, or stays against our will."""
+    lock = FileLock(goes.path.parent / f".{goes.path.name.lstrip('.').partition('.')[0]}.lock")
+    guarded = goes.kind in ("output", "draft")
+    try:
+        if guarded:
+            lock.acquire(timeout=0)
+            if last_used(goes.path) >= before:
+                return False
+            # A folder that is half removed must never look complete.
+            (goes.path / MANIFEST).unlink(missing_ok=True)
+        if goes.path.is_dir():
+            shutil.rmtree(goes.path)
+        else:
+            goes.path.unlink()
+    except Timeout:
+        return False
+    except OSError as error:
+        _log.warning("%s could not be removed: %s", goes.path, error)
+        return False
+    finally:
+        lock.release()
+    # The lock's empty file stays: whoever waits for it would otherwise hold one that nobody else sees.
+    return True

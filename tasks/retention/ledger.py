@@ -1,0 +1,90 @@
+"""What each run of an adapter used: one small file a run, so that a later one knows what may go."""
+
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from pydantic import BaseModel, Field, ValidationError
+
+from tasks.home import Home
+from tasks.progress import Event, listening
+
+
+class Entry(BaseModel):
+    """One run."""
+
+    name: str
+    """The adapter's."""
+    started: datetime
+    ended: datetime | None = None
+    """None: it runs, or was killed."""
+    outcome: str = "failed"
+    """As `artifacts.Outcome` has it."""
+    keep_runs: int = Field(default=5, ge=1)
+    stages: dict[str, str] = {}
+    """Stage -> fingerprint of the output that was made or reused."""
+    mlflow_run_id: str | None = None
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether nothing of it is left to be gone on with."""
+        return self.ended is not None and self.outcome != "failed"
+
+
+@contextmanager
+def recorded(home: Home, name: str, keep_runs: int) -> Iterator[None]:
+    """Write down what the run inside the block uses, as it gets there; a kill leaves what was known."""
+    now = datetime.now(UTC)
+    entry = Entry(name=name, started=now, keep_runs=keep_runs)
+    folder = home.runs / quote(name, safe="")
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{now:%Y%m%dT%H%M%S%f}-{uuid.uuid4().hex[:8]}.json"
+
+    def hear(event: Event) -> None:
+        if event["event"] == "outcome":
+            _take(entry, event["outcome"])
+            _write(path, entry)
+
+    _write(path, entry)
+    try:
+        with listening(hear):
+            yield
+    finally:
+        entry.ended = datetime.now(UTC)
+        _write(path, entry)
+
+
+def entries(home: Home) -> dict[str, list[tuple[Path, Entry]]]:
+    """Every run by adapter, the newest first; a file that cannot be read is no run."""
+    found: dict[str, list[tuple[Path, Entry]]] = {}
+    for path in sorted(home.runs.glob("*/*.json"), reverse=True):
+        try:
+            entry = Entry.model_validate_json(path.read_text(encoding="utf-8"))
+        except (OSError, ValidationError):
+            continue
+        found.setdefault(entry.name, []).append((path, entry))
+    return found
+
+
+def newest_success(home: Home, name: str) -> datetime | None:
+    """When the newest successful run of the adapter began; None without one."""
+    runs = entries(home).get(name, [])
+    return next((entry.started for _, entry in runs if entry.succeeded), None)
+
+
+def _take(entry: Entry, outcome: dict[str, Any]) -> None:
+    entry.outcome = outcome["outcome"]
+    entry.mlflow_run_id = outcome["mlflow_run_id"]
+    entry.stages = {stage: timing["fingerprint"] for stage, timing in outcome["stages"].items()}
+
+
+def _write(path: Path, entry: Entry) -> None:
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(entry.model_dump(mode="json"), indent=1), encoding="utf-8")
+    temporary.replace(path)

@@ -1,0 +1,107 @@
+"""What is still needed: by registered versions, by running and resumable runs, by the last runs of each adapter."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from tasks.artifacts import STAGES
+from tasks.home import Home
+from tasks.retention.ledger import Entry, entries
+from tasks.turn import is_taken
+
+VERSION_RECORD = "version.json"
+
+
+@dataclass(frozen=True)
+class Registered:
+    """What the registry says of a version."""
+
+    aliases: tuple[str, ...]
+    mlflow_run_id: str
+    adapter_sha256: str = ""
+
+
+@dataclass
+class Needs:
+    """The reasons to keep things; what has none may go."""
+
+    outputs: dict[tuple[str, str], str] = field(default_factory=dict)
+    """(stage, fingerprint) -> why."""
+    mlflow_runs: set[str] = field(default_factory=set)
+    """Whose reports stay."""
+    adapters: set[str] = field(default_factory=set)
+    """sha256 of the adapters behind aliases: their downloaded copies stay."""
+    since: datetime | None = None
+    """When the oldest run that is kept began: logs from before may go. None: nothing is known to have run."""
+    records: set[Path] = field(default_factory=set)
+    """The runs' own files in the ledger."""
+
+    def keep(self, stages: Iterable[tuple[str, str]], why: str) -> None:
+        """Note a reason; the first one stays."""
+        for stage in stages:
+            self.outputs.setdefault(stage, why)
+
+
+def needs_of(
+    home: Home, versions: dict[tuple[str, str], Registered], keep_runs: int | None = None
+) -> Needs:
+    """What must stay in `home`.
+
+    `versions`: (name, number) -> every version that the registry has. A version is whole in MLflow: its
+    adapter, its card and the ids of its rows travel with it. What a run asks the store for is its
+    evaluation, and for one with an alias every stage stays. `keep_runs` overrides what recipes say.
+    """
+    needs = Needs(adapters={it.adapter_sha256 for it in versions.values() if it.aliases})
+    for name, runs in entries(home).items():
+        running = is_taken(home, name)
+        newest = runs[0][1]
+        count = keep_runs or newest.keep_runs
+        gone_on_with = _unfinished([entry for _, entry in runs])
+        for number, (path, entry) in enumerate(runs):
+            if number < count:
+                why = f"one of the last {count} runs of {name}"
+            elif number < gone_on_with:
+                why = f"a run of {name} that can be gone on with"
+            elif running and entry.ended is None:
+                why = f"a run of {name} that may be running"
+            else:
+                continue
+            _keep_run(needs, path, entry, why)
+    for folder in (home.store / "registration").glob("*/"):
+        _keep_version(needs, folder, versions)
+    return needs
+
+
+def _unfinished(runs: list[Entry]) -> int:
+    """How many of the newest runs came to nothing yet."""
+    return next((n for n, entry in enumerate(runs) if entry.succeeded), len(runs))
+
+
+def _keep_run(needs: Needs, path: Path, entry: Entry, why: str) -> None:
+    needs.keep(entry.stages.items(), why)
+    needs.records.add(path)
+    if entry.mlflow_run_id:
+        needs.mlflow_runs.add(entry.mlflow_run_id)
+    if needs.since is None or entry.started < needs.since:
+        needs.since = entry.started
+
+
+def _keep_version(needs: Needs, folder: Path, versions: dict[tuple[str, str], Registered]) -> None:
+    try:
+        record: dict[str, Any] = json.loads((folder / VERSION_RECORD).read_text(encoding="utf-8"))
+        found = versions.get((record["name"], str(record["version"])))
+        stages: dict[str, str] = record["stages"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if found is None:
+        return
+    why = f"version {record['version']} of {record['name']}"
+    kept = STAGES if found.aliases else ("evaluation",)
+    if found.aliases:
+        why += f" ({', '.join(found.aliases)})"
+    needs.keep([("registration", folder.name)], why)
+    needs.keep([(stage, stages[stage]) for stage in kept if stage in stages], why)
+    needs.mlflow_runs.add(found.mlflow_run_id)

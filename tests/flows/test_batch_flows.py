@@ -1,0 +1,139 @@
+"""`predict` and `evaluate` on a registered version, and what a retraining leaves behind it, with a real pipeline."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.home import Home
+from tasks.turn import adapter_turn
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _server() -> Iterator[None]:
+    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+    from prefect.testing.utilities import prefect_test_harness
+
+    with (
+        prefect_test_harness(server_startup_timeout=120),
+        temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
+    ):
+        yield
+
+
+@pytest.fixture
+def home(small: Any, monkeypatch: pytest.MonkeyPatch) -> Home:
+    """The state folder after the first run of `recipes/small.yaml`, as this process's own."""
+    found = Home((small.folder / ".loraline").resolve())
+    for name, value in found.environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(small.folder)
+    return found
+
+
+def rows(path: Path) -> Path:
+    asked = [{"prompt": "What does json.dumps do?", "ticket": 7}, {"prompt": "And json.loads?"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in asked))
+    return path
+
+
+def test_a_file_is_answered_by_the_champion_as_jsonl_and_as_parquet(
+    home: Home, tmp_path: Path
+) -> None:
+    import pyarrow.parquet as pq
+
+    from flows.predict_batch import predict
+    from tasks.errors import UserError
+
+    asked = rows(tmp_path / "rows.jsonl")
+    written = tmp_path / "out.jsonl"
+    done = predict(str(asked), str(written), "small", max_tokens=6)
+    assert done["rows"] == 2
+    assert done["model"] == "models:/small/1"
+    answers = [json.loads(line) for line in written.read_text().splitlines()]
+    assert answers[0]["ticket"] == 7
+    assert all(isinstance(row["answer"], str) for row in answers)
+    predict(str(asked), str(tmp_path / "out.parquet"), "models:/small@champion", max_tokens=6)
+    table = pq.read_table(tmp_path / "out.parquet").to_pylist()
+    assert [row["answer"] for row in table] == [row["answer"] for row in answers]
+    assert [row["ticket"] for row in table] == [7, None]
+    with pytest.raises(UserError, match="is there already"):
+        predict(str(asked), str(written), "small")
+
+
+def test_the_champion_is_judged_on_the_rows_of_today_and_nothing_is_registered(
+    home: Home, small: Any
+) -> None:
+    from flows.evaluate_version import evaluate
+
+    before = small.json("versions", "small")["versions"]
+    done = evaluate("recipes/small.yaml", version="champion")
+    assert done["version"] == "1"
+    assert done["metrics"]["challenger"].keys() == done["metrics"]["base"].keys()
+    assert Path(done["report"]).is_file()
+    assert small.json("versions", "small")["versions"] == before
+
+
+def test_an_unchanged_run_is_skipped_and_leaves_a_record_of_what_it_used(home: Home) -> None:
+    from flows.retrain import retrain
+    from tasks.retention.ledger import entries
+
+    state = retrain("recipes/small.yaml", reason="nightly", return_state=True)
+    assert state.name == "Skipped"
+    _, newest = entries(home)["small"][0]
+    assert newest.succeeded
+    assert set(newest.stages) == {
+        "dataset",
+        "tokenization",
+        "training",
+        "evaluation",
+        "registration",
+    }
+    for stage, key in newest.stages.items():
+        assert (home.store / stage / key / "manifest.json").is_file()
+
+
+def test_a_scheduled_run_beside_another_of_its_adapter_ends_as_skipped(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import flows.orderly as orderly
+    from flows.retrain import retrain
+
+    monkeypatch.setattr(orderly, "started_by", lambda: "schedule")
+    monkeypatch.setattr("flows.retrain.refuse_outdated", lambda _: None)
+    with adapter_turn(home, "small", run="small v2 · nightly", url="http://127.0.0.1:4200/x"):
+        state = retrain("recipes/small.yaml", return_state=True)
+    assert state.name == "Skipped"
+    assert "small is being trained by small v2 · nightly (http://127.0.0.1:4200/x)" in state.message
+    assert state.result()["outcome"] == "skipped"
+
+
+def test_too_little_room_refuses_before_anything_is_prepared(home: Home) -> None:
+    from flows.retrain import retrain
+    from tasks.errors import StageFailed
+
+    before = sorted(home.runs.glob("*/*.json"))
+    with pytest.raises(StageFailed, match=r"retention\.min_free_gb"):
+        retrain("recipes/small.yaml", overrides=["retention.min_free_gb=1000000"])
+    assert sorted(home.runs.glob("*/*.json")) == before
+
+
+def test_gc_says_what_goes_and_keeps_what_the_champion_needs(home: Home, small: Any) -> None:
+    spare = home.store / "dataset" / ("f" * 64)
+    spare.mkdir()
+    (spare / "train.jsonl").write_text("{}\n")
+    (spare / "manifest.json").write_text("{}")
+    import os
+
+    for path in (spare, *spare.iterdir()):
+        os.utime(path, (1, 1))
+    told = small.json("gc")
+    assert [it["path"] for it in told["goes"]] == [str(spare)]
+    assert spare.is_dir()
+    assert "one of the last 5 runs of small" in set(told["stays"].values())
+    done = small.json("gc", "--yes")
+    assert done["removed"]
+    assert not spare.exists()
+    assert small.json("run", "recipes/small.yaml")["outcome"] == "skipped"

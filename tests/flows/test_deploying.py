@@ -1,0 +1,283 @@
+"""Recipes' schedules on a real Prefect server: created, changed, retired, and never touched without need."""
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from tasks.home import Home
+
+RECIPE = """\
+name: {name}
+base: {base}
+dataset:
+  sources:
+    - {{type: jsonl, path: rows.jsonl}}
+"""
+NIGHTLY = 'schedule: {cron: "0 2 * * *", timezone: Europe/Berlin}\n'
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _server() -> Iterator[None]:
+    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+    from prefect.testing.utilities import prefect_test_harness
+
+    with (
+        prefect_test_harness(server_startup_timeout=120),
+        temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
+    ):
+        yield
+
+
+@pytest.fixture
+def recipes(tmp_path: Path) -> Path:
+    folder = tmp_path / "recipes"
+    folder.mkdir()
+    return folder
+
+
+def write(folder: Path, name: str, schedule: str, starter: Path) -> Path:
+    path = folder / f"{name}.yaml"
+    path.write_text(RECIPE.format(name=name, base=starter) + schedule)
+    return path
+
+
+def apply(tmp_path: Path, *places: Path) -> Any:
+    from flows.deploying import apply_deployments
+
+    return apply_deployments(Home(tmp_path / "home"), places)
+
+
+def schedules(deployment: str = "retrain") -> dict[str, Any]:
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        there = client.read_deployment_by_name(f"{deployment}/{deployment}")
+        return {it.slug: it for it in client.read_deployment_schedules(there.id)}
+
+
+def deployment_id(name: str) -> Any:
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        return client.read_deployment_by_name(f"{name}/{name}").id
+
+
+def test_a_recipe_has_its_schedule_and_deploying_again_changes_nothing(
+    tmp_path: Path, recipes: Path, starter: Path
+) -> None:
+    path = write(recipes, "first", NIGHTLY, starter)
+    write(recipes, "unscheduled", "", starter)
+    applied = apply(tmp_path, recipes)
+    assert applied.problems == []
+    assert applied.schedules == 1
+    (schedule,) = schedules().values()
+    assert schedule.slug == "first"
+    assert (schedule.schedule.cron, schedule.schedule.timezone) == ("0 2 * * *", "Europe/Berlin")
+    assert schedule.parameters == {"recipe": str(path)}
+    assert schedule.active
+    assert apply(tmp_path, recipes).changed == []
+
+
+def test_what_an_operator_paused_stays_paused_even_when_its_time_changes(
+    tmp_path: Path, recipes: Path, starter: Path
+) -> None:
+    from prefect.client.orchestration import get_client
+
+    write(recipes, "paused", NIGHTLY, starter)
+    apply(tmp_path, recipes)
+    with get_client(sync_client=True) as client:
+        client.update_deployment_schedule(
+            deployment_id("retrain"), schedules()["paused"].id, active=False
+        )
+    # Prefect took the parameters away with the pause.
+    assert apply(tmp_path, recipes).changed == [
+        "schedule retrain/paused: its parameters restored (still paused)"
+    ]
+    assert apply(tmp_path, recipes).changed == []
+    write(recipes, "paused", NIGHTLY.replace("0 2", "30 4"), starter)
+    assert apply(tmp_path, recipes).changed == [
+        "schedule retrain/paused: now 30 4 * * * Europe/Berlin (still paused)"
+    ]
+    assert not schedules()["paused"].active
+
+
+def test_a_recipe_without_the_section_any_more_has_its_schedule_retired(
+    tmp_path: Path, recipes: Path, starter: Path
+) -> None:
+    write(recipes, "kept", NIGHTLY, starter)
+    write(recipes, "dropped", NIGHTLY, starter)
+    gone = write(recipes, "gone", NIGHTLY, starter)
+    apply(tmp_path, recipes)
+    write(recipes, "dropped", "", starter)
+    gone.unlink()
+    applied = apply(tmp_path, recipes)
+    assert len(applied.changed) == 2
+    assert {"dropped", "gone"} & set(schedules()) == set()
+    assert "kept" in schedules()
+
+
+def test_one_named_recipe_leaves_all_others_alone(
+    tmp_path: Path, recipes: Path, starter: Path
+) -> None:
+    other = write(recipes, "other", NIGHTLY, starter)
+    named = write(recipes, "named", NIGHTLY, starter)
+    apply(tmp_path, recipes)
+    other.unlink()
+    write(recipes, "named", "", starter)
+    apply(tmp_path, named)
+    assert "named" not in schedules()
+    assert "other" in schedules()
+
+
+def test_a_broken_recipe_keeps_its_schedule_and_stops_no_other(
+    tmp_path: Path, recipes: Path, starter: Path
+) -> None:
+    write(recipes, "sound", NIGHTLY, starter)
+    broken = write(recipes, "broken", NIGHTLY, starter)
+    apply(tmp_path, recipes)
+    broken.write_text(broken.read_text().replace("dataset:", "datset:"))
+    write(recipes, "sound", NIGHTLY.replace("0 2", "0 5"), starter)
+    applied = apply(tmp_path, recipes)
+    assert len(applied.problems) == 1
+    assert "datset" in applied.problems[0]
+    assert schedules()["broken"].active
+    assert schedules()["sound"].schedule.cron == "0 5 * * *"
+
+
+def test_two_recipes_of_one_name_are_both_refused(
+    tmp_path: Path, recipes: Path, starter: Path
+) -> None:
+    one = write(recipes, "twin", NIGHTLY, starter)
+    (recipes / "copy.yaml").write_text(one.read_text())
+    applied = apply(tmp_path, recipes)
+    assert len(applied.problems) == 2
+    assert "twin" not in schedules()
+
+
+def test_a_schedule_whose_disk_is_not_mounted_is_not_retired(
+    tmp_path: Path, recipes: Path, starter: Path
+) -> None:
+    elsewhere = tmp_path / "share"
+    elsewhere.mkdir()
+    path = write(elsewhere, "shared", NIGHTLY, starter)
+    apply(tmp_path, path)
+    elsewhere.rename(tmp_path / "unmounted")
+    apply(tmp_path, recipes)
+    assert "shared" in schedules()
+
+
+def test_data_that_is_watched_gives_a_schedule_of_watch_data(
+    tmp_path: Path, recipes: Path, starter: Path
+) -> None:
+    path = write(recipes, "watched", "schedule: {after_new_rows: 500}\n", starter)
+    apply(tmp_path, recipes)
+    assert "watched" not in schedules()
+    assert schedules("watch-data")["watched"].parameters == {"recipe": str(path)}
+
+
+def test_a_schedule_made_by_hand_in_the_ui_is_nobodys_to_retire(
+    tmp_path: Path, recipes: Path, starter: Path
+) -> None:
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import DeploymentScheduleCreate
+    from prefect.client.schemas.schedules import CronSchedule
+
+    write(recipes, "mine", NIGHTLY, starter)
+    apply(tmp_path, recipes)
+    with get_client(sync_client=True) as client:
+        client.create_deployment_schedules(
+            deployment_id("retrain"),
+            [DeploymentScheduleCreate(schedule=CronSchedule(cron="5 5 * * *"), slug="by-hand")],
+        )
+    apply(tmp_path, recipes)
+    assert "by-hand" in schedules()
+
+
+def test_an_automation_that_was_switched_off_stays_off(
+    tmp_path: Path, recipes: Path, starter: Path
+) -> None:
+    from prefect.client.orchestration import get_client
+
+    apply(tmp_path, recipes)
+    with get_client(sync_client=True) as client:
+        (found,) = client.read_automations_by_name("loraline-retrain-wanted")
+        client.pause_automation(found.id)
+        assert apply(tmp_path, recipes).changed == []
+        (found,) = client.read_automations_by_name("loraline-retrain-wanted")
+    assert not found.enabled
+
+
+def test_the_list_says_when_each_is_due_and_how_it_went(
+    tmp_path: Path, recipes: Path, starter: Path
+) -> None:
+    from flows.commands.schedules import list_schedules
+
+    write(recipes, "listed", NIGHTLY, starter)
+    apply(tmp_path, recipes)
+    row = next(row for row in list_schedules() if row["name"] == "listed")
+    assert (row["cron"], row["timezone"], row["paused"]) == ("0 2 * * *", "Europe/Berlin", False)
+    due = datetime.fromisoformat(row["next_run"])
+    assert due.astimezone(ZoneInfo("Europe/Berlin")).strftime("%H:%M") == "02:00"
+    assert row["last_outcome"] is None
+
+
+@pytest.mark.parametrize(
+    ("cron", "day"),
+    [
+        ("30 2 * * *", datetime(2027, 3, 28)),  # 02:30 does not exist
+        ("30 2 * * *", datetime(2026, 10, 25)),  # 02:30 comes twice
+    ],
+)
+def test_a_night_of_daylight_saving_runs_once(cron: str, day: datetime) -> None:
+    import asyncio
+
+    # The server's class: what really decides.
+    from prefect.server.schemas.schedules import CronSchedule
+
+    zone = ZoneInfo("Europe/Berlin")
+    start = day.replace(tzinfo=zone)
+    clock = CronSchedule(cron=cron, timezone="Europe/Berlin")
+    dates = asyncio.run(clock.get_dates(5, start=start - timedelta(days=1)))
+    runs = [it.astimezone(zone).date() for it in dates]
+    assert runs.count(day.date()) == 1
+    assert len(set(runs)) == len(runs)
+
+
+def test_the_commands_deploy_and_list(tmp_path: Path, recipes: Path, starter: Path) -> None:
+    import json
+    import os
+    import subprocess
+    import sys
+
+    from prefect.settings import get_current_settings
+
+    def loraline(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        root = str(Path(__file__).resolve().parents[2])
+        return subprocess.run(
+            [sys.executable, "-P", "-m", "flows.cli", *arguments],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": root, **environment},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+
+    alone = loraline("deploy")
+    assert alone.returncode == 1
+    assert "`loraline up`" in alone.stderr
+    write(recipes, "commanded", NIGHTLY, starter)
+    (recipes / "wrong.yaml").write_text("name: wrong\nschedule: {cron: '0 2 * * *'}\n")
+    api = {"PREFECT_API_URL": str(get_current_settings().api.url)}
+    done = loraline("deploy", "--json", **api)
+    assert done.returncode == 2, done.stderr
+    answer = json.loads(done.stdout)
+    assert any("retrain/commanded: created" in line for line in answer["changed"])
+    assert "wrong.yaml" in answer["problems"][0]
+    listed = json.loads(loraline("schedules", "--json", **api).stdout)["schedules"]
+    assert "commanded" in {row["name"] for row in listed}
+    assert "commanded" in loraline("schedules", **api).stdout

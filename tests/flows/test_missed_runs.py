@@ -1,0 +1,151 @@
+"""After a downtime one run catches up for all that were missed, whichever a worker starts first."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.home import Home
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _server() -> Iterator[None]:
+    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+    from prefect.testing.utilities import prefect_test_harness
+
+    with (
+        prefect_test_harness(server_startup_timeout=120),
+        temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
+    ):
+        yield
+
+
+def missed(tmp_path: Path, starter: Path, nights: int) -> list[Any]:
+    """The runs that a server left behind which was alive while no worker was, the oldest first."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterDeploymentId
+    from prefect.client.schemas.sorting import FlowRunSort
+
+    from flows.deploying import apply_deployments
+
+    name = tmp_path.name.replace("_", "-")
+    recipe = tmp_path / "nightly.yaml"
+    recipe.write_text(
+        f"name: {name}\nbase: {starter}\ndataset: {{sources: [{{type: jsonl, path: a.jsonl}}]}}\n"
+        'schedule: {cron: "0 2 * * *"}\n'
+    )
+    apply_deployments(Home(tmp_path / "home"), [recipe])
+    with get_client(sync_client=True) as client:
+        there = client.read_deployment_by_name("retrain/retrain")
+        since = datetime.now(UTC) - timedelta(days=nights)
+        body = {
+            "start_time": since.isoformat(),
+            "end_time": (datetime.now(UTC) + timedelta(days=2)).isoformat(),
+            "min_time": timedelta(days=nights + 1).total_seconds(),
+            "max_runs": nights + 3,
+        }
+        client.request("POST", f"/deployments/{there.id}/schedule", json=body)
+        runs = client.read_flow_runs(
+            flow_run_filter=FlowRunFilter(deployment_id=FlowRunFilterDeploymentId(any_=[there.id])),
+            sort=FlowRunSort.EXPECTED_START_TIME_ASC,
+        )
+    return [run for run in runs if run.created_by and run.created_by.display_value == name]
+
+
+def test_deploying_again_leaves_the_missed_runs_to_be_caught_up(
+    tmp_path: Path, starter: Path
+) -> None:
+    from prefect.client.orchestration import get_client
+
+    from flows.deploying import apply_deployments
+
+    runs = missed(tmp_path, starter, 4)
+    assert apply_deployments(Home(tmp_path / "home"), [tmp_path / "nightly.yaml"]).changed == []
+    with get_client(sync_client=True) as client:
+        # Prefect deletes scheduled runs whenever a deployment is written: reading one would fail.
+        assert [client.read_flow_run(run.id).id for run in runs] == [run.id for run in runs]
+
+
+@pytest.mark.parametrize("newest_first", [False, True])
+def test_of_five_missed_nights_one_trains(
+    tmp_path: Path, starter: Path, monkeypatch: pytest.MonkeyPatch, newest_first: bool
+) -> None:
+    from prefect.flow_engine import run_flow
+    from prefect.states import Completed
+
+    import flows.retrain as retraining
+
+    trained: list[Path] = []
+
+    def train(recipe: Path, *_: object) -> Any:
+        trained.append(recipe)
+        return Completed(name="Trained", data={})
+
+    monkeypatch.setattr(retraining, "_retrained", train)
+    runs = missed(tmp_path, starter, 5)
+    due = [run for run in runs if run.expected_start_time <= datetime.now(UTC)]
+    assert len(due) == 5
+    assert len(runs) > len(due)
+    states = [
+        run_flow(retraining.retrain, flow_run=run, parameters=run.parameters, return_type="state")
+        for run in (reversed(due) if newest_first else due)
+    ]
+    if newest_first:
+        states.reverse()
+    assert [state.name for state in states] == ["Skipped"] * 4 + ["Trained"]
+    assert trained == [tmp_path / "nightly.yaml"]
+    assert "does it for both" in str(states[0].message)
+
+
+def test_a_schedule_that_was_paused_and_resumed_still_trains_its_own_adapter(
+    tmp_path: Path, starter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect.client.orchestration import get_client
+    from prefect.flow_engine import run_flow
+    from prefect.states import Completed
+
+    import flows.retrain as retraining
+
+    missed(tmp_path, starter, 1)
+    name = tmp_path.name.replace("_", "-")
+    with get_client(sync_client=True) as client:
+        there = client.read_deployment_by_name("retrain/retrain")
+        found = {it.slug: it for it in client.read_deployment_schedules(there.id)}[name]
+        for active in (False, True):
+            # As the switch in Prefect's pages does.
+            path = f"/deployments/{there.id}/schedules/{found.id}"
+            client.request("PATCH", path, json={"active": active})
+        start = datetime.now(UTC) - timedelta(days=30)
+        body = {"start_time": start.isoformat(), "min_runs": 1, "max_runs": 1}
+        client.request("POST", f"/deployments/{there.id}/schedule", json=body)
+        runs = [
+            run
+            for run in client.read_flow_runs(limit=200)
+            if run.created_by and run.created_by.display_value == name and not run.parameters
+        ]
+    assert runs, "Prefect keeps the parameters by now: flows.recipe_memory may go"
+    trained: list[Path] = []
+
+    def train(recipe: Path, *_: object) -> Any:
+        trained.append(recipe)
+        return Completed(name="Trained", data={})
+
+    monkeypatch.setattr(retraining, "_retrained", train)
+    monkeypatch.setattr(retraining, "refuse_outdated", lambda _: None)
+    run_flow(retraining.retrain, flow_run=runs[0], parameters={}, return_type="state")
+    assert trained == [tmp_path / "nightly.yaml"]
+
+
+def test_a_person_is_never_told_that_a_later_run_is_due(
+    tmp_path: Path, starter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect.states import Completed
+
+    import flows.retrain as retraining
+
+    missed(tmp_path, starter, 3)
+    monkeypatch.setattr(retraining, "_retrained", lambda *_: Completed(name="Trained", data={}))
+    state = retraining.retrain(str(tmp_path / "nightly.yaml"), return_state=True)
+    assert state.name == "Trained"

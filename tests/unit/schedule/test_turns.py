@@ -1,0 +1,227 @@
+"""One run of an adapter at a time, one run on a GPU: held for the whole run, freed by death."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from tasks import gpu_turn
+from tasks.errors import StageFailed, UserError
+from tasks.home import Home
+from tasks.turn import Taken, adapter_turn, is_taken
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def python(code: str, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-P", "-c", textwrap.dedent(code)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def holding(home: Home, name: str) -> subprocess.Popen[str]:
+    """Another process that has the turn by the time this returns."""
+    process = python(
+        f"""
+        import time
+        from pathlib import Path
+        from tasks.home import Home
+        from tasks.turn import adapter_turn
+        with adapter_turn(Home(Path({str(home.root)!r})), {name!r}, run="a v7", url="http://x/run/1"):
+            print("held", flush=True)
+            time.sleep(600)
+        """
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def ended(process: subprocess.Popen[str], number: signal.Signals) -> None:
+    process.send_signal(number)
+    process.wait(timeout=30)
+    assert process.stdout is not None
+    process.stdout.close()
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return Home(tmp_path / "home")
+
+
+def test_a_scheduled_run_is_told_who_trains_the_adapter(home: Home) -> None:
+    other = holding(home, "a")
+    try:
+        assert is_taken(home, "a")
+        with (
+            pytest.raises(Taken, match=r"a is being trained by a v7 \(http://x/run/1\) since"),
+            adapter_turn(home, "a", run="b", wait=False),
+        ):
+            raise AssertionError
+        with adapter_turn(home, "another", run="b", wait=False):
+            assert is_taken(home, "another")
+    finally:
+        ended(other, signal.SIGKILL)
+
+
+def test_a_turn_is_free_as_soon_as_its_holder_is_killed(home: Home) -> None:
+    ended(holding(home, "a"), signal.SIGKILL)
+    assert not is_taken(home, "a")
+    with adapter_turn(home, "a", run="b", wait=False) as turn:
+        turn.check()
+    # The note of the dead holder is not taken for the living.
+    assert not list(home.locks.glob("adapter-*.json"))
+
+
+def test_a_person_waits_is_told_once_and_goes_on(home: Home) -> None:
+    other = holding(home, "a")
+    said: list[str] = []
+    got: list[float] = []
+
+    def wait() -> None:
+        with adapter_turn(home, "a", run="b", say=said.append):
+            got.append(time.monotonic())
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    time.sleep(2.5)
+    assert got == []
+    killed = time.monotonic()
+    ended(other, signal.SIGKILL)
+    waiting.join(timeout=30)
+    assert len(said) == 1
+    assert "waiting" in said[0]
+    assert got
+    assert got[0] - killed < 20
+
+
+def test_a_name_with_any_character_makes_a_file_name(home: Home) -> None:
+    with adapter_turn(home, "a/b c", run="r", wait=False):
+        assert is_taken(home, "a/b c")
+        assert not is_taken(home, "a")
+
+
+@pytest.fixture
+def two_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine whose nvidia-smi names two devices."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    tool = folder / "nvidia-smi"
+    tool.write_text("#!/bin/sh\nprintf '0, GPU-aa\\n1, GPU-bb\\n'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.setenv(gpu_turn.FOLDER_VARIABLE, str(tmp_path / "gpu-locks"))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return tmp_path
+
+
+def test_three_runs_share_two_gpus_and_never_one(two_gpus: Path) -> None:
+    code = """
+        import sys, time
+        from tasks.gpu_turn import gpu_turn
+        with gpu_turn() as held:
+            print(held[0], flush=True)
+            sys.stdin.read()
+    """
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-P", "-c", textwrap.dedent(code)],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        for _ in range(3)
+    ]
+    lines: list[str] = []
+    for run in runs:
+        threading.Thread(
+            target=lambda r=run: lines.append(r.stdout.readline()), daemon=True
+        ).start()
+    deadline = time.monotonic() + 60
+    while len(lines) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(2)
+    assert sorted(lines) == ["GPU-aa\n", "GPU-bb\n"]
+    for run in runs:
+        assert run.stdin is not None
+        run.stdin.close()
+    for run in runs:
+        assert run.wait(timeout=60) == 0
+        assert run.stdout is not None
+        run.stdout.close()
+    assert len(lines) == 3
+
+
+def test_workers_see_only_the_gpus_that_their_run_holds(
+    two_gpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    with gpu_turn.gpu_turn() as held:
+        assert held == ("GPU-bb",)
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-bb"
+        assert gpu_turn.take_gpus(1) == held
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
+
+
+def test_more_gpus_than_there_are_is_the_users_mistake(two_gpus: Path) -> None:
+    with pytest.raises(UserError, match="asks for 3 GPUs"):
+        gpu_turn.take_gpus(3)
+
+
+def test_a_machine_that_hides_its_gpus_locks_none(
+    two_gpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert gpu_turn.take_gpus(1) == ()
+
+
+def test_another_machine_has_the_turn_where_the_stack_is_on_postgresql(
+    home: Home, tmp_path: Path, postgres: str
+) -> None:
+    elsewhere = Home(tmp_path / "another-machine")
+    with adapter_turn(home, "a", run="a v7", database=postgres) as turn:
+        turn.check()
+        with (
+            pytest.raises(Taken, match="a is being trained by another machine"),
+            adapter_turn(elsewhere, "a", run="b", database=postgres, wait=False),
+        ):
+            raise AssertionError
+        with adapter_turn(elsewhere, "other", run="b", database=postgres, wait=False):
+            pass
+    with adapter_turn(elsewhere, "a", run="b", database=postgres, wait=False):
+        pass
+
+
+def test_a_connection_that_broke_in_the_night_is_mended_unless_somebody_was_faster(
+    home: Home, tmp_path: Path, postgres: str
+) -> None:
+    import psycopg
+
+    def break_connections() -> None:
+        with psycopg.connect(postgres, autocommit=True) as other:
+            other.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE application_name = 'loraline training of a'"
+            )
+
+    elsewhere = Home(tmp_path / "another-machine")
+    with adapter_turn(home, "a", run="a v7", database=postgres) as turn:
+        break_connections()
+        turn.check()
+        break_connections()
+        with (
+            adapter_turn(elsewhere, "a", run="b", database=postgres, wait=False),
+            pytest.raises(StageFailed, match="another run has the turn by now"),
+        ):
+            turn.check()

@@ -1,0 +1,255 @@
+"""What a stack is started with: who may reach it, where its data lies, what the supervisor is told."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flows.stack import leftovers, supervisor
+from flows.stack.boot import unit
+from flows.stack.configuration import configuration, socket_file, write_configuration
+from flows.stack.databases import databases, write_ahead
+from flows.stack.exposure import MLFLOW_PASSWORDS, PREFECT_PASSWORD, refuse_open
+from flows.stack.parts import part_environment, parts, prefect_server_settings
+from flows.stack.settings import StackSettings, folder, read_settings, write_settings
+from tasks.errors import UserError
+from tasks.home import Home
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Home:
+    return Home((tmp_path / "a home with spaces").resolve())
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> StackSettings:
+    return StackSettings(project=tmp_path)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "127.1.2.3"])
+def test_loopback_needs_no_password(host: str) -> None:
+    refuse_open(host, {})
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.7", "gpu-box"])
+def test_another_address_without_passwords_is_refused_with_what_is_missing(host: str) -> None:
+    with pytest.raises(UserError) as refused:
+        refuse_open(host, {PREFECT_PASSWORD: "admin:pw"})
+    for name in MLFLOW_PASSWORDS:
+        assert name in str(refused.value)
+    assert f"Not set: {PREFECT_PASSWORD}" not in str(refused.value)
+
+
+def test_a_prefect_password_without_its_user_is_refused() -> None:
+    with pytest.raises(UserError, match="user:password"):
+        refuse_open("0.0.0.0", {PREFECT_PASSWORD: "pw", **dict.fromkeys(MLFLOW_PASSWORDS, "x")})
+
+
+def test_with_passwords_mlflow_is_started_with_its_authentication_and_host_check(
+    tmp_path: Path,
+) -> None:
+    closed, opened = (
+        next(p for p in parts(StackSettings(project=tmp_path, host=host)) if p.name == "mlflow")
+        for host in ("127.0.0.1", "0.0.0.0")
+    )
+    assert "--app-name" not in closed.arguments
+    assert opened.arguments[opened.arguments.index("--app-name") + 1] == "basic-auth"
+    allowed = opened.arguments[opened.arguments.index("--allowed-hosts") + 1]
+    assert "127.0.0.1:5000" in allowed
+    assert "*" not in allowed
+
+
+def test_sqlite_is_the_default_and_lies_in_the_home(state: Home) -> None:
+    found = databases(state, {})
+    assert found.prefect == f"sqlite+aiosqlite:///{state.prefect / 'prefect.db'}"
+    assert found.mlflow == f"sqlite:///{state.mlflow / 'mlflow.db'}"
+    assert found.lock == found.server == ""
+
+
+def test_one_setting_gives_both_postgresql_addresses(state: Home) -> None:
+    url = "postgresql://me:p%40ss@db.example:6432?sslmode=require"
+    found = databases(state, {"LORALINE_POSTGRES": url})
+    assert (
+        found.prefect
+        == "postgresql+asyncpg://me:p%40ss@db.example:6432/loraline_prefect?ssl=require"
+    )
+    assert (
+        found.mlflow
+        == "postgresql+psycopg://me:p%40ss@db.example:6432/loraline_mlflow?sslmode=require"
+    )
+    assert found.lock == "postgresql://me:p%40ss@db.example:6432/loraline_mlflow?sslmode=require"
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("mysql://a:geheim@b", "no address of a PostgreSQL server"),
+        ("postgresql:///", "no address of a PostgreSQL server"),
+        ("postgresql://a:geheim@b/things", "Leave '/things' away"),
+    ],
+)
+def test_an_unfit_postgresql_setting_is_refused_without_its_password(
+    state: Home, url: str, words: str
+) -> None:
+    with pytest.raises(UserError, match=words) as refused:
+        databases(state, {"LORALINE_POSTGRES": url})
+    assert "geheim" not in str(refused.value)
+
+
+def test_a_sqlite_file_remembers_its_write_ahead_log(tmp_path: Path) -> None:
+    import sqlite3
+
+    file = tmp_path / "some.db"
+    write_ahead(file)
+    with sqlite3.connect(file) as connection:
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+def test_the_prefect_server_keeps_leases_on_disk_and_tells_nobody(
+    state: Home, settings: StackSettings
+) -> None:
+    part = next(p for p in parts(settings) if p.name == "prefect")
+    environment = part_environment(part, state, settings, databases(state, {}), {})
+    assert environment["PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"].endswith(".filesystem")
+    assert environment["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
+    assert "flow_runs" in environment["PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED"]
+
+
+def test_prefect_takes_every_setting_that_its_server_is_given(state: Home, tmp_path: Path) -> None:
+    # It ignores names that it does not know, as after an upgrade that renamed one.
+    given = prefect_server_settings(databases(state, {}))
+    done = subprocess.run(
+        [sys.executable, "-m", "prefect", "config", "view", "--hide-sources", "--show-secrets"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, **given, "PREFECT_PROFILES_PATH": str(tmp_path / "profiles.toml")},
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    for name in given:
+        assert f"{name}=" in done.stdout
+
+
+def test_a_flow_has_the_stacks_addresses_and_none_of_the_servers_secrets(
+    state: Home, settings: StackSettings
+) -> None:
+    environ = {
+        "LORALINE_POSTGRES": "postgresql://me:geheim@db",
+        "MLFLOW_AUTH_ADMIN_PASSWORD": "geheim",
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": "geheim",
+        "MLFLOW_TRACKING_URI": "http://elsewhere",
+        "PREFECT_API_URL": "http://elsewhere/api",
+        "HF_HOME": "/models",
+    }
+    part = next(p for p in parts(settings) if p.name == "worker")
+    environment = part_environment(part, state, settings, databases(state, {}), environ)
+    assert environment["PREFECT_API_URL"] == "http://127.0.0.1:4200/api"
+    assert environment["MLFLOW_TRACKING_URI"] == "http://127.0.0.1:5000"
+    assert environment["HF_HOME"] == "/models"
+    assert "geheim" not in "".join(environment.values())
+
+
+def test_the_supervisor_understands_its_configuration(
+    state: Home, settings: StackSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from supervisor.options import ServerOptions
+
+    state.root.mkdir(parents=True)
+    state.logs.mkdir()
+    path = write_configuration(state, parts(settings), socket_file(state))
+    monkeypatch.chdir(state.root)
+    options = ServerOptions()
+    # It tells on standard error and exits when a line is wrong.
+    options.realize(["-c", str(path), "--nodaemon"], doc="")
+    programs = {group.name: group.process_configs[0] for group in options.process_group_configs}
+    assert set(programs) == {"prefect", "mlflow", "worker", "registry-worker", "watchdog"}
+    for name, program in programs.items():
+        assert program.stdout_logfile == str(state.logs / f"{name}.log")
+        assert 0 < program.stdout_logfile_maxbytes * (program.stdout_logfile_backups + 1) < 2**27
+        assert program.autorestart is not False
+        assert program.environment["LORALINE_PART"] == name
+        assert program.killasgroup
+    # The highest priority ends first: what ends on purpose must not be taken for dead.
+    assert max(programs, key=lambda name: programs[name].priority) == "watchdog"
+
+
+def test_a_stack_that_a_flow_starts_does_not_belong_to_its_run(state: Home) -> None:
+    environment = supervisor.environment(state, {"PREFECT__FLOW_RUN_ID": "x", "PATH": "/bin"})
+    assert leftovers.FLOW_RUN not in environment
+    assert environment["PATH"] == "/bin"
+    assert environment[leftovers.STACK] == str(state.root)
+
+
+@pytest.mark.parametrize("name", ["a;b", "100%", 'a"b'])
+def test_a_path_that_the_configuration_cannot_hold_is_refused(
+    tmp_path: Path, settings: StackSettings, name: str
+) -> None:
+    with pytest.raises(UserError, match="cannot hold"):
+        configuration(Home(tmp_path / name), parts(settings), tmp_path / "socket")
+
+
+def test_the_socket_lies_in_the_home_unless_its_path_is_too_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert socket_file(Home(Path("/srv/lora"))) == Path("/srv/lora/stack/supervisor.sock")
+    monkeypatch.setattr("flows.stack.configuration.SHORT_FOLDER", tmp_path)
+    deep = Home(tmp_path / ("long" * 60))
+    socket = socket_file(deep)
+    assert len(socket.name) < 30
+    assert socket != socket_file(Home(deep.root / "other"))
+    assert socket.parent.stat().st_mode & 0o777 == 0o700
+    socket.parent.chmod(0o777)
+    with pytest.raises(UserError, match="mode 700"):
+        socket_file(deep)
+
+
+def test_settings_are_read_as_they_were_written_and_damage_is_told(
+    state: Home, settings: StackSettings
+) -> None:
+    assert read_settings(state) is None
+    write_settings(state, settings)
+    assert read_settings(state) == settings
+    (folder(state) / "settings.json").write_text("{")
+    with pytest.raises(UserError, match="loraline down"):
+        read_settings(state)
+
+
+def test_the_unit_is_one_that_systemd_accepts_and_holds_no_secret(
+    tmp_path: Path, settings: StackSettings
+) -> None:
+    home = Home(tmp_path / "home with 100% $pace")
+    environ = {"PATH": "/bin:/opt/$x", "LORALINE_POSTGRES": "postgresql://a:geheim@b"}
+    text = unit(home, settings, environ)
+    assert "geheim" not in text
+    assert "Restart=on-failure" in text
+    assert '"up" "--foreground"' in text
+    # In a command `$` begins a variable, in an environment it is a sign like any other.
+    assert "100%% $$pace" in text
+    assert 'Environment="PATH=/bin:/opt/$x"' in text
+    assert "WantedBy=default.target" in text
+    verify = Path("/usr/bin/systemd-analyze")
+    if not verify.exists():
+        pytest.skip("no systemd-analyze here to verify the unit with")
+    file = tmp_path / "loraline.service"
+    file.write_text(text)
+    done = subprocess.run(
+        [str(verify), "--user", "verify", str(file)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)},
+        timeout=60,
+    )
+    complaints = [line for line in done.stderr.splitlines() if "loraline.service" in line]
+    assert not complaints, done.stderr
+    assert done.returncode == 0, done.stderr
+
+
+def test_without_systemd_the_way_out_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    from flows.stack.boot import refuse_without_systemd
+
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(UserError, match=r"no systemctl here.*@reboot"):
+        refuse_without_systemd()

@@ -1,0 +1,470 @@
+"""The watchdog: what is dead is closed once, what is busy is left alone, and somebody is told once."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.stack.alerts import Alert, Alerts
+from flows.stack.crashes import AGAIN, Crashes
+from flows.stack.hangs import PATIENCE_SECONDS, Hangs
+from flows.stack.leftovers import FLOW_RUN, PART, STACK, living_flow_runs
+from flows.stack.part_process import count_start, read_starts
+from flows.stack.parts import Part, worker_name
+from flows.stack.reaper import (
+    CANCELLING_SECONDS,
+    PENDING_SECONDS,
+    RUNNING_SECONDS,
+    STRAY_SECONDS,
+    Reaper,
+)
+from flows.stack.recipes import variable_of
+from flows.stack.restarts import MANY, Restarts
+from flows.stack.silence import Silence, fire_times
+from flows.watchdog import Check, watch
+from tasks.errors import StageFailed
+from tasks.home import Home
+from tasks.promotion.notices import Notices, notices_of
+from tasks.tracking import Tracker
+
+
+class Clock:
+    """Time that a test moves."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Home:
+    return Home((tmp_path / "home").resolve())
+
+
+@pytest.fixture
+def alerts(state: Home, prefect: Any) -> Alerts:
+    """Of a watchdog that first ran yesterday."""
+    notices = notices_of(state, prefect_api=prefect.url, environ={})
+    return Alerts(state.root / "alerts.json", notices, now=datetime.now(UTC) - timedelta(days=1))
+
+
+def looked(reaper: Reaper, clock: Clock, *seconds: float) -> None:
+    for step in seconds:
+        clock.now += step
+        reaper()
+
+
+def test_a_running_run_without_a_process_is_crashed_within_a_minute(
+    prefect: Any, state: Home
+) -> None:
+    clock, run = Clock(), prefect.add("RUNNING")
+    reaper = Reaper(prefect.api, state, set, clock=clock)
+    looked(reaper, clock, 0, RUNNING_SECONDS - 1)
+    assert run["state"]["type"] == "RUNNING"
+    looked(reaper, clock, 2)
+    assert run["state"]["type"] == "CRASHED"
+    assert "process is gone" in run["state"]["message"]
+
+
+def test_a_pending_run_of_a_dead_worker_is_crashed_within_two_minutes(
+    prefect: Any, state: Home
+) -> None:
+    clock, run = Clock(), prefect.add("PENDING")
+    reaper = Reaper(prefect.api, state, set, clock=clock)
+    looked(reaper, clock, 0, PENDING_SECONDS - 1)
+    assert run["state"]["type"] == "PENDING"
+    looked(reaper, clock, 2)
+    assert run["state"]["type"] == "CRASHED"
+    assert PENDING_SECONDS + 2 * 15 < 120
+
+
+def test_a_run_that_is_being_cancelled_ends_as_cancelled(prefect: Any, state: Home) -> None:
+    clock, run = Clock(), prefect.add("CANCELLING")
+    looked(Reaper(prefect.api, state, set, clock=clock), clock, 0, RUNNING_SECONDS)
+    assert run["state"]["type"] == "CANCELLED"
+
+
+def test_a_process_that_is_busy_for_hours_keeps_its_run_alive(prefect: Any, state: Home) -> None:
+    clock, run = Clock(), prefect.add("RUNNING")
+    process = subprocess.Popen(
+        [sys.executable, "-c", "while True: pass"], env={**os.environ, FLOW_RUN: run["id"]}
+    )
+    try:
+        while run["id"] not in living_flow_runs():
+            time.sleep(0.05)
+        reaper = Reaper(prefect.api, state, clock=clock)
+        looked(reaper, clock, 0, 600, 36_000)
+        assert run["state"]["type"] == "RUNNING"
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    looked(reaper, clock, 1, RUNNING_SECONDS)
+    assert run["state"]["type"] == "CRASHED"
+
+
+def test_a_run_on_another_machine_is_not_ours_to_end(prefect: Any, state: Home) -> None:
+    clock, run = Clock(), prefect.add("RUNNING")
+    prefect.workers.append({"name": "other-machine-worker", "status": "ONLINE"})
+    reaper = Reaper(prefect.api, state, set, clock=clock)
+    looked(reaper, clock, 0, 1000)
+    assert run["state"]["type"] == "RUNNING"
+    # That machine is gone, too: only our own worker is left of those that could have it.
+    prefect.workers[:] = [
+        {"name": "other-machine-worker", "status": "OFFLINE"},
+        {"name": worker_name("worker"), "status": "ONLINE"},
+    ]
+    looked(reaper, clock, 0, RUNNING_SECONDS)
+    assert run["state"]["type"] == "CRASHED"
+
+
+def test_a_cancelled_run_loses_its_processes_when_nobody_else_ends_them(
+    prefect: Any, state: Home
+) -> None:
+    clock, run = Clock(), prefect.add("CANCELLING")
+    ended: list[str] = []
+
+    def end(run_id: str, grace_seconds: float) -> int:
+        assert grace_seconds == 0
+        ended.append(run_id)
+        # As Prefect's engine reports a flow that gets SIGTERM.
+        run["state"] = {"type": "CRASHED", "name": "Crashed", "message": "aborted"}
+        return 1
+
+    reaper = Reaper(prefect.api, state, lambda: {run["id"]}, end, clock)
+    looked(reaper, clock, 0, CANCELLING_SECONDS - 1)
+    assert not ended
+    looked(reaper, clock, 1)
+    assert ended == [run["id"]]
+    assert run["state"]["type"] == "CANCELLED"
+
+
+def test_a_child_in_a_session_of_its_own_does_not_outlive_its_run(
+    prefect: Any, state: Home
+) -> None:
+    clock, run = Clock(), prefect.add("CANCELLED")
+    busy = prefect.add("RUNNING")
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", "import time; print(1, flush=True); time.sleep(600)"],
+            env={**os.environ, FLOW_RUN: identity},
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+        )
+        # The last one belongs to a run of some other server.
+        for identity in (run["id"], busy["id"], "0" * 36)
+    ]
+    try:
+        for process in processes:
+            assert process.stdout is not None
+            process.stdout.readline()
+        reaper = Reaper(prefect.api, state, clock=clock)
+        looked(reaper, clock, 0, STRAY_SECONDS - 1)
+        assert processes[0].poll() is None
+        looked(reaper, clock, 2)
+        processes[0].wait(timeout=10)
+        looked(reaper, clock, 100)
+        assert [p.poll() for p in processes[1:]] == [None, None]
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+def test_a_server_that_lives_and_does_not_answer_is_ended_and_told(
+    prefect: Any, state: Home, alerts: Alerts
+) -> None:
+    hung = Part("mlflow", "MLflow server", "mlflow", health="http://127.0.0.1:9/health")
+    process = subprocess.Popen(
+        [sys.executable, "-c", "import time; time.sleep(600)"],
+        env={**os.environ, STACK: str(state.root), PART: "mlflow"},
+    )
+    try:
+        count_start(state, "mlflow")
+        clock = Clock()
+        look = Hangs(state, [hung], alerts, clock)
+        look()
+        clock.now += PATIENCE_SECONDS - 1
+        # It was started again meanwhile: its time begins anew.
+        count_start(state, "mlflow")
+        look()
+        clock.now += 2
+        look()
+        assert process.poll() is None
+        clock.now += PATIENCE_SECONDS
+        look()
+        process.wait(timeout=10)
+    finally:
+        process.kill()
+        process.wait()
+    alerts.deliver()
+    assert [e["payload"]["kind"] for e in prefect.events] == ["part-hung"]
+
+
+def test_a_run_of_another_pool_is_left_alone(prefect: Any, state: Home) -> None:
+    clock, run = Clock(), prefect.add("RUNNING", work_pool_name="kubernetes")
+    looked(Reaper(prefect.api, state, set, clock=clock), clock, 0, 1000)
+    assert run["state"]["type"] == "RUNNING"
+
+
+def test_flows_inside_a_dead_run_end_with_it(prefect: Any, state: Home) -> None:
+    clock, run = Clock(), prefect.add("RUNNING")
+    inner = prefect.add("RUNNING", work_pool_name=None, parent=run["id"])
+    looked(Reaper(prefect.api, state, set, clock=clock), clock, 0, RUNNING_SECONDS)
+    assert inner["state"]["type"] == "CRASHED"
+
+
+def test_a_killed_command_line_run_is_closed_in_mlflow_and_in_prefect(
+    prefect: Any, state: Home
+) -> None:
+    run = prefect.add("RUNNING", work_pool_name=None)
+    script = (
+        "import os, signal, sys; from pathlib import Path; from tasks.home import Home\n"
+        "from tasks.tracking import Tracker\n"
+        "tracker = Tracker(Home(Path(sys.argv[1])))\n"
+        "tag = {'loraline.prefect_flow_run_id': sys.argv[2]}\n"
+        "print(tracker.open_run('small', 'killed', tags=tag, params={}), flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(state.root), run["id"]], capture_output=True, text=True
+    )
+    run_id = done.stdout.strip()
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    reaper = Reaper(prefect.api, state, set, clock=Clock())
+    reaper()
+    assert Tracker(state).client.get_run(run_id).info.status == "KILLED"
+    assert run["state"]["type"] == "CRASHED"
+    assert not list(state.locks.glob("mlflow-run-*"))
+    # A second look finds nothing more to do.
+    run["state"] = {"type": "RUNNING", "name": "Running", "message": ""}
+    reaper()
+    assert run["state"]["type"] == "RUNNING"
+
+
+def test_one_crash_is_one_alert_and_one_repetition_over_restarts(
+    prefect: Any, state: Home, alerts: Alerts
+) -> None:
+    prefect.deployments.append({"id": "d", "name": "retrain"})
+    run = prefect.add(
+        "CRASHED", deployment_id="d", parameters={"recipe": "recipes/a.yaml"}, tags=["nightly"]
+    )
+    for _ in range(2):
+        Crashes(prefect.api, alerts)()
+    alerts.deliver()
+    # The watchdog dies and is started again.
+    again = Alerts(
+        state.root / "alerts.json", notices_of(state, prefect_api=prefect.url, environ={})
+    )
+    Crashes(prefect.api, again)()
+    again.deliver()
+    assert [event["event"] for event in prefect.events] == ["loraline.alert"]
+    payload = prefect.events[0]["payload"]
+    assert payload["kind"] == "crashed"
+    assert payload["flow_run"] == run["id"]
+    (created,) = prefect.created.values()
+    assert created["parameters"] == {"recipe": "recipes/a.yaml"}
+    assert created["tags"] == ["nightly", AGAIN]
+
+
+def test_a_repetition_that_crashes_is_told_and_not_repeated(prefect: Any, alerts: Alerts) -> None:
+    prefect.deployments.append({"id": "d", "name": "retrain"})
+    prefect.add("CRASHED", deployment_id="d", tags=[AGAIN])
+    prefect.add("FAILED", deployment_id="d")
+    Crashes(prefect.api, alerts)()
+    alerts.deliver()
+    assert sorted(e["payload"]["kind"] for e in prefect.events) == ["crashed", "failed"]
+    assert not prefect.created
+
+
+def test_a_small_run_that_never_began_is_no_news(prefect: Any, alerts: Alerts) -> None:
+    prefect.deployments += [
+        {"id": "d", "name": "reconcile-registry"},
+        {"id": "r", "name": "retrain"},
+    ]
+    prefect.add("CRASHED", deployment_id="d", start_time=None)
+    retraining = prefect.add("CRASHED", deployment_id="r", start_time=None)
+    Crashes(prefect.api, alerts)()
+    alerts.deliver()
+    assert [e["payload"]["flow_run"] for e in prefect.events] == [retraining["id"]]
+
+
+def test_ends_from_before_the_first_watchdog_are_no_news(prefect: Any, state: Home) -> None:
+    prefect.add("CRASHED")
+    fresh = Alerts(state.root / "a.json", notices_of(state, prefect_api=prefect.url, environ={}))
+    Crashes(prefect.api, fresh)()
+    fresh.deliver()
+    assert not prefect.events
+
+
+def test_an_alert_waits_for_a_receiver_that_is_away(state: Home, prefect: Any) -> None:
+    away = notices_of(state, prefect_api="http://127.0.0.1:9/api", environ={})
+    alerts = Alerts(state.root / "alerts.json", away)
+    assert alerts.tell(Alert("crashed", "one", "small", "It crashed."))
+    assert not alerts.tell(Alert("crashed", "one", "small", "It crashed."))
+    assert alerts.deliver() == 1
+    back = notices_of(state, prefect_api=prefect.url, environ={})
+    assert Alerts(state.root / "alerts.json", back).deliver() == 0
+    assert len(prefect.events) == 1
+
+
+def test_a_receiver_that_is_away_is_asked_less_and_less_often(
+    state: Home, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = Clock()
+    away = notices_of(state, prefect_api="http://127.0.0.1:9/api", environ={})
+    alerts = Alerts(state.root / "alerts.json", away, clock=clock)
+    alerts.tell(Alert("crashed", "one", "small", "It crashed."))
+    for _ in range(240):
+        alerts.deliver()
+        clock.now += 15
+    an_hour = len(caplog.records)
+    assert 4 <= an_hour <= 10
+    # Something new is tried at once.
+    alerts.tell(Alert("crashed", "two", "small", "It crashed."))
+    alerts.deliver()
+    assert len(caplog.records) > an_hour
+
+
+def a_schedule(minutes_ago: float, **schedule: Any) -> dict[str, Any]:
+    created = (datetime.now(UTC) - timedelta(minutes=minutes_ago)).isoformat()
+    return {
+        "id": "s",
+        "active": True,
+        "created": created,
+        "updated": created,
+        "slug": "small",
+        "parameters": {"recipe": "recipes/small.yaml"},
+        "schedule": schedule,
+    }
+
+
+def test_two_periods_without_success_are_told_once(prefect: Any, alerts: Alerts) -> None:
+    schedule = a_schedule(200, cron="0 * * * *", timezone="Europe/Berlin")
+    prefect.deployments.append({"id": "d", "name": "retrain", "schedules": [schedule]})
+    # Success of another recipe is no comfort.
+    prefect.add("COMPLETED", parameters={"recipe": "recipes/other.yaml"})
+    look = Silence(prefect.api, alerts, started=datetime.now(UTC) - timedelta(days=2))
+    look()
+    look()
+    alerts.deliver()
+    assert [e["payload"]["name"] for e in prefect.events] == ["small"]
+    assert "2 periods" in prefect.events[0]["payload"]["text"]
+
+
+def test_a_schedule_that_was_paused_once_is_still_told_apart_from_others(
+    prefect: Any, alerts: Alerts
+) -> None:
+    # Prefect empties the parameters of a schedule that somebody pauses and resumes.
+    prefect.variables[variable_of("small")] = {"schedule": "small", "recipe": "recipes/small.yaml"}
+    schedule = a_schedule(200, cron="0 * * * *", timezone="UTC") | {"parameters": {}}
+    prefect.deployments.append({"id": "d", "name": "retrain", "schedules": [schedule]})
+    other = prefect.add("COMPLETED", created_by={"type": "SCHEDULE", "display_value": "other"})
+    look = Silence(prefect.api, alerts, started=datetime.now(UTC) - timedelta(days=2))
+    look()
+    alerts.deliver()
+    assert [e["payload"]["name"] for e in prefect.events] == ["small"]
+    # Its own runs count, and what is repeated after a crash knows its recipe.
+    crashed = prefect.add("CRASHED", deployment_id="d")
+    for run in (other, crashed):
+        run["created_by"] = {"type": "SCHEDULE", "display_value": "small"}
+    Crashes(prefect.api, alerts)()
+    (created,) = prefect.created.values()
+    assert created["parameters"] == {"recipe": "recipes/small.yaml"}
+    prefect.events.clear()
+    schedule["updated"] = (datetime.now(UTC) - timedelta(minutes=199)).isoformat()
+    look()
+    alerts.deliver()
+    assert [e["payload"]["kind"] for e in prefect.events] == ["crashed"]
+
+
+@pytest.mark.parametrize("comfort", ["success", "paused", "young stack", "inactive", "resumed"])
+def test_there_is_no_alarm_without_a_reason(prefect: Any, alerts: Alerts, comfort: str) -> None:
+    schedule = a_schedule(5 if comfort == "resumed" else 200, cron="0 * * * *", timezone="UTC")
+    schedule["active"] = comfort != "inactive"
+    prefect.deployments.append(
+        {"id": "d", "name": "retrain", "paused": comfort == "paused", "schedules": [schedule]}
+    )
+    if comfort == "success":
+        prefect.add("COMPLETED", parameters={"recipe": "recipes/small.yaml", "force": False})
+    started = datetime.now(UTC) - timedelta(days=0 if comfort == "young stack" else 2)
+    Silence(prefect.api, alerts, started=started)()
+    alerts.deliver()
+    assert not prefect.events
+
+
+def test_a_weekend_is_no_silence_for_a_schedule_of_working_days() -> None:
+    friday = datetime(2026, 11, 20, 3, tzinfo=UTC)
+    times = fire_times({"cron": "0 2 * * 1-5", "timezone": "UTC"}, friday)
+    assert [next(times).day, next(times).day] == [23, 24]
+
+
+def test_an_interval_is_counted_from_its_anchor() -> None:
+    times = fire_times(
+        {"interval": 3600.0, "anchor_date": "2026-01-01T00:30:00Z"},
+        datetime(2026, 11, 20, 3, tzinfo=UTC),
+    )
+    assert next(times) == datetime(2026, 11, 20, 3, 30, tzinfo=UTC)
+
+
+def test_a_part_that_dies_again_and_again_is_told(
+    prefect: Any, state: Home, alerts: Alerts
+) -> None:
+    clock = Clock()
+    look = Restarts(state, alerts, clock)
+    count_start(state, "mlflow")
+    look()
+    for _ in range(MANY):
+        count_start(state, "mlflow")
+    assert (starts := read_starts(state, "mlflow")) is not None
+    assert starts.count == MANY + 1
+    clock.now += 60
+    look()
+    look()
+    alerts.deliver()
+    assert [e["payload"]["kind"] for e in prefect.events] == ["part-restarts"]
+
+
+def test_a_check_that_fails_neither_ends_the_watchdog_nor_fills_its_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    looks: list[str] = []
+
+    def away() -> None:
+        looks.append("away")
+        raise StageFailed("Prefect does not answer")
+
+    def broken() -> None:
+        raise KeyError("a bug")
+
+    clock = Clock()
+
+    def sleep(seconds: float) -> None:
+        clock.now += seconds
+
+    checks = [
+        Check("a", 10, away),
+        Check("b", 5, broken),
+        Check("c", 5, lambda: looks.append("well")),
+    ]
+    beat = tmp_path / "stack" / "watchdog.json"
+    watch(checks, beat, clock=clock, sleep=sleep, rounds=4)
+    assert looks.count("away") == 2
+    assert looks.count("well") == 4
+    assert beat.exists()
+    assert sum("Prefect does not answer" in r.message for r in caplog.records) == 1
+    assert sum("could not be made: KeyError" in r.message for r in caplog.records) == 1
+
+
+def test_without_a_receiver_nothing_piles_up(state: Home) -> None:
+    alerts = Alerts(state.root / "alerts.json", Notices(state.root / "outbox"))
+    assert alerts.tell(Alert("failed", "x", "x", "x"))
+    assert not (state.root / "outbox").exists()
+    shutil.rmtree(state.root)
