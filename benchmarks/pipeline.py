@@ -21,7 +21,7 @@ QUICK = (
 )
 
 
-def _run(home: Path, overrides: tuple[str, ...]) -> tuple[float, dict[str, Any]]:
+def run(home: Path, overrides: tuple[str, ...]) -> tuple[float, dict[str, Any]]:
     command = [sys.executable, "-m", "flows.cli", "run", "recipes/quickstart.yaml", "--json"]
     for override in overrides:
         command += ["--set", override]
@@ -45,8 +45,8 @@ def measure(quick: bool) -> Result:
     result = Result("pipeline", ("prefect", "mlflow", "torch", "transformers", "peft", "trl"))
     overrides = QUICK if quick else ()
     with tempfile.TemporaryDirectory() as folder:
-        first, outcome = _run(Path(folder), overrides)
-        again = [_run(Path(folder), overrides) for _ in range(1 if quick else 3)]
+        first, outcome = run(Path(folder), overrides)
+        again = [run(Path(folder), overrides) for _ in range(1 if quick else 3)]
     for stage, timing in outcome["stages"].items():
         result.values[f"{stage}_seconds"] = timing["seconds"]
     result.values["rest_seconds"] = first - sum(s["seconds"] for s in outcome["stages"].values())

@@ -7,6 +7,7 @@ from rich.text import Text
 from flows.program import program
 from tasks.artifacts import Outcome
 from tasks.evaluation.gate_table import gate_lines
+from tasks.evaluation.settings import LOWER_IS_BETTER, NO_DIRECTION
 
 _HEADLINES = {
     "registered": ("Registered", "bold green"),
@@ -15,8 +16,6 @@ _HEADLINES = {
     "refused": ("Refused by the gate", "bold red"),
     "failed": ("Failed", "bold red"),
 }
-_LOWER_IS_BETTER = frozenset({"loss", "perplexity", "repetition"})
-_NO_DIRECTION = frozenset({"mean_length", "length_ratio"})
 
 
 def print_summary(outcome: Outcome, console: Console) -> None:
@@ -93,7 +92,7 @@ def _difference(metric: str, entry: dict[str, float] | None) -> Text:
         return Text("-")
     mean, low, high = (entry.get(key, float("nan")) for key in ("mean", "low", "high"))
     text = f"{_signed(mean)} [{_signed(low)}, {_signed(high)}]"
-    better = -1 if metric in _LOWER_IS_BETTER else 0 if metric in _NO_DIRECTION else 1
+    better = -1 if metric in LOWER_IS_BETTER else 0 if metric in NO_DIRECTION else 1
     # Coloured only where the interval excludes zero: the rest may be chance.
     if better * low > 0 and better * high > 0:
         return Text(text, style="green")

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tasks.store import file_sha256
+from tasks.files import file_sha256
 
 _log = logging.getLogger(__name__)
 

@@ -41,6 +41,7 @@ def run(
     log: Path,
     name: str,
     on_event: Callable[[dict[str, Any]], None] | None = None,
+    on_line: Callable[[str], None] | None = None,
     environment: dict[str, str] | None = None,
     timeout_seconds: float | None = None,
     stall_seconds: float | None = None,
@@ -48,8 +49,8 @@ def run(
 ) -> None:
     """Run a worker to its end.
 
-    A line of its output that is a JSON object with the key `event` goes to `on_event`; everything
-    else, and the events too, go to the file `log`. A worker reports a user's mistake by the event
+    A line of its output that is a JSON object with the key `event` goes to `on_event`, any other to
+    `on_line`; all go to the file `log`. A worker reports a user's mistake by the event
     `{"event": "user_error", "message": ...}` before it exits with code 2.
 
     Raises: UserError for that event; WorkerFailed when the worker dies, exceeds `timeout_seconds`
@@ -76,12 +77,15 @@ def run(
     )
     assert process.stdout is not None
     reader = threading.Thread(
-        target=_read, args=(process.stdout, log, tail, user_error, last_sign, on_event), daemon=True
+        target=_read,
+        args=(process.stdout, log, tail, user_error, last_sign, on_event, on_line),
+        daemon=True,
     )
-    reader.start()
     started = time.monotonic()
     reason = ""
     try:
+        # Inside: a Ctrl-C that comes this early must end the worker, too.
+        reader.start()
         while True:
             try:
                 code = process.wait(timeout=0.5)
@@ -108,7 +112,8 @@ def run(
         _kill_group(process.pid)
         if process.stdin is not None:
             process.stdin.close()
-        reader.join(timeout=5)
+        if reader.is_alive():
+            reader.join(timeout=5)
     if user_error:
         raise UserError(user_error[-1])
     if code != 0:
@@ -130,6 +135,7 @@ def _read(
     user_error: list[str],
     last_sign: list[float],
     on_event: Callable[[dict[str, Any]], None] | None,
+    on_line: Callable[[str], None] | None,
 ) -> None:
     with log.open("ab") as file:
         for raw in stream:
@@ -143,6 +149,8 @@ def _read(
             if event is None:
                 if line:
                     tail.append(line)
+                    if on_line is not None:
+                        on_line(line)
             elif event["event"] == "user_error":
                 user_error.append(str(event["message"]))
             elif on_event is not None:
@@ -170,7 +178,8 @@ def _stop(process: subprocess.Popen[bytes], reader: threading.Thread) -> int:
         return process.wait()
     # A launcher in between dies at once while its worker still writes a checkpoint. The pipe of their
     # common output ends when the last of them is gone.
-    reader.join(timeout=max(0.0, deadline - time.monotonic()))
+    if reader.is_alive():
+        reader.join(timeout=max(0.0, deadline - time.monotonic()))
     return code
 
 

@@ -3,7 +3,7 @@
 import json
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +14,8 @@ from filelock import FileLock
 
 from tasks.artifacts import Version
 from tasks.errors import StageFailed, UserError
+from tasks.files import file_sha256
 from tasks.home import Home
-from tasks.store import file_sha256
 from tasks.tracking import Tracker, filter_text
 
 if TYPE_CHECKING:
@@ -283,6 +283,33 @@ def _files(
         base_sha256=tags[BASE_TAG],
         metrics=dict((json.loads(tags.get(METRICS_TAG) or "{}") or {}).get("challenger") or {}),
     )
+
+
+def verdict_tags(gate: Mapping[str, Any] | None, metrics: Mapping[str, Any]) -> dict[str, str]:
+    """What a version bears of an evaluation; of a very long verdict the rules that were broken."""
+    text = json.dumps(gate or {}, default=str)
+    if gate is not None and len(text) > LONGEST_TAG:
+        rules: Any = gate.get("rules") or []
+        broken = [rule for rule in rules if not rule.get("passed")][:50]
+        text = json.dumps(
+            {"passed": gate.get("passed"), "rules": broken, "shortened": len(rules)}, default=str
+        )
+    return {
+        METRICS_TAG: json.dumps(
+            {model: metrics.get(model) for model in ("base", "champion", "challenger")}
+        ),
+        GATE_TAG: "none" if gate is None else "passed" if gate.get("passed") else "refused",
+        VERDICT_TAG: text,
+    }
+
+
+def json_tag(text: str | None) -> dict[str, Any]:
+    """The object in a tag; empty where there is none, or none that can be read."""
+    try:
+        value = json.loads(text or "{}")
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def model_id_of(version: "ModelVersion") -> str:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from tasks.addresses import without_passwords
 from tasks.errors import UserError
-from tasks.store import file_sha256
+from tasks.files import file_sha256
 
 VARIABLE = "LORALINE_STORE"
 PAUSES = (1.0, 5.0)

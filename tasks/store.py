@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from tasks.artifacts import Stage
+from tasks.files import file_sha256, fsync
 from tasks.progress import announce
 
 if TYPE_CHECKING:
@@ -34,12 +35,6 @@ def digest(value: Any) -> str:
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
     )
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def file_sha256(path: Path) -> str:
-    """sha256 (hex) of a file's bytes."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def fingerprint(stage: Stage, output_version: int, settings: Any, inputs: dict[str, str]) -> str:
@@ -169,21 +164,21 @@ class Store:
         if not files:
             raise AssertionError(f"stage {stage} built an empty output")
         for name in files:
-            _fsync(draft / name)
+            fsync(draft / name)
         if folder.exists():
             # Not complete, or rebuilt by force. Its manifest goes first: a half-removed folder must
             # never look complete.
             (folder / MANIFEST).unlink(missing_ok=True)
             shutil.rmtree(folder)
         draft.rename(folder)
-        _fsync(folder.parent)
+        fsync(folder.parent)
         manifest = {"stage": stage, "fingerprint": key, "files": files}
         temporary = folder / f".{MANIFEST}.tmp"
         temporary.write_text(json.dumps(manifest, indent=1, sort_keys=True), encoding="utf-8")
-        _fsync(temporary)
+        fsync(temporary)
         # Written last: its existence means the output is complete.
         temporary.rename(folder / MANIFEST)
-        _fsync(folder)
+        fsync(folder)
         memory = self._memory()
         for name, sha in files.items():
             if _is_large(folder / name):
@@ -223,11 +218,3 @@ def _files_below(folder: Path) -> list[str]:
     ours = {MANIFEST, f".{MANIFEST}.tmp"}
     names = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
     return sorted(name for name in names if name not in ours)
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

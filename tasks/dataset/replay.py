@@ -5,12 +5,12 @@ Today's own rows stay as they are, and the test rows too.
 """
 
 import json
-import tempfile
 import time
 from pathlib import Path
 
 from tasks.artifacts import Dataset
 from tasks.dataset.cleaning_settings import CleaningSettings
+from tasks.dataset.publishing import publish_dataset
 from tasks.dataset.replay_build import build_with_replay
 from tasks.errors import UserError
 from tasks.registry import VersionFiles
@@ -46,23 +46,11 @@ def add_replayed_rows(
         {"dataset": dataset.fingerprint, "start": start.adapter_sha256},
     )
 
-    def draft(folder: Path) -> None:
+    def draft(folder: Path, scratch: Path) -> None:
         old = prepared_rows(store, start.files())
-        with tempfile.TemporaryDirectory(
-            dir=folder.parent, prefix=f".{key}.", suffix=".draft"
-        ) as scratch:
-            build_with_replay(folder, Path(scratch), cleaning, dataset.path, old, start, share)
+        build_with_replay(folder, scratch, cleaning, dataset.path, old, start, share)
 
-    stored = store.publish("dataset", key, draft, force=force)
-    facts = json.loads((stored.path / "card.json").read_text(encoding="utf-8"))
-    return Dataset(
-        path=stored.path,
-        fingerprint=key,
-        reused=stored.reused,
-        seconds=time.monotonic() - began,
-        digest=facts["digest"],
-        rows=facts["rows"],
-    )
+    return publish_dataset(store, key, draft, started=began, force=force)
 
 
 def prepared_rows(store: Store, version: VersionFiles) -> Path:

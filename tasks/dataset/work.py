@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from tasks.dataset.card import card
 from tasks.dataset.cleaning.personal import PersonalData
 from tasks.dataset.cleaning_settings import PersonalDataSettings
 from tasks.dataset.page import page
+from tasks.dataset.publishing import publish_dataset
 from tasks.dataset.reading.opening import Opened, open_sources
 from tasks.dataset.settings import DatasetSettings
 from tasks.dataset.summary import summary
@@ -47,22 +47,10 @@ def prepare_dataset(
     sources = _open(settings, recipe_folder, cache)
     key = _key(settings, salt, sources)
 
-    def draft(folder: Path) -> None:
-        with tempfile.TemporaryDirectory(
-            dir=folder.parent, prefix=f".{key}.", suffix=".draft"
-        ) as scratch:
-            _build(folder, Path(scratch), settings, salt, sources)
+    def draft(folder: Path, scratch: Path) -> None:
+        _build(folder, scratch, settings, salt, sources)
 
-    stored = store.publish("dataset", key, draft, force=force)
-    facts = json.loads((stored.path / "card.json").read_text(encoding="utf-8"))
-    return Dataset(
-        path=stored.path,
-        fingerprint=key,
-        reused=stored.reused,
-        seconds=time.monotonic() - started,
-        digest=facts["digest"],
-        rows=facts["rows"],
-    )
+    return publish_dataset(store, key, draft, started=started, force=force)
 
 
 def fingerprint_of(

@@ -1,12 +1,11 @@
 """What the gate said of a registered version, as the registry keeps it, and whether it may be promoted by it."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from tasks.errors import GateRefused, StageFailed
-from tasks.registry import GATE_TAG, METRICS_TAG, VERDICT_TAG
+from tasks.registry import GATE_TAG, METRICS_TAG, VERDICT_TAG, json_tag
 
 JUDGED_AGAINST_TAG = "loraline.judged_against"
 """On the version: the champion at the time of its verdict, or `none`."""
@@ -97,11 +96,11 @@ class Verdict:
 
 def verdict_of(name: str, version: str, tags: Mapping[str, str]) -> Verdict:
     """The verdict in a version's tags."""
-    stored = _json(tags.get(VERDICT_TAG))
+    stored = json_tag(tags.get(VERDICT_TAG))
     rules = stored.get("rules")
     metrics = {
         model: values
-        for model, values in _json(tags.get(METRICS_TAG)).items()
+        for model, values in json_tag(tags.get(METRICS_TAG)).items()
         if isinstance(values, dict)
     }
     against = tags.get(JUDGED_AGAINST_TAG)
@@ -154,11 +153,3 @@ def _number(value: Any) -> str:
 
 def _cell(value: Any) -> str:
     return str(value or "").replace("|", "\\|").replace("\n", " ")
-
-
-def _json(text: str | None) -> dict[str, Any]:
-    try:
-        value = json.loads(text or "{}")
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}

@@ -1,12 +1,13 @@
 """Decide what the policy makes of a version that was registered, and note what its verdict holds for."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from tasks.artifacts import Version
 from tasks.promotion.settings import PromotionSettings
 from tasks.promotion.verdict import JUDGED_AGAINST_TAG, Verdict, verdict_of
-from tasks.registry import CHAMPION, aliased, version_at
+from tasks.registry import CHAMPION, aliased, verdict_tags, version_at
 from tasks.tracking import Tracker
 
 
@@ -53,6 +54,22 @@ def note_judgement(tracker: Tracker, version: Version, champion: str | None) -> 
         tracker.client.set_model_version_tag(
             version.name, version.version, JUDGED_AGAINST_TAG, champion or "none"
         )
+
+
+def note_verdict(
+    tracker: Tracker,
+    name: str,
+    version: str,
+    *,
+    gate: Mapping[str, Any] | None,
+    metrics: Mapping[str, Any],
+    champion: str | None,
+) -> None:
+    """Put a newer verdict on a registered version, and which champion it holds for."""
+    tags = {**verdict_tags(gate, metrics), JUDGED_AGAINST_TAG: champion or "none"}
+    with tracker.explained(f"note the verdict on version {version} of {name!r}"):
+        for key, value in tags.items():
+            tracker.client.set_model_version_tag(name, version, key, value)
 
 
 def stored_verdict(tracker: Tracker, name: str, version: str) -> Verdict:

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tasks.files import file_sha256
 from tasks.home import Home
 from tasks.registration.prediction import check_registered
 from tasks.registration.verification import verify_version
 from tasks.registry import DATASET_CARD, TRAIN_ROWS, model_files, model_id_of
-from tasks.store import Store, file_sha256
+from tasks.store import Store
 from tasks.tracking import Tracker
 
 

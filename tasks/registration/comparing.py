@@ -15,6 +15,7 @@ from tasks.registry import (
     DATASET_CARD,
     GATE_TAG,
     METRICS_TAG,
+    json_tag,
     model_files,
     model_id_of,
     version_at,
@@ -70,7 +71,7 @@ def compare_versions(tracker: Tracker, first: str, second: str, *, samples: int 
     one, two = version_at(tracker, first), version_at(tracker, second)
     papers = (_papers(tracker, one), _papers(tracker, two))
     recipes = [paper.get(RECIPE) for paper in papers]
-    cards = [_json(paper.get(DATASET_CARD)) for paper in papers]
+    cards = [json_tag(paper.get(DATASET_CARD)) for paper in papers]
     metrics = [_own_metrics(version) for version in (one, two)]
     found, note = _samples(tracker, one, two, samples)
     return Difference(
@@ -122,7 +123,7 @@ def _papers(tracker: Tracker, version: "ModelVersion") -> dict[str, str]:
 
 
 def _own_metrics(version: "ModelVersion") -> dict[str, float]:
-    values = _json(version.tags.get(METRICS_TAG)).get("challenger")
+    values = json_tag(version.tags.get(METRICS_TAG)).get("challenger")
     return values if isinstance(values, dict) else {}
 
 
@@ -208,11 +209,3 @@ def _answers(tracker: Tracker, version: "ModelVersion") -> dict[str, dict[str, s
 def _lot(key: str) -> str:
     # Not the id itself: ids may be sorted by source, and the first ones are no fair sample.
     return hashlib.sha256(key.encode()).hexdigest()
-
-
-def _json(text: str | None) -> dict[str, Any]:
-    try:
-        value = json.loads(text or "{}")
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.base import Base
+from tasks.files import file_sha256
 from tasks.home import Home
-from tasks.store import digest, file_sha256
+from tasks.store import digest
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature

@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from tasks.artifacts import Version
@@ -27,13 +27,13 @@ from tasks.registry import (
     EARLIER_ROWS,
     FINGERPRINT_TAG,
     GATE_TAG,
-    LONGEST_TAG,
     METRICS_TAG,
     PROMOTED_AT,
     TRAIN_ROWS,
     TRAINING,
     VERDICT_TAG,
     locked,
+    verdict_tags,
     version_of,
 )
 from tasks.store import Store, fingerprint
@@ -112,7 +112,7 @@ def register_adapter(
     max_tokens: int = 256,
     key: str | None = None,
 ) -> Version:
-    """Register the adapter under `name` and point the alias `challenger` to it.
+    """Register the adapter under `name` and point the alias `challenger` to it, unless the gate refused it.
 
     The same adapter on the same base is one version, whoever registers it how often: a version with
     its content is returned, with the gate's newest verdict on it. A new one is uploaded, compared
@@ -169,8 +169,9 @@ def register_adapter(
             number = create_version(
                 tracker, name, model_id=model_id, run_id=made.run_id, tags=tags, description=text
             )
-        with tracker.explained(f"set the alias {CHALLENGER!r}"):
-            tracker.client.set_registered_model_alias(name, CHALLENGER, number)
+        if made.report.gate is None or made.report.gate["passed"]:
+            with tracker.explained(f"set the alias {CHALLENGER!r}"):
+                tracker.client.set_registered_model_alias(name, CHALLENGER, number)
         version = version_of(tracker, name, number)
     stages = {
         "dataset": made.dataset.fingerprint,
@@ -291,7 +292,7 @@ def _link_metrics(
 
 
 def _tags(made: Provenance, contents: Contents) -> dict[str, str]:
-    base, gate, metrics = made.base, made.report.gate, made.report.metrics
+    base = made.base
     return {
         FINGERPRINT_TAG: contents.fingerprint,
         ADAPTER_TAG: made.adapter.sha256,
@@ -301,24 +302,10 @@ def _tags(made: Provenance, contents: Contents) -> dict[str, str]:
         "loraline.dataset_digest": made.dataset.digest,
         "loraline.recipe_digest": made.recipe_digest,
         **_optional("loraline.started_from", made.started_from),
-        METRICS_TAG: json.dumps(
-            {model: metrics.get(model) for model in ("base", "champion", "challenger")}
-        ),
-        GATE_TAG: "none" if gate is None else "passed" if gate.get("passed") else "refused",
-        VERDICT_TAG: _verdict(gate),
+        **verdict_tags(made.report.gate, made.report.metrics),
         **_optional("loraline.git_commit", git_commit(made.recipe_path.parent)),
         **_optional("loraline.prefect_flow_run_id", made.prefect_flow_run_id),
     }
-
-
-def _verdict(gate: Mapping[str, Any] | None) -> str:
-    """The verdict as JSON; of a very long one the rules that were broken, which are what one asks for."""
-    text = json.dumps(gate or {}, default=str)
-    if gate is None or len(text) <= LONGEST_TAG:
-        return text
-    rules: Any = gate.get("rules") or []
-    broken = [rule for rule in rules if not rule.get("passed")][:50]
-    return json.dumps({"passed": gate.get("passed"), "rules": broken, "shortened": len(rules)})
 
 
 def _optional(key: str, value: str | None) -> dict[str, str]:

@@ -1,14 +1,13 @@
 """Which checkpoints can be trusted: those whose manifest, written last, names every byte."""
 
-import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from tasks.errors import StageFailed
+from tasks.files import file_sha256, fsync
 
 MANIFEST = "COMPLETE.json"
 PREFIX = "checkpoint-"
@@ -25,24 +24,24 @@ def mark_complete(checkpoint: Path, inputs: Mapping[str, Any] | None = None) -> 
 
     `inputs` is what decides the training that it belongs to.
     """
-    files = {p.relative_to(checkpoint).as_posix(): sha256_of(p) for p in _files(checkpoint)}
+    files = {p.relative_to(checkpoint).as_posix(): file_sha256(p) for p in _files(checkpoint)}
     for name in files:
-        _fsync(checkpoint / name)
+        fsync(checkpoint / name)
     temporary = checkpoint / f"{MANIFEST}.tmp"
     temporary.write_text(
         json.dumps({"files": files, "inputs": dict(inputs or {})}, indent=1), encoding="utf-8"
     )
-    _fsync(temporary)
+    fsync(temporary)
     # Written last: its existence means that the checkpoint is complete.
     temporary.rename(checkpoint / MANIFEST)
-    _fsync(checkpoint)
+    fsync(checkpoint)
 
 
 def is_complete(checkpoint: Path) -> bool:
     """Whether every file is there, byte for byte as it was when the checkpoint was declared complete."""
     try:
         files = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"]
-        return bool(files) and all(sha256_of(checkpoint / n) == sha for n, sha in files.items())
+        return bool(files) and all(file_sha256(checkpoint / n) == sha for n, sha in files.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
@@ -102,17 +101,3 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 def _files(checkpoint: Path) -> list[Path]:
     return sorted(p for p in checkpoint.rglob("*") if p.is_file() and p.name != MANIFEST)
-
-
-def sha256_of(path: Path) -> str:
-    """sha256 (hex) of a file."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

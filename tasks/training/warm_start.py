@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from tasks.errors import UserError
-from tasks.training import checkpoints, saving
+from tasks.files import file_sha256
+from tasks.training import saving
 from tasks.training.job import StartJob, StartResult
 
 FAR_ABOVE = 2.0
@@ -36,7 +37,7 @@ def load_start(model: Any, start: StartJob) -> None:
     the version's in anything that shapes it, with every difference.
     """
     weights = start.adapter / saving.WEIGHTS
-    if (found := checkpoints.sha256_of(weights)) != start.adapter_sha256:
+    if (found := file_sha256(weights)) != start.adapter_sha256:
         raise UserError(
             f"{weights} has sha256 {found[:12]}, and {start.uri} records {start.adapter_sha256[:12]}: it "
             "was changed or cut short. Restore the version's files, or name another version in "

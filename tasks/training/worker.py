@@ -19,6 +19,7 @@ from datasets import Dataset
 from transformers import TrainerState
 
 from tasks.errors import OutOfMemory, StageFailed
+from tasks.files import file_sha256
 from tasks.training import checkpoints, disk, loading, out_of_memory, ranks, saving, sharded
 from tasks.training.budget import BudgetWatch
 from tasks.training.callbacks import SignOfLife, StopAtStep
@@ -132,7 +133,7 @@ def train(job: TrainingJob) -> None:
         stops=stops,
         start=trainer.needs.start,
     )
-    adapter_sha256 = checkpoints.sha256_of(folder / saving.WEIGHTS)
+    adapter_sha256 = file_sha256(folder / saving.WEIGHTS)
     if job.start is not None and adapter_sha256 == job.start.adapter_sha256:
         raise StageFailed(
             f"Training changed nothing: the adapter is still that of {job.start.uri}, bit by bit. The "

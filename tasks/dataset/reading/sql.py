@@ -14,7 +14,8 @@ from tasks.dataset.reading.places import Placed, local_path
 from tasks.dataset.reading.sql_snapshot import Snapshot
 from tasks.dataset.source_settings import SqlSource
 from tasks.errors import DataError
-from tasks.store import digest, file_sha256
+from tasks.files import file_sha256
+from tasks.store import digest
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine, TextClause
@@ -71,9 +72,9 @@ def open_query(source: SqlSource, recipe_folder: Path, cache: Path) -> Query:
         except SQLAlchemyError as error:
             raise DataError(
                 f"Source {source.name}: the database "
-                f"{url.render_as_string(hide_password=True)} answers: {_answer(error)}. "
+                f"{_shown(url)} answers: {_answer(error, url)}. "
                 f"Correct dataset.sources[].query, or {source.url_variable or 'database'}."
-            ) from error
+            ) from (None if _has_secret(str(error), url) else error)
         content = snapshot.digest
         size = snapshot.size
 
@@ -120,12 +121,12 @@ def _url(source: SqlSource, recipe_folder: Path) -> Any:
         )
     try:
         return make_url(text)
-    except ArgumentError as error:
+    except ArgumentError:
         # The text may hold a password: it is not repeated.
         raise DataError(
             f"The environment variable {source.url_variable} holds no SQLAlchemy URL. It looks like "
             "postgresql+psycopg://user:password@host/name."
-        ) from error
+        ) from None
 
 
 def _chunks(
@@ -161,6 +162,22 @@ def _statement(source: SqlSource, engine: "Engine", last: Any) -> "TextClause":
     return text(f"SELECT * FROM ({query}) AS source_rows{since} ORDER BY {column}")
 
 
-def _answer(error: "SQLAlchemyError") -> str:
+def _shown(url: Any) -> str:
+    """The address without its user's password, and without a query, where drivers take one as well."""
+    return str(url.set(query={}).render_as_string(hide_password=True))
+
+
+def _answer(error: "SQLAlchemyError", url: Any) -> str:
     # The driver's own words, without the statement and its parameters.
-    return " ".join(str(getattr(error, "orig", None) or error).split())[:500]
+    told = " ".join(str(getattr(error, "orig", None) or error).split())
+    for secret in _secrets(url):
+        told = told.replace(secret, "***")
+    return told[:500]
+
+
+def _has_secret(text: str, url: Any) -> bool:
+    return any(secret in text for secret in _secrets(url))
+
+
+def _secrets(url: Any) -> list[str]:
+    return [str(it) for it in (url.password, *url.query.values()) if it]

@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from tasks.errors import DataError
-from tasks.store import file_sha256
+from tasks.files import file_sha256
 
 
 class Snapshot:

@@ -14,9 +14,10 @@ from tasks.dataset.cleaning_settings import CleaningSettings
 from tasks.dataset.replay import add_replayed_rows
 from tasks.dataset.replay_choice import IN_TEST_GROUP, NOT_CHOSEN
 from tasks.errors import UserError
+from tasks.files import file_sha256
 from tasks.registry import VersionFiles
 from tasks.start import Start
-from tasks.store import Store, file_sha256
+from tasks.store import Store
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import pytest
 
 from tasks.artifacts import Adapter, Tokens
 from tasks.base import Base
-from tasks.store import file_sha256
+from tasks.files import file_sha256
 
 ROWS = [
     ("Write the docstring of def add(a, b).", "Return the sum of two numbers.", "add"),

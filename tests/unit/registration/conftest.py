@@ -12,12 +12,13 @@ import pytest
 
 from tasks.artifacts import Adapter, Dataset, Report, Tokens, Version
 from tasks.base import Base, BaseSettings, resolve_base
+from tasks.files import file_sha256
 from tasks.home import Home
 from tasks.registration.job import Verification
 from tasks.registration.provenance import Provenance
 from tasks.registration.settings import RegistrationSettings
 from tasks.registration.work import register_adapter
-from tasks.store import Store, file_sha256
+from tasks.store import Store
 from tasks.tracking import Tracker
 
 PROMPT = "<|user|>\nWhat does it return?<|end|>\n<|assistant|>\n"

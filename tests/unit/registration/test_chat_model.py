@@ -327,7 +327,7 @@ def test_an_adapter_with_a_renamed_tensor_does_not_load(moved: Path, trained: An
     import mlflow
     from safetensors.torch import load_file, save_file
 
-    from tasks.store import file_sha256
+    from tasks.files import file_sha256
 
     path = moved / "artifacts" / "adapter" / "adapter_model.safetensors"
     tensors = load_file(path)

@@ -25,7 +25,8 @@ from tasks.registration import work
 from tasks.registration.job import Verification
 from tasks.registration.provenance import Provenance
 from tasks.registration.settings import RegistrationSettings
-from tasks.store import Store, file_sha256
+from tasks.files import file_sha256
+from tasks.store import Store
 from tasks.tracking import Tracker
 
 job, folder, together = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2]), int(sys.argv[3])

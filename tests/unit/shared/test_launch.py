@@ -127,6 +127,31 @@ def test_ctrl_c_lets_the_worker_save_and_then_ends_it(tmp_path: Path) -> None:
     assert (tmp_path / "saved").read_text() == "checkpoint"
 
 
+def test_ctrl_c_before_the_first_wait_ends_the_worker_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+    popen = subprocess.Popen
+
+    def remembered(*arguments: Any, **how: Any) -> Any:
+        started.append(popen(*arguments, **how))
+        return started[-1]
+
+    def interrupted(_: threading.Thread) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess, "Popen", remembered)
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(Interrupted):
+        launch.run(
+            [sys.executable, "-c", "import time; time.sleep(600)"],
+            log=tmp_path / "log",
+            name="Training",
+        )
+    (worker,) = started
+    assert worker.poll() is not None
+
+
 def test_a_worker_dies_with_its_parent(tmp_path: Path) -> None:
     """SIGKILL of the parent: worker and grandchild are gone, nobody keeps the GPU."""
     worker = tmp_path / "worker.py"

@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
 from tasks.errors import StageFailed, UserError
-from tasks.training import checkpoints, engine, fields, loading, worker
+from tasks.files import file_sha256
+from tasks.training import engine, fields, loading, worker
 from tasks.training.job import StartJob, TrainingJob, TrainingResult
 from tasks.training.settings import TrainingSettings
 
@@ -135,7 +136,7 @@ def test_a_damaged_file_is_refused(
     with pytest.raises(UserError, match="has sha256"):
         _build(make_job(tmp_path / "second", peft=QUIET, start=start))
     # Where the registry itself recorded such a file.
-    recorded = start.model_copy(update={"adapter_sha256": checkpoints.sha256_of(path)})
+    recorded = start.model_copy(update={"adapter_sha256": file_sha256(path)})
     expected = {
         "a tensor less": "in the recipe's adapter, not in the version",
         "a tensor more": "in the version, not in the recipe's adapter: model.stranger",

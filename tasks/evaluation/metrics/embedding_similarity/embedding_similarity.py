@@ -5,6 +5,8 @@ from typing import Any
 import datasets
 import evaluate
 
+from tasks.evaluation.measured import mean_of_measured
+
 DESCRIPTION = (
     "Mean cosine (0-1; a negative one counts as 0) of the embeddings of answer and reference. The "
     "worker that held the model has measured it."
@@ -31,11 +33,4 @@ class EmbeddingSimilarity(evaluate.Metric):
         )
 
     def _compute(self, similarity: list[float | None]) -> dict[str, Any]:
-        statistics = [[0.0, 0.0] if score is None else [score, 1.0] for score in similarity]
-        counted = sum(weight for _, weight in statistics)
-        total = sum(score for score, _ in statistics)
-        return {
-            "embedding_similarity": total / counted if counted else float("nan"),
-            "rows": {"embedding_similarity": similarity},
-            "statistics": {"embedding_similarity": statistics},
-        }
+        return mean_of_measured("embedding_similarity", similarity)

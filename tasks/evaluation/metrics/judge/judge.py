@@ -5,6 +5,8 @@ from typing import Any
 import datasets
 import evaluate
 
+from tasks.evaluation.measured import mean_of_measured
+
 DESCRIPTION = (
     "Mean score (0-1) that the recipe's judge gave. Rows without a usable verdict on every "
     "model's answer do not count."
@@ -31,11 +33,4 @@ class Judge(evaluate.Metric):
         )
 
     def _compute(self, verdicts: list[float | None]) -> dict[str, Any]:
-        statistics = [[0.0, 0.0] if score is None else [score, 1.0] for score in verdicts]
-        counted = sum(weight for _, weight in statistics)
-        total = sum(score for score, _ in statistics)
-        return {
-            "judge": total / counted if counted else float("nan"),
-            "rows": {"judge": verdicts},
-            "statistics": {"judge": statistics},
-        }
+        return mean_of_measured("judge", verdicts)

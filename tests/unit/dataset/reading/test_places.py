@@ -11,7 +11,7 @@ from tasks.dataset.reading.bad_rows import BadRows
 from tasks.dataset.source_settings import FilesSource
 from tasks.dataset.summary import source_notes
 from tasks.errors import DataError
-from tasks.store import file_sha256
+from tasks.files import file_sha256
 
 
 def lines(*prompts: str) -> str:
