@@ -36,6 +36,7 @@ def start(small: Any, arguments: list[str]) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_from_its_checkpoint(small: Any, tmp_path: Path) -> None:
     """SIGKILL of the whole run in the middle of training; the next one resumes and registers."""
     arguments = arguments_of("killed", "max_steps=120", "save_steps=5")

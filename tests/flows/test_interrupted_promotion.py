@@ -2,7 +2,10 @@
 
 from typing import Any
 
+import pytest
 
+
+@pytest.mark.slow
 def test_a_policy_that_has_become_automatic_promotes_what_is_registered(
     small: Any, first_run: dict[str, Any]
 ) -> None:

@@ -45,6 +45,9 @@ promotion:
 Night = Callable[..., dict[str, Any]]
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def night(tmp_path_factory: pytest.TempPathFactory, starter: Path, fresh: Any) -> Night:
     """Run the recipe on the rows of a package, as a schedule would."""
