@@ -114,13 +114,18 @@ def _compare(result: Result, task: str, found: dict[str, list[Trained]]) -> None
 
 
 def steps_to(curve: Sequence[tuple[int, float]], target: float) -> float:
-    """Steps from which on the loss stays at or below `target`, interpolated; infinite where it never does."""
+    """Steps from which on the loss stays at or below `target`; infinite where it never does.
+
+    Between two looks by a straight line; not before the first one, since nothing was measured there.
+    """
     above = [at for at, (_, loss) in enumerate(curve) if loss > target]
     if not above:
         return float(curve[0][0])
     if above[-1] == len(curve) - 1:
         return float("inf")
     (before, high), (after, low) = curve[above[-1] : above[-1] + 2]
+    if before == curve[0][0]:
+        return float(after)
     return before + (after - before) * (high - target) / (high - low)
 
 
