@@ -3,17 +3,24 @@
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from prefect import State, flow, suspend_flow_run
+from prefect import State, flow, get_run_logger, suspend_flow_run
 from prefect.input import RunInput
 from prefect.runtime import flow_run
 from prefect.states import Completed
 from pydantic import Field
 
 from flows.approval_forms import created, has_expired, make_way
+from flows.evaluate_version import evaluate
+from tasks.errors import LoralineError
 from tasks.home import home
-from tasks.promotion.task import carry_out_approval, show_question
+from tasks.promotion.task import (
+    carry_out_approval,
+    needs_new_verdict,
+    note_new_verdict,
+    show_question,
+)
 from tasks.registration.task import verifier
-from tasks.tracking import reachable_tracker
+from tasks.tracking import Tracker, reachable_tracker
 
 
 class Approval(RunInput):
@@ -30,13 +37,16 @@ def _run_name() -> str:
 
 
 @flow(name="approve", flow_run_name=_run_name, persist_result=False)
-def approve(name: str, version: str, hours: float = 72.0) -> State[dict[str, Any]]:
+def approve(
+    name: str, version: str, hours: float = 72.0, recipe: str = ""
+) -> State[dict[str, Any]]:
     """Wait, suspended, until somebody answers the form; then do what the answer says, if it still holds.
 
     Args:
         name: The registered model.
         version: The candidate.
         hours: How long the form waits. After that the run ends as `Completed(name="Expired")`.
+        recipe: By whose rows and rules the version is judged again, where another one was promoted meanwhile.
 
     A suspended run holds no worker: its process ends, and another begins at the top when the form is
     answered. Ends as Promoted, Rejected, Refused (the verdict does not hold for today's champion),
@@ -55,6 +65,8 @@ def approve(name: str, version: str, hours: float = 72.0) -> State[dict[str, Any
             message=f"Answered after more than {hours:g} hours; not promoted",
             data={},
         )
+    if recipe and answer.decision == "promote" and needs_new_verdict(tracker, name, version):
+        _judge_again(tracker, name, version, recipe)
     settled = carry_out_approval(
         tracker,
         name,
@@ -70,3 +82,14 @@ def approve(name: str, version: str, hours: float = 72.0) -> State[dict[str, Any
         message=settled.told,
         data={"entry": entry and entry.model_dump(mode="json")},
     )
+
+
+def _judge_again(tracker: Tracker, name: str, version: str, recipe: str) -> None:
+    """The form showed a comparison with a champion that is none any more: compare with the one of this moment."""
+    try:
+        found: Any = evaluate(recipe, version)
+    except LoralineError:
+        # Without a new verdict the old one does not count, and the answer is refused in words.
+        get_run_logger().exception("Version %s of %s could not be judged again", version, name)
+        return
+    note_new_verdict(tracker, name, version, found)

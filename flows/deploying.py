@@ -5,12 +5,14 @@ or one of its schedules is written, and a night that was missed would not be cau
 """
 
 import contextlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.deployment_file import Deployment, DeploymentFile, read_deployments
+from flows.notifying import apply_notifications, essence
 from flows.scheduled_recipes import (
     RETRAIN,
     WATCH,
@@ -40,7 +42,7 @@ class Applied:
     changed: list[str] = field(default_factory=list)
     """A line for each thing that was created, changed or retired; empty when all was as it should be."""
     problems: list[str] = field(default_factory=list)
-    """Why a recipe could not be scheduled; what it had before stays."""
+    """Why a recipe could not be scheduled, or nobody told by a block; what there was before stays."""
     schedules: int = 0
     """Recipes that the clock starts now."""
 
@@ -77,6 +79,9 @@ def apply_deployments(
             if deployment.name in (RETRAIN, WATCH):
                 whole = any(path.is_dir() for path in recipes)
                 _apply_recipes(client, deployment, identity, wanted, whole, applied)
+        changed, problems = apply_notifications(client, os.environ)
+    applied.changed += changed
+    applied.problems += problems
     applied.schedules = sum(it.cron is not None for it in wanted if not it.unwanted)
     return applied
 
@@ -245,19 +250,7 @@ def _apply_triggers(
         if there is None:
             client.create_automation(wanted)
             applied.changed.append(f"automation {wanted.name}: created")
-        elif _essence(there) != _essence(wanted):
+        elif essence(there) != essence(wanted):
             # Switched off by an operator, it stays off.
             client.update_automation(there.id, wanted.model_copy(update={"enabled": there.enabled}))
             applied.changed.append(f"automation {wanted.name}: changed")
-
-
-def _essence(automation: Any) -> dict[str, Any]:
-    """What an automation does, without the identities that the server gives its parts."""
-    kept = automation.model_dump(mode="json", include={"description", "trigger", "actions"})
-    return {name: _without_ids(value) for name, value in kept.items()}
-
-
-def _without_ids(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _without_ids(v) for k, v in value.items() if k != "id" and v is not None}
-    return [_without_ids(it) for it in value] if isinstance(value, list) else value

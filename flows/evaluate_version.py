@@ -7,6 +7,7 @@ from prefect import State, flow
 from prefect.runtime import flow_run
 from prefect.states import Completed
 
+from flows.block_secrets import secrets_of
 from tasks.base import resolve_base
 from tasks.dataset.task import prepare_dataset
 from tasks.errors import UserError
@@ -41,8 +42,13 @@ def evaluate(
     Rows that the version was trained on are left out. Nothing is registered and no alias moves; the
     report is an artifact of this run. Ends as `Completed(name="Refused")` when the gate would refuse.
     """
-    path = Path(recipe).expanduser().absolute()
-    loaded = check_recipe(path, tuple(overrides or ())).recipe
+    path, changes = Path(recipe).expanduser().absolute(), tuple(overrides or ())
+    with secrets_of(path, changes):
+        return _judged(path, version, changes)
+
+
+def _judged(path: Path, version: str, overrides: tuple[str, ...]) -> State[dict[str, Any]]:
+    loaded = check_recipe(path, overrides).recipe
     here = home()
     tracker = reachable_tracker(here)
     store = Store.of(here)
@@ -92,6 +98,7 @@ def evaluate(
     passed = report.gate is None or bool(report.gate["passed"])
     data = {
         "version": judged.version,
+        "champion": champion and champion.version,
         "metrics": report.metrics,
         "differences": report.differences,
         "gate": report.gate,

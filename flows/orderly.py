@@ -21,6 +21,7 @@ from prefect.runtime import flow_run
 from prefect.states import Completed
 
 from flows.run_record import RunRecord
+from flows.stack.crashes import AGAIN
 from tasks.artifacts import Outcome
 from tasks.gpu_turn import give_back_gpus
 from tasks.progress import announce
@@ -117,7 +118,9 @@ def started_by() -> Literal["schedule", "event", "person"]:
     kind = here.created_by.type if here is not None and here.created_by is not None else None
     if kind == "SCHEDULE":
         return "schedule"
-    return "event" if kind == "AUTOMATION" else "person"
+    # The watchdog repeats what crashed, and nobody is there to run that again either.
+    again = here is not None and AGAIN in here.tags
+    return "event" if again or kind == "AUTOMATION" else "person"
 
 
 def _given_up(run: FlowRun) -> bool:

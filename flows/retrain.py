@@ -7,9 +7,13 @@ from prefect import State, flow
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed
 
+from flows.block_secrets import secrets_of
 from flows.orderly import NotNow, orderly, refuse_outdated, started_by
 from flows.recipe_memory import RecipePath, recipe_of_run
+from flows.run_alerts import failure_told, tell_refusal
+from flows.run_names import first_name, this_cause
 from flows.run_record import PrefectRun, RunRecord
+from flows.verdict_page import show_verdict
 from tasks.dataset.task import compare_with_champion, prepare_dataset, replay_rows
 from tasks.errors import Interrupted
 from tasks.evaluation.task import evaluate_adapter
@@ -20,11 +24,7 @@ from tasks.tokenization.task import tokenize_dataset
 from tasks.training.task import train_adapter
 
 
-def _run_name() -> str:
-    return Path(str(flow_run.parameters.get("recipe") or "retrain")).stem
-
-
-@flow(name="retrain", flow_run_name=_run_name, persist_result=False)
+@flow(name="retrain", flow_run_name=first_name, persist_result=False)
 def retrain(
     recipe: RecipePath = "",
     overrides: list[str] | None = None,
@@ -45,17 +45,20 @@ def retrain(
     an interrupted one as `Cancelled`.
     """
     try:
-        recipe = recipe_of_run(recipe)
-        refuse_outdated(recipe)
-        here = PrefectRun(flow_run.id, flow_run.ui_url, reason)
+        with failure_told(recipe):
+            recipe = recipe_of_run(recipe)
+            refuse_outdated(recipe)
+            changes = tuple(overrides or ())
+            here = PrefectRun(flow_run.id, flow_run.ui_url, reason, this_cause(recipe, reason))
 
-        def attempt() -> State[dict[str, Any]]:
-            return _retrained(Path(recipe), tuple(overrides or ()), force, here)
+            def attempt() -> State[dict[str, Any]]:
+                return _retrained(Path(recipe), changes, force, here)
 
-        if started_by() == "person":
-            return attempt()
-        # Nobody is there to run it again. What is complete by then is not repeated.
-        return bridged(attempt, doing="go on")
+            with secrets_of(Path(recipe), changes):
+                if started_by() == "person":
+                    return attempt()
+                # Nobody is there to run it again. What is complete by then is not repeated.
+                return bridged(attempt, doing="go on")
     except NotNow as other:
         return other.state
     except Interrupted as stop:
@@ -67,33 +70,41 @@ def _retrained(
     recipe: Path, overrides: tuple[str, ...], force: bool, here: PrefectRun
 ) -> State[dict[str, Any]]:
     with RunRecord(recipe, overrides, force, here) as run, orderly(run) as turn:
-        dataset = run.keep(prepare_dataset(run.store, **run.for_dataset()))
+        give = run.arguments
+        dataset = run.keep(prepare_dataset(run.store, **give.dataset()))
         champion = find_champion(run.tracker, run.recipe.model_name)
         run.begin(dataset, champion)
-        if replay := run.for_replay(dataset):
+        if replay := give.replay(dataset):
             dataset = run.keep(replay_rows(run.store, **replay))
-        tokens = run.keep(tokenize_dataset(run.store, **run.for_tokenization(dataset)))
-        if comparison := run.for_comparison(dataset, champion):
+        tokens = run.keep(tokenize_dataset(run.store, **give.tokenization(dataset)))
+        if comparison := give.comparison(dataset, champion):
             run.drift = compare_with_champion(**comparison)
-        adapter = run.keep(train_adapter(run.store, **run.for_training(dataset, tokens)))
+        adapter = run.keep(train_adapter(run.store, **give.training(dataset, tokens)))
         if run.is_done(tokens, adapter):
             return _ended("Skipped", run)
         # Again: another one may have been promoted while this one was trained.
         champion = find_champion(run.tracker, run.recipe.model_name)
-        report = run.keep(
-            evaluate_adapter(run.store, **run.for_evaluation(tokens, adapter, champion))
-        )
+        judged = give.evaluation(dataset, tokens, adapter, champion)
+        report = run.keep(evaluate_adapter(run.store, **judged))
         if run.is_refused(report):
+            tell_refusal(run, report)
+            if run.keeps_refused:
+                kept = give.registration(dataset, tokens, adapter, report, run_id=run.refused_in)
+                run.close_refused(register_adapter(**kept))
             return _ended("Refused", run)
         turn.check()
-        version = register_adapter(**run.for_registration(dataset, tokens, adapter, report))
+        run_id = run.write_mlflow()
+        version = register_adapter(
+            **give.registration(dataset, tokens, adapter, report, run_id=run_id)
+        )
         verify = verifier(run.tracker, run.base.path)
-        version, decision = promote_version(**run.for_promotion(version, champion), verify=verify)
+        version, decision = promote_version(**give.promotion(version, champion), verify=verify)
         run.close_with(version, decision)
     return _ended("Completed", run)
 
 
 def _ended(name: str, run: RunRecord) -> State[dict[str, Any]]:
+    show_verdict(run)
     return Completed(
         name=name, message=run.outcome.reason, data=run.outcome.model_dump(mode="json")
     )

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from tasks.artifacts import STAGES
-from tasks.durations import duration
 from tasks.progress import Event
+from tasks.progress_words import count, rows_text, step_text
 
 State = Literal["waiting", "started", "reused", "done", "failed"]
 
@@ -85,31 +85,6 @@ class RunState:
             stage.state, stage.fraction = state, None
 
 
-def rows_text(event: Event) -> str:
-    """`near copies: 12,000 of 80,000 rows, 24,100 rows/s, 3 s left`; what is unknown is left out."""
-    step, total = event.get("step"), event.get("total")
-    done = _count(event.get("done")) + (f" of {_count(total)}" if total else "")
-    parts = [(f"{step}: " if step else "") + f"{done} rows"]
-    if isinstance(speed := event.get("rows_per_second"), int | float):
-        parts.append(f"{speed:,.0f} rows/s")
-    if isinstance(left := event.get("eta_seconds"), int | float):
-        parts.append(f"{duration(left)} left")
-    return ", ".join(parts)
-
-
-def step_text(event: Event) -> str:
-    """`step 120 of 400, loss 2.314, 8,410 tokens/s, 41 s left`; what is unknown is left out."""
-    total = event.get("total_steps")
-    parts = [f"step {_count(event.get('step'))}" + (f" of {_count(total)}" if total else "")]
-    if isinstance(loss := event.get("loss"), int | float):
-        parts.append(f"loss {loss:.3f}")
-    if isinstance(speed := event.get("tokens_per_second"), int | float):
-        parts.append(f"{speed:,.0f} tokens/s")
-    if isinstance(left := event.get("eta_seconds"), int | float):
-        parts.append(f"{duration(left)} left")
-    return ", ".join(parts)
-
-
 def _measured_text(event: Event) -> str:
     return f"{event.get('model', 'model')}: loss of {_done_of_total(event)} rows"
 
@@ -126,11 +101,7 @@ _DONE_TEXTS = {
 
 
 def _done_of_total(event: Event) -> str:
-    return f"{_count(event.get('done'))} of {_count(event.get('total'))}"
-
-
-def _count(value: object) -> str:
-    return f"{value:,}" if isinstance(value, int) else "?"
+    return f"{count(event.get('done'))} of {count(event.get('total'))}"
 
 
 def _share(done: object, total: object) -> float | None:

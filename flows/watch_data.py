@@ -10,6 +10,7 @@ from prefect.runtime import flow_run
 from prefect.states import Completed
 from prefect.types._datetime import now
 
+from flows.block_secrets import secrets_of
 from flows.recipe_memory import RecipePath, recipe_of_run
 from tasks.base import known_commit
 from tasks.dataset.task import look_at_sources
@@ -56,17 +57,19 @@ def watch_data(
     here = home()
     here.prepare()
     watch = Watch(here.root / "watch" / loaded.name, here.cache / "sources")
-    seen = look_at_sources(
-        watch,
-        loaded.dataset,
-        recipe_folder=path.parent,
-        after_new_rows=rows,
-        after_days=days,
-        trained_at=newest_success(here, loaded.name),
-        base=None if loaded.base.is_local else known_commit(loaded.base, path),
-    )
+    with secrets_of(path):
+        seen = look_at_sources(
+            watch,
+            loaded.dataset,
+            recipe_folder=path.parent,
+            after_new_rows=rows,
+            after_days=days,
+            trained_at=newest_success(here, loaded.name),
+            base=None if loaded.base.is_local else known_commit(loaded.base, path),
+        )
     if seen.cause is not None:
-        ask_for_retraining(loaded.name, path, f"data: {seen.cause}")
+        kind = "base" if seen.cause.startswith("the base") else "data"
+        ask_for_retraining(loaded.name, path, f"{kind}: {seen.cause}")
         # Only now: an event that no server took must be posted again.
         watch.asked(seen)
     data = {"new_rows": seen.new_rows, "asked": seen.cause is not None, "cause": seen.cause}

@@ -10,12 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from flows.stack.alerts import Alerts
+from flows.stack.alerts import Alerts, memory_of
 from flows.stack.api import PrefectApi
 from flows.stack.crashes import Crashes
 from flows.stack.hangs import Hangs
 from flows.stack.parts import parts
-from flows.stack.reaper import Reaper
+from flows.stack.reaper import LOOK_SECONDS, Reaper
 from flows.stack.restarts import Restarts
 from flows.stack.settings import folder, read_settings
 from flows.stack.silence import Silence
@@ -69,9 +69,9 @@ def checks(state: Home, environ: dict[str, str]) -> list[Check]:
     api = PrefectApi.of(environ)
     notices = notices_of(state, prefect_api=api.url, environ=environ)
     settings = read_settings(state)
-    alerts = Alerts(folder(state) / "alerts.json", notices)
+    alerts = Alerts(memory_of(state), notices)
     return [
-        Check("reaper", 15, Reaper(api, state)),
+        Check("reaper", LOOK_SECONDS, Reaper(api, state)),
         Check("crashes", 15, Crashes(api, alerts)),
         Check("silence", 300, Silence(api, alerts)),
         Check("restarts", 30, Restarts(state, alerts)),

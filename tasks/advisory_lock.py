@@ -1,6 +1,7 @@
 """PostgreSQL's advisory lock as an object that is asked, and not waited for."""
 
 import hashlib
+import os
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -32,7 +33,7 @@ class AdvisoryLock:
     @property
     def shown(self) -> str:
         """The server, for a person."""
-        return urlsplit(self._database).hostname or "the local socket"
+        return urlsplit(self._database).hostname or os.environ.get("PGHOST") or "the local socket"
 
     def acquire(self, wait_seconds: float = 0.0) -> bool:
         """Take the lock, or give up after `wait_seconds`.

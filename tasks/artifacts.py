@@ -7,6 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 STAGES = ("dataset", "tokenization", "training", "evaluation", "registration")
 Stage = Literal["dataset", "tokenization", "training", "evaluation", "registration"]
+NOTHING_NEW = "Nothing has changed"
+"""How the reason of a run begins that was skipped because its work is done already."""
 
 
 class Artifact(BaseModel):
@@ -83,6 +85,8 @@ class Version(BaseModel):
     """`models:/<name>/<version>`."""
     aliases: list[str]
     mlflow_run_id: str
+    proof: str | None = None
+    """What a fresh process found that loaded it just now; None for a version that was there before."""
 
 
 class StageTiming(BaseModel):

@@ -8,12 +8,16 @@
     ├── StageFailed               a stage could not finish, exit code 1
     │   ├── WorkerFailed          a worker process died, timed out or stalled
     │   ├── OutOfMemory           a training needs more memory than there is: once more, in smaller batches
+    │   ├── OverBudget            a training would cost more than its recipe allows; a checkpoint is left
+    │   ├── ServerAway            a server does not answer: what nobody watches waits for it, and goes on
     │   ├── GateRefused           the gate does not let an adapter through, exit code 3
     │   └── Preempted             somebody else took the machine; a retry goes on, exit code 75
     └── Interrupted               somebody pressed Ctrl-C, exit code 130
 
-Each carries one message string and nothing else, so that Prefect can pickle it with a failed state.
+Each is made of one message string and nothing else, so that Prefect can pickle it with a failed state.
 """
+
+from typing import Literal
 
 
 class LoralineError(Exception):
@@ -47,9 +51,23 @@ class StageFailed(LoralineError):
 class WorkerFailed(StageFailed):
     """A worker process died, ran out of time or stalled."""
 
+    reason: Literal["died", "killed", "timed out", "stalled"] = "died"
+    """`killed`: by SIGKILL, as the kernel does for lack of memory. Set after construction: it travels in
+    the instance's dictionary, which pickles."""
+    unheard: str = ""
+    """Why its last words were not all read; empty where they were."""
+
 
 class OutOfMemory(StageFailed):
     """Memory ran out; the message says which settings would fit."""
+
+
+class OverBudget(StageFailed):
+    """A training was stopped because it would cost more than `training.budget` allows."""
+
+
+class ServerAway(StageFailed):
+    """A server that was asked for does not answer."""
 
 
 class GateRefused(StageFailed):

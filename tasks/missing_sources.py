@@ -19,6 +19,7 @@ from tasks.dataset.source_settings import (
 )
 from tasks.errors import DataError
 from tasks.recipe_file import Document, Loc
+from tasks.recipe_secrets import block_name
 
 _RELATIVE = "Relative paths start at the recipe's folder"
 
@@ -145,6 +146,7 @@ def _database(source: SqlSource, recipe_folder: Path) -> tuple[str, str] | None:
     elif not os.environ.get(str(source.url_variable)):
         return "url_variable", (
             f"the environment variable {source.url_variable} is not set, from which the database's "
-            "URL is taken, for example postgresql+psycopg://user:password@host/name."
+            "URL is taken, for example postgresql+psycopg://user:password@host/name. In a deployment the "
+            f"Secret block {block_name(str(source.url_variable))!r} of Prefect does as well."
         )
     return None

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-from tasks.errors import Interrupted, Preempted
+from tasks.errors import Interrupted, Preempted, ServerAway
 
 SECONDS_BETWEEN: Sequence[float] = (15, 60, 180, 300)
 """Nine minutes in all, beside what clients bridge by themselves."""
@@ -15,10 +15,12 @@ _NAMES = (
     "ConnectTimeoutError",
     "EndpointConnectionError",
     "NewConnectionError",
+    "ReadError",
     "ReadTimeout",
     "ReadTimeoutError",
     "RemoteProtocolError",
     "ServerDisconnectedError",
+    "WriteError",
 )
 """What libraries call it whose errors are no ConnectionError of Python's."""
 _BUSY = (429, 502, 503, 504)
@@ -67,7 +69,7 @@ def bridged(
 
 
 def _is_away(link: BaseException) -> bool:
-    if isinstance(link, ConnectionError | TimeoutError):
+    if isinstance(link, ConnectionError | TimeoutError | ServerAway):
         return True
     status = getattr(getattr(link, "response", None), "status_code", None)
     if status in _BUSY:

@@ -1,5 +1,7 @@
 """The recipe's section `schedule`: when the recipe is run again."""
 
+from datetime import UTC, datetime
+from itertools import pairwise
 from zoneinfo import ZoneInfo
 
 from pydantic import Field, field_validator, model_validator
@@ -22,8 +24,6 @@ class ScheduleSettings(Settings):
     @field_validator("cron")
     @classmethod
     def _check_cron(cls, value: str | None) -> str | None:
-        from datetime import UTC, datetime
-
         from cronsim import CronSim, CronSimError
 
         if value is None:
@@ -57,3 +57,29 @@ class ScheduleSettings(Settings):
     def watches(self) -> bool:
         """Whether new data starts a run."""
         return self.after_new_rows is not None or self.after_days is not None
+
+
+def cadence(cron: str) -> str:
+    """How a person calls it: `hourly`, `every 6 hours`, `nightly`, `daily`, `weekly`, `monthly`; else `scheduled`.
+
+    A daily one is nightly when it is due between nine in the evening and six in the morning.
+    """
+    from cronsim import CronSim, CronSimError
+
+    try:
+        clock = CronSim(cron, datetime(2024, 1, 1, tzinfo=UTC))
+        times = [next(clock) for _ in range(8)]
+    except (CronSimError, StopIteration):
+        return "scheduled"
+    hours = sorted((later - one).total_seconds() / 3600 for one, later in pairwise(times))
+    # The shortest gap: a schedule of working days is no less a daily one.
+    shortest = hours[0]
+    if shortest == 1:
+        return "hourly"
+    if shortest.is_integer() and 1 < shortest < 24 and hours[-1] == shortest:
+        return f"every {shortest:.0f} hours"
+    if shortest == 24:
+        return "nightly" if times[0].hour >= 21 or times[0].hour < 6 else "daily"
+    if shortest == 7 * 24:
+        return "weekly"
+    return "monthly" if 28 * 24 <= shortest <= 31 * 24 else "scheduled"

@@ -1,12 +1,23 @@
 """What the Prefect task of every stage does around its work: announce it, log it, leave an artifact."""
 
+import contextvars
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prefect import get_run_logger
-from prefect.artifacts import create_markdown_artifact
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import ArtifactCreate
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+from prefect.utilities.context import get_task_and_flow_run_ids
 
 from tasks.artifacts import Artifact, Stage
+from tasks.late import deliver
 from tasks.progress import announce
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
 
 
 def started(stage: Stage) -> None:
@@ -32,9 +43,35 @@ def show_summary(stage: Stage, folder: Path, description: str) -> None:
 
 
 def show(key: str, markdown: str, description: str) -> None:
-    """Leave a Prefect artifact; a server that is away for a moment costs a warning and no work."""
-    try:
-        create_markdown_artifact(markdown, key=key, description=description)
-    except Exception:
-        # Hours of work are complete in the store: they must not become a failed stage.
-        get_run_logger().warning("Prefect did not take the artifact %s", key, exc_info=True)
+    """Leave a Prefect artifact. A server that is away gets it later, and no work waits for that."""
+    # Whose it is, the context of the run says; other threads lack it.
+    task_run_id, flow_run_id = get_task_and_flow_run_ids()
+    artifact = ArtifactCreate(
+        type="markdown",
+        key=key,
+        description=description,
+        data=markdown,
+        task_run_id=task_run_id,
+        flow_run_id=flow_run_id,
+    )
+    settings = contextvars.copy_context()
+
+    def send() -> None:
+        with asking_once() as client:
+            client.create_artifact(artifact)
+
+    deliver(key, f"the artifact {key}", lambda: settings.run(send))
+
+
+@contextmanager
+def asking_once() -> "Iterator[SyncPrefectClient]":
+    """A client of its own for `tasks.late`, which asks again by itself.
+
+    The run's client would ask for minutes, and is closed when a late delivery is made.
+    """
+    with (
+        temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),
+        # With settings of its own it is no other's.
+        get_client(httpx_settings={"timeout": 30.0}, sync_client=True) as client,
+    ):
+        yield client

@@ -5,9 +5,7 @@ down before it begins, and whoever asks again with the same recipe, rows and bas
 today's champion: else every night would train on from its own result.
 """
 
-import json
 import logging
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +20,7 @@ from tasks.registry import (
     version_files,
 )
 from tasks.seen import SeenPolicy
+from tasks.start_notes import goes_on_elsewhere, read_notes, write_note
 from tasks.store import digest
 
 if TYPE_CHECKING:
@@ -169,12 +168,8 @@ def note_start(beginning: Beginning, training: str, store: "Store") -> None:
     """Write down, before the training with this fingerprint begins, what it starts from."""
     if beginning.asked is None:
         return
-    path = _note(beginning.asked, store)
-    path.parent.mkdir(parents=True, exist_ok=True)
     start = beginning.start and beginning.start.record
-    temporary = path.with_suffix(f".{uuid.uuid4().hex[:8]}.tmp")
-    temporary.write_text(json.dumps({"training": training, "start": start}), encoding="utf-8")
-    temporary.replace(path)
+    write_note(beginning.asked, {"training": training, "start": start}, store)
 
 
 def working_folder(home: "Home", training: str) -> Path:
@@ -183,18 +178,14 @@ def working_folder(home: "Home", training: str) -> Path:
 
 
 def _noted(asked: str, store: "Store", home: "Home") -> dict[str, Any] | None:
-    """The note of these inputs, while the training that it speaks of stands or can go on."""
-    try:
-        noted: dict[str, Any] = json.loads(_note(asked, store).read_text(encoding="utf-8"))
-        training = str(noted["training"])
-        noted["start"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    checkpoints = working_folder(home, training) / "checkpoints"
-    if any(checkpoints.glob("checkpoint-*")) or store.find("training", training) is not None:
-        return noted
+    """The note of these inputs, while the training that it speaks of stands or can go on, here or from the
+    store that homes share."""
+    for note in read_notes(asked, store):
+        training = str(note["training"])
+        if (
+            any((working_folder(home, training) / "checkpoints").glob("checkpoint-*"))
+            or store.find("training", training) is not None
+            or goes_on_elsewhere(training, store)
+        ):
+            return note
     return None
-
-
-def _note(asked: str, store: "Store") -> Path:
-    return store.root / "beginnings" / f"{asked}.json"

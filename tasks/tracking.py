@@ -17,9 +17,10 @@ from filelock import FileLock
 
 from tasks import run_lease
 from tasks.addresses import unreachable, without_passwords
-from tasks.errors import LoralineError, StageFailed, UserError
+from tasks.errors import LoralineError, ServerAway, StageFailed, UserError
 from tasks.home import Home
 from tasks.metric_writer import MetricWriter, Point
+from tasks.outage import is_outage
 from tasks.stack import running
 
 if TYPE_CHECKING:
@@ -57,12 +58,12 @@ def refuse_unreachable(home: Home) -> None:
 
     To be called before a stage runs. In the middle of a run the clients' patience bridges an outage.
 
-    Raises: StageFailed when nobody answers, UserError as `tracking_uri` does.
+    Raises: ServerAway when nobody answers, UserError as `tracking_uri` does.
     """
     uri = tracking_uri(home)
     if uri.startswith("sqlite:") or (why := unreachable(uri)) is None:
         return
-    raise StageFailed(
+    raise ServerAway(
         f"The MLflow server {without_passwords(uri)}, named by MLFLOW_TRACKING_URI, does not answer "
         f"({without_passwords(why)}). Start it, correct the address, or take the setting away: "
         f"loraline then keeps its own database ({home.mlflow / 'mlflow.db'})."
@@ -131,15 +132,19 @@ class Tracker:
 
     @contextmanager
     def explained(self, doing: str) -> Iterator[None]:
-        """Turn whatever MLflow raises inside the block into a StageFailed that names the server."""
+        """Turn whatever MLflow raises inside the block into a StageFailed that names the server.
+
+        ServerAway where it did not answer.
+        """
         try:
             yield
         except LoralineError:
             raise
         except Exception as error:
             reason = without_passwords(str(error) or error.__class__.__name__)
+            kind = ServerAway if is_outage(error) else StageFailed
             # With a password in the address, the libraries' own words stand in no log.
-            raise StageFailed(
+            raise kind(
                 f"MLflow at {without_passwords(self.uri)} could not {doing}: {reason}. "
                 "Check that the server runs and that this machine may use it, then run the same recipe "
                 "again: complete stages are not repeated."
@@ -287,6 +292,11 @@ class Tracker:
         """Set the text that the run's page shows."""
         self.set_tags(run_id, {"mlflow.note.content": markdown})
 
+    def rename_run(self, run_id: str, name: str) -> None:
+        """Give the run another name."""
+        with self.explained(f"rename the run {run_id}"):
+            self.client.update_run(run_id, name=name)
+
     def close_run(self, run_id: str, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
         """Give the run its final status."""
         with self.explained(f"close the run {run_id} as {status}"):
@@ -307,6 +317,11 @@ class Tracker:
             except MlflowException:
                 # Deleted since, or of another tracking server.
                 _log.debug("MLflow run %s could not be closed", run_id, exc_info=True)
+
+    def tags_of(self, run_id: str) -> dict[str, str]:
+        """The run's tags."""
+        with self.explained(f"read the run {run_id}"):
+            return dict(self._run(run_id).data.tags)
 
     def run_url(self, run_id: str) -> str:
         """The page of the run."""

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel
 
 from tasks.errors import UserError
+from tasks.marked import WORKER, end, marked
 
 Job = TypeVar("Job", bound=BaseModel)
 
@@ -41,7 +42,7 @@ def write_result(path: Path, result: BaseModel) -> None:
 
 
 def _die_with_parent() -> None:
-    """End the whole process group when standard input closes, which the parent's death does.
+    """End this worker with all it started when standard input closes, which the parent's death does.
 
     Only where standard input is a pipe: a person who runs the worker by hand has a terminal.
     """
@@ -51,7 +52,12 @@ def _die_with_parent() -> None:
     def watch() -> None:
         while os.read(0, 4096):
             pass
-        os.killpg(os.getpgid(0), signal.SIGKILL)
+        try:
+            if WORKER in os.environ:
+                # Those in sessions of their own: the group's signal does not reach them.
+                end(marked(WORKER, os.environ[WORKER]), grace_seconds=0)
+        finally:
+            os.killpg(os.getpgid(0), signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True).start()
 

@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
             for line in applied.changed or ["Nothing changed."]:
                 out.write(f"{line}\n")
             for line in applied.problems:
-                out.write(f"not scheduled: {line}\n")
+                out.write(f"not deployed: {line}\n")
             out.write(
                 f"{applied.schedules} recipes are scheduled on {server.url}; `loraline schedules` lists "
                 "them.\n"

@@ -18,7 +18,7 @@ from flows.signals import stop_signals
 from tasks.addresses import without_passwords
 from tasks.errors import UserError
 from tasks.home import Home, home
-from tasks.stack import Server, running, write_stack
+from tasks.stack import Server, process_lives, read_stack, running, write_stack
 
 ADDRESS = "127.0.0.1"
 
@@ -36,10 +36,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serve until Ctrl-C or SIGTERM. Raises UserError when that cannot start, StageFailed when one
-    of the servers ends by itself."""
+    """Serve until Ctrl-C or SIGTERM; beside a running stack, say that it serves already.
+
+    Raises: UserError when the servers cannot start, StageFailed when one of them ends by itself.
+    """
     state = home()
     state.prepare()
+    if (stack := served_by_stack(state)) is not None:
+        print(stack, flush=True)
+        sys.stderr.write(
+            f"State    {state.root}\nThe stack of `loraline up` serves these pages; `loraline down` ends it.\n"
+        )
+        return 0
     _refuse_second(state)
     lock = ServerLock(state)
     if not lock.acquire("loraline ui"):
@@ -141,6 +149,20 @@ def start_mlflow(state: Home, port: int) -> ServerProcess:
         environment=environment,
         folder=state.mlflow,
         log=state.logs / "mlflow-server.log",
+    )
+
+
+def served_by_stack(state: Home) -> str | None:
+    """The lines that name the pages of a stack that runs on this home; None without one."""
+    servers = read_stack(state)
+    if not any(server.supervised and process_lives(server.pid) for server in servers.values()):
+        return None
+    # With the supervisor alive a server that is just away comes back at the same address.
+    shown = {"prefect": "Prefect ", "mlflow": "MLflow  "}
+    return "\n".join(
+        f"{title} {servers[name].url.removesuffix('/api')}"
+        for name, title in shown.items()
+        if name in servers
     )
 
 

@@ -10,10 +10,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
+from flows.stack.settings import folder
+from tasks.home import Home
 from tasks.promotion.notices import Notices
 
 EVENT = "loraline.alert"
 """The event's name in Prefect and in webhooks: what an automation or a receiver filters by."""
+ENDS = frozenset({"crashed", "failed", "budget"})
+"""How a run ends badly. It does so once: the run tells of itself where it can, else the watchdog does."""
 REMEMBERED = 2000
 """So many told alerts are remembered, the newest."""
 LONGEST_PAUSE_SECONDS = 900.0
@@ -26,9 +32,9 @@ class Alert:
     """One thing that a person should know."""
 
     kind: str
-    """`crashed`, `failed`, `no-success`, `part-restarts`, `part-hung`."""
+    """`crashed`, `failed`, `budget`, `refused`, `no-success`, `part-restarts`, `part-hung`."""
     subject: str
-    """What it is about, such as a run's id: the same kind and subject are told once."""
+    """What it is about, such as a run's id: it is told once, however a run's end is called."""
     name: str
     """The adapter, the deployment or the part, for a person."""
     text: str
@@ -37,11 +43,15 @@ class Alert:
     @property
     def id(self) -> str:
         """The same in every repetition: a receiver that got it twice can tell."""
-        return str(uuid.uuid5(_NAMESPACE, f"{self.kind} {self.subject}"))
+        kind = "run" if self.kind in ENDS else self.kind
+        return str(uuid.uuid5(_NAMESPACE, f"{kind} {self.subject}"))
 
 
 class Alerts:
-    """Puts each alert into the outbox once, and remembers over restarts what it told."""
+    """Puts each alert into the outbox once, and remembers over restarts what was told.
+
+    The memory is shared by the watchdog and by runs, which are processes of their own.
+    """
 
     def __init__(
         self,
@@ -53,34 +63,34 @@ class Alerts:
     ) -> None:
         """`memory` is a file; without it nothing before `now` counts as news."""
         self._path = memory
+        self._lock = FileLock(memory.with_name(f"{memory.name}.lock"))
         self._notices = notices
         self.since = now or datetime.now(UTC)
         self._told: dict[str, str] = {}
         self._clock, self._next_delivery, self._pause = clock, 0.0, 0.0
-        try:
-            kept = json.loads(memory.read_text(encoding="utf-8"))
-            self.since, self._told = datetime.fromisoformat(kept["since"]), dict(kept["told"])
-        except FileNotFoundError:
-            self._keep()
-        except (OSError, ValueError, KeyError, TypeError):
-            # Damaged: rather begin anew than tell everything again.
-            self._keep()
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        with self._lock:
+            # Damaged or not there: rather begin anew than tell everything again.
+            if not self._recall():
+                self._keep()
 
     def is_told(self, alert: Alert) -> bool:
-        """Whether it was put into the outbox before."""
+        """Whether it was put into the outbox before, by whomever."""
+        self._recall()
         return alert.id in self._told
 
     def tell(self, alert: Alert) -> bool:
         """Put the alert into the outbox; False when it was told before."""
-        if self.is_told(alert):
-            return False
-        at = datetime.now(UTC)
-        # First the outbox: killed in between, the same notice with the same id is written once more.
-        self._put(alert, at)
-        self._next_delivery = 0.0
-        self._told[alert.id] = at.isoformat()
-        self._told = dict(list(self._told.items())[-REMEMBERED:])
-        self._keep()
+        with self._lock:
+            if self.is_told(alert):
+                return False
+            at = datetime.now(UTC)
+            # First the outbox: killed in between, the same notice with the same id is written once more.
+            self._put(alert, at)
+            self._next_delivery = 0.0
+            self._told[alert.id] = at.isoformat()
+            self._told = dict(list(self._told.items())[-REMEMBERED:])
+            self._keep()
         return True
 
     def deliver(self) -> int:
@@ -111,8 +121,22 @@ class Alerts:
         # The outbox is emptied in the order of names: alerts in that of time, behind promotions.
         _write(folder / f"{time.time_ns()}-{alert.id}.json", notice)
 
+    def _recall(self) -> bool:
+        """Read what was told meanwhile; False where the memory is not there or is damaged."""
+        try:
+            kept = json.loads(self._path.read_text(encoding="utf-8"))
+            self.since, self._told = datetime.fromisoformat(kept["since"]), dict(kept["told"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+        return True
+
     def _keep(self) -> None:
         _write(self._path, {"since": self.since.isoformat(), "told": self._told})
+
+
+def memory_of(home: Home) -> Path:
+    """The file in which a home's alerts are remembered."""
+    return folder(home) / "alerts.json"
 
 
 def _write(path: Path, value: dict[str, Any]) -> None:

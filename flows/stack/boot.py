@@ -12,7 +12,14 @@ from tasks.errors import StageFailed, UserError
 from tasks.home import Home
 
 UNIT = "loraline.service"
-KEPT = ("PATH", "HF_HOME", "HF_HUB_OFFLINE", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH")
+KEPT = (
+    "PATH",
+    "HF_HOME",
+    "HF_HUB_OFFLINE",
+    "CUDA_VISIBLE_DEVICES",
+    "LD_LIBRARY_PATH",
+    "LORALINE_NOTIFY",
+)
 """Of this shell's environment, what the unit's processes need to find the same things; no secrets."""
 
 

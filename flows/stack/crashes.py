@@ -1,7 +1,7 @@
 """Tell of runs that crashed or failed, whoever noticed it, and start a crashed retraining once more."""
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
 from flows.stack.alerts import Alert, Alerts
@@ -41,13 +41,16 @@ class Crashes:
             if run.get("parent_task_run_id") or self.alerts.is_told(alert):
                 # A flow inside another: the outer one is told of.
                 continue
+            if run["state"]["type"] == "FAILED" and not run.get("deployment_id"):
+                # A command on a terminal: whoever gave it has read why it failed.
+                continue
             is_retraining = self._is_retraining(run)
             if not is_retraining and not run.get("start_time"):
                 # It never began, and its schedule brings the next one soon.
                 continue
             # Before the alert: killed in between, Prefect knows the repetition by its key.
             if is_retraining and run["state"]["type"] == "CRASHED":
-                self._repeat(run)
+                alert = replace(alert, text=f"{alert.text} {self._repeat(run)}")
             self.alerts.tell(alert)
 
     def _alert(self, run: Json) -> Alert:
@@ -80,9 +83,10 @@ class Crashes:
             # Deleted since.
             return ""
 
-    def _repeat(self, run: Json) -> None:
+    def _repeat(self, run: Json) -> str:
+        """Start it once more, unless it is a repetition itself; what was done, for the alert."""
         if AGAIN in run.get("tags", []):
-            return
+            return "It was started again after a crash already, and is not started once more."
         recipe = recipe_of_run(self.api, run)
         created = self.api.ask(
             "POST",
@@ -95,3 +99,4 @@ class Crashes:
             },
         )
         _log.warning("Flow run %s crashed; %s goes on", run["id"], created["id"])
+        return "It was started again, and goes on from its last complete checkpoint."

@@ -26,4 +26,4 @@ def apply(
     for line in applied.changed:
         say(line)
     for problem in applied.problems:
-        say(f"Not scheduled: {problem}")
+        say(f"Not deployed: {problem}")

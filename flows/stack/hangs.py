@@ -44,6 +44,9 @@ class Hangs:
 
     def _end(self, part: Part, since: str) -> None:
         ended = leftovers.end(leftovers.processes(self.home, part.name), grace_seconds=10)
+        if not ended:
+            # Nothing hangs: a person has stopped it.
+            return
         _log.warning(
             "%s did not answer for %.0f s: ended %d processes", part.title, PATIENCE_SECONDS, ended
         )

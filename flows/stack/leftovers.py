@@ -1,11 +1,11 @@
 """Find and end processes by what they were started for, which survives a new session and a lost parent."""
 
-import contextlib
-from collections.abc import Iterator
-
 import psutil
 
 from tasks.home import Home
+from tasks.marked import end, environments, marked
+
+__all__ = ["FLOW_RUN", "PART", "STACK", "end", "end_flow_run", "living_flow_runs", "processes"]
 
 STACK = "LORALINE_STACK"
 """In the environment of everything that a stack started: the home's folder."""
@@ -20,7 +20,7 @@ def processes(home: Home, part: str | None = None) -> list[psutil.Process]:
     mine = {process.pid for process in [psutil.Process(), *psutil.Process().parents()]}
     return [
         process
-        for process, environment in _environments()
+        for process, environment in environments()
         if environment.get(STACK) == str(home.root)
         and (part is None or environment.get(PART) == part)
         and process.pid not in mine
@@ -29,37 +29,9 @@ def processes(home: Home, part: str | None = None) -> list[psutil.Process]:
 
 def living_flow_runs() -> set[str]:
     """The ids of the Prefect flow runs that a process of this machine and user works on."""
-    return {
-        environment[FLOW_RUN] for _, environment in _environments() if environment.get(FLOW_RUN)
-    }
+    return {environment[FLOW_RUN] for _, environment in environments() if environment.get(FLOW_RUN)}
 
 
 def end_flow_run(run_id: str, grace_seconds: float) -> int:
     """End every process of a flow run, also those that it started in sessions of their own."""
-    found = [
-        process for process, environment in _environments() if environment.get(FLOW_RUN) == run_id
-    ]
-    return end(found, grace_seconds)
-
-
-def end(found: list[psutil.Process], grace_seconds: float) -> int:
-    """SIGTERM, the grace, SIGKILL; without a grace SIGKILL at once. Returns how many there were."""
-    alive = found
-    if grace_seconds > 0:
-        for process in found:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.terminate()
-        _, alive = psutil.wait_procs(found, timeout=grace_seconds)
-    for process in alive:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(alive, timeout=5)
-    return len(found)
-
-
-def _environments() -> Iterator[tuple[psutil.Process, dict[str, str]]]:
-    for process in psutil.process_iter():
-        # One that ended, a zombie, or another user's, which is none of ours.
-        with contextlib.suppress(psutil.Error, OSError):
-            if process.status() != psutil.STATUS_ZOMBIE:
-                yield process, process.environ()
+    return end(marked(FLOW_RUN, run_id), grace_seconds)

@@ -20,12 +20,15 @@ from tasks.tracking import Tracker
 
 RUNNING_SECONDS = 30.0
 """A running run without a process is dead after this: one that just ended is still reporting how."""
-CANCELLING_SECONDS = 45.0
+CANCELLING_SECONDS = 20.0
 """A run that is told to end and still has processes loses them after this: its worker, which would end
-them within 30 s, may be gone."""
-STRAY_SECONDS = 20.0
-"""A process whose run has ended is ended after this: a child in a session of its own survives the
-worker's kill, and keeps the GPU."""
+them, may be gone. With the rhythm of two looks they are gone within 30 s."""
+STRAY_SECONDS = {"CANCELLED": 5.0, "CRASHED": 20.0, "COMPLETED": 600.0, "FAILED": 600.0}
+"""A process whose run has ended so is ended after this: a child in a session of its own survives the
+worker's kill, and keeps the GPU. What a run does after it was cancelled is wanted by nobody; one that ended
+by itself has ended its workers, and may still deliver the log lines that a server was away for."""
+LOOK_SECONDS = 5.0
+"""Between two looks."""
 PENDING_SECONDS = 75.0
 """A pending run is dead after this: a worker that took it is still starting its process."""
 FLOW_RUN_TAG = "loraline.prefect_flow_run_id"
@@ -82,17 +85,17 @@ class Reaper:
     def _end_strays(self, ids: set[str]) -> None:
         """Processes of runs that have ended. A run that this server does not know is another's."""
         ended = {
-            run["id"]
+            run["id"]: STRAY_SECONDS[run["state"]["type"]]
             for run in (self.api.flow_runs({"id": {"any_": sorted(ids)}}) if ids else [])
-            if run["state"]["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+            if run["state"]["type"] in STRAY_SECONDS
         }
         self._over = {
             run_id: since
             for run_id, since in self._over.items()
             if run_id in ended or run_id in self._seen
         }
-        for run_id in ended:
-            if self._is_over(run_id, STRAY_SECONDS):
+        for run_id, seconds in ended.items():
+            if self._is_over(run_id, seconds):
                 self._end_processes(run_id, "has ended", 10.0)
 
     def _is_over(self, run_id: str, patience: float) -> bool:
@@ -114,14 +117,23 @@ class Reaper:
         return self.clock() - first >= patience
 
     def _pools_with_foreign_workers(self) -> set[str]:
-        """Pools that other machines serve too: a run without a process here may have one there."""
+        """Pools whose runs may have their process elsewhere: on another machine, or in a container."""
         ours = {worker_name(part) for part in POOLS}
         found = set()
         for pool in POOLS.values():
             others = [w for w in self.api.workers(pool) if w.get("name") not in ours]
-            if any(worker.get("status") == "ONLINE" for worker in others):
+            online = any(worker.get("status") == "ONLINE" for worker in others)
+            if online or self._kind(pool) != "process":
                 found.add(pool)
         return found
+
+    def _kind(self, pool: str) -> str:
+        try:
+            return str(self.api.ask("GET", f"/work_pools/{pool}")["type"])
+        except StageFailed as error:
+            if "status 404" not in str(error):
+                raise
+            return "process"
 
     def _end(self, run: Json) -> None:
         before = run["state"]["type"]

@@ -12,6 +12,7 @@ from flows.stack.alerts import Alert, Alerts
 from flows.stack.api import Json, PrefectApi, utc
 from flows.stack.crashes import RETRAIN
 from flows.stack.recipes import recipe_of_run, recipe_of_schedule
+from tasks.artifacts import NOTHING_NEW
 
 PERIODS = 2
 MARGIN = timedelta(minutes=10)
@@ -80,8 +81,18 @@ class Silence:
             },
         )
         return next(
-            (run for run in found if recipe and recipe_of_run(self.api, run) == recipe), None
+            (
+                run
+                for run in found
+                if _is_success(run["state"]) and recipe and recipe_of_run(self.api, run) == recipe
+            ),
+            None,
         )
+
+
+def _is_success(state: Json) -> bool:
+    """A run that gave way to another, which may hang for ever, has achieved nothing itself."""
+    return state["name"] != "Skipped" or str(state.get("message")).startswith(NOTHING_NEW)
 
 
 def fire_times(schedule: Json, after: datetime) -> Iterator[datetime]:

@@ -118,9 +118,25 @@ def _tensors(value: Any, path: Path) -> dict[str, torch.Tensor]:
             f"{path} holds entries that are not plain tensors:\n{listed(wrong)}\n"
             f"Tensors are looked for at the top, or under {', '.join(CONTAINERS)}."
         )
+    unread = [
+        f"{key} ({'no numbers, only a shape' if entry.is_meta else str(entry.dtype)})"
+        for key, entry in value.items()
+        if entry.is_meta or entry.is_complex() or _is_one_byte_float(entry.dtype)
+    ]
+    if unread:
+        raise UserError(
+            f"{path} holds tensors that are no numbers of an adapter:\n{listed(unread)}\n"
+            "loralib trains in float32, bfloat16 or float16. Save the checkpoint in one of them: "
+            "torch.save({k: v.float() for k, v in lora.lora_state_dict(model).items()}, path), from a "
+            "model whose weights were loaded."
+        )
     if not value:
         raise UserError(f"{path} holds no tensors.")
     return {key: tensor.detach() for key, tensor in value.items()}
+
+
+def _is_one_byte_float(dtype: torch.dtype) -> bool:
+    return dtype.is_floating_point and dtype.itemsize < 2
 
 
 def _wrapper(keys: list[str], top_names: set[str]) -> str:

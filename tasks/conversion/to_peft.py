@@ -19,7 +19,7 @@ from tasks.conversion.layers import LoraPair, to_peft
 from tasks.conversion.listing import listed, listed_once
 from tasks.conversion.record import completed_sidecar
 from tasks.conversion.sidecar import CheckpointLayout, Sidecar, check_patterns, spec_of
-from tasks.errors import UserError
+from tasks.errors import StageFailed, UserError
 
 
 def convert(job: ConversionJob, base: BaseLayers) -> Conversion:
@@ -152,14 +152,28 @@ def _write(
     )
     extra = {tensor_key(name, pairs): tensor for name, tensor in biases.tensors.items()}
     adapted = {module.name: module for module in adapted_modules(base, config)}
-    assert set(adapted) == set(pairs), "PEFT adapts other modules than were asked for"
+    if others := set(adapted) ^ set(pairs):
+        raise _not_as_asked(f"it adapts {len(adapted)} modules and not {len(pairs)}", min(others))
     tensors: dict[str, Tensor] = {}
     for name, pair in pairs.items():
         module = adapted[name]
-        assert (module.r, module.scaling) == (pair.r, pair.scaling), (module, pair.r, pair.alpha)
-        assert module.shapes == (tuple(pair.a.shape), tuple(pair.b.shape)), module
+        shapes = (tuple(pair.a.shape), tuple(pair.b.shape))
+        for what, found, asked in (
+            ("rank", module.r, pair.r),
+            ("scale", module.scaling, pair.scaling),
+            ("shapes", module.shapes, shapes),
+        ):
+            if found != asked:
+                raise _not_as_asked(f"its {what} would be {found} and not {asked}", name)
         tensors |= {module.a_key: pair.a, module.b_key: pair.b}
     write_adapter(job.draft, config, {**tensors, **extra})
+
+
+def _not_as_asked(what: str, module: str) -> StageFailed:
+    return StageFailed(
+        f"PEFT would read the converted adapter otherwise than it was meant: {what} (at {module}). "
+        "Nothing was written; please report this with the checkpoint's sidecar and PEFT's version."
+    )
 
 
 def _write_record(

@@ -16,7 +16,8 @@ from tasks.dataset.cleaning.normalise import EMPTIED
 from tasks.dataset.cleaning.personal import PersonalData
 from tasks.dataset.cleaning.quarantine import mask_quarantine
 from tasks.dataset.deciding import decide
-from tasks.dataset.fates import Fates
+from tasks.dataset.empty_side import refuse_holdout_of_training
+from tasks.dataset.fates import TEST, Fates
 from tasks.dataset.pace import Pace
 from tasks.dataset.profile import Profile
 from tasks.dataset.reading.bad_rows import BadRows
@@ -26,12 +27,14 @@ from tasks.dataset.removed import Removed
 from tasks.dataset.rows import Row
 from tasks.dataset.settings import DatasetSettings
 from tasks.dataset.spool import Spool
+from tasks.seen import TEST_COPIES
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
 SIDES = ("train", "test")
+BAD_ROWS = "bad rows, which dataset.max_bad_rows allows"
 
 
 @dataclass
@@ -68,7 +71,8 @@ def build(
     sources: Sequence[Opened],
     holdout: Opened | None,
 ) -> Built:
-    """Write both sides: `SIDE.jsonl`, and `SIDE_rows.npy` (uint64: the rows' ids, sorted).
+    """Write both sides: `SIDE.jsonl`, and `SIDE_rows.npy` (uint64: the rows' ids, sorted); and
+    `test_copies.npy`, which `tasks.seen` reads.
 
     The holdout's rows end `test.jsonl`. Rows that were left out are in `removed.jsonl` and
     `quarantine.jsonl`.
@@ -86,12 +90,21 @@ def build(
             if cleaned is not None:
                 spool.add(cleaned, number)
         bad.raise_if_any()
+        bad.raise_if_all()
+        if holdout is not None:
+            refuse_holdout_of_training(holdout, sources)
         if (found := settings.cleaning.personal_data) is not None and found.policy != "report":
             mask_quarantine(folder / "quarantine.jsonl", PersonalData(found))
         built.changed = cleaner.changed
         built.steps = _reading_steps(built.read, bad.count, cleaner)
+        before = {BAD_ROWS: bad.count} if bad.count else {}
         decided = decide(
-            spool, settings, sources, salt=salt, read=built.read, removed=dict(removed.counts)
+            spool,
+            settings,
+            sources,
+            salt=salt,
+            read=built.read + bad.count,
+            removed={**before, **removed.counts},
         )
         built.steps += decided.steps
         built.holdout_rows = decided.holdout_rows
@@ -159,6 +172,7 @@ def _write(folder: Path, spool: Spool, fates: Fates, removed: Removed, built: Bu
             "any_order": any_order(ids[places[number]]),
         }
         np.save(folder / f"{side}_rows.npy", np.sort(ids[places[number]]))
+    fates.copies.save(folder / TEST_COPIES, ids, fates.codes == TEST)
 
 
 def any_order(ids: "npt.NDArray[np.uint64]") -> str:

@@ -1,13 +1,14 @@
 """What is allowed and yet seldom meant: said while there is time to stop, with the ways out."""
 
 from collections.abc import Sequence
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from tasks.dataset.cleaning.found import FORM_ROWS
 from tasks.dataset.fates import TEST, TRAIN, Fates
 from tasks.dataset.settings import SplitSettings
 from tasks.dataset.spool import Spool
-from tasks.dataset.steps import CONTAMINATED
+from tasks.dataset.steps import CONTAMINATED, NEAR_DUPLICATE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,10 +17,81 @@ if TYPE_CHECKING:
 LARGE_GROUP_ROWS = 20
 """A group of fewer rows is a long conversation or a document, and no accident."""
 TIMES_THE_TEST_SHARE = 2
+LARGE_TEST_GROUPS = 20
+"""So few may be on the test side by chance."""
 MANY_CONTAMINATED = 0.1
 """Leaks are a few rows in a hundred; more than one in ten are a form that rows have in common."""
 MANY_OVER_WEIGHT = 0.5
 NAMED_ROWS = 3
+FEW_TESTED = 10
+ENOUGH_ROWS = 100
+"""Of fewer rows in all, a few test rows are no surprise."""
+AHEAD = timedelta(days=1)
+"""No zone is farther from UTC, for which times without one are taken."""
+
+
+def of_large_test_side(
+    spool: Spool, fates: Fates, frozen: "npt.NDArray[np.bool_]", settings: SplitSettings
+) -> list[str]:
+    """A test side far larger than asked for: near copies of test rows leave training one by one."""
+    import numpy as np
+
+    if settings.by_time or settings.test == 0:
+        return []
+    kept = fates.kept
+    kept = kept[~frozen[kept]]
+    groups = spool.column("group")
+    tested = len(np.unique(groups[kept[fates.codes[kept] == TEST]]))
+    count = len(np.unique(groups[kept]))
+    if tested <= max(LARGE_TEST_GROUPS, TIMES_THE_TEST_SHARE * settings.test * count):
+        return []
+    near = sum(fates.reason(position) == NEAR_DUPLICATE for position in fates.details)
+    told = (
+        f" {near:,} rows went as near duplicates: of a cluster of near copies that has one on the test "
+        "side, every training row goes and every test row stays, so clusters gather there."
+        if near
+        else ""
+    )
+    return [
+        f"{tested:,} of {count:,} groups of rows are on the test side ({tested / count:.0%}), where "
+        f"dataset.split.test asks for {settings.test:.0%}.{told} Name the column that says which rows are "
+        "variations of one as dataset.sources[].group: they then share a side, and one of them is "
+        "trained. A lower dataset.split.test helps as well."
+    ]
+
+
+def of_few_test_rows(fates: Fates) -> list[str]:
+    """So few test rows that a comparison of models says little."""
+    tested, kept = int((fates.codes == TEST).sum()), len(fates.kept)
+    if tested >= FEW_TESTED or kept < ENOUGH_ROWS:
+        return []
+    return [
+        f"Only {tested:,} of {kept:,} rows are test rows: what they say of a model is mostly chance. Change "
+        "dataset.split (test, after, newest_days), or evaluate a dataset.holdout as well."
+    ]
+
+
+def of_the_future(spool: Spool, settings: SplitSettings, now: datetime) -> list[str]:
+    """The newest rows are dated later than today, and `newest_days` counts from them."""
+    import numpy as np
+
+    if not settings.by_time:
+        return []
+    times = spool.column("time")
+    late = np.flatnonzero(times > (now + AHEAD).timestamp())
+    if not len(late):
+        return []
+    last = spool.row(int(late[np.argmax(times[late])]))
+    counts = (
+        "dataset.split.newest_days counts from the newest row. "
+        if settings.newest_days is not None
+        else ""
+    )
+    return [
+        f"{len(late):,} {'row is' if len(late) == 1 else 'rows are'} dated in the future, the latest at "
+        f"{last.time} ({last.source}). {counts}Correct such times, or name another column as "
+        "dataset.sources[].time."
+    ]
 
 
 def of_large_groups(

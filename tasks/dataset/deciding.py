@@ -3,12 +3,16 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from tasks.dataset.cautions import (
     of_contamination,
+    of_few_test_rows,
     of_large_groups,
+    of_large_test_side,
     of_resembled,
+    of_the_future,
     of_weights,
 )
 from tasks.dataset.empty_side import (
@@ -123,7 +127,11 @@ def decide(
     _divide(fates, on_test, frozen, settings, ids=ids, groups=groups)
     decided.after("split")
     refuse_empty_side(fates, spool, split, salt=salt, read=read, before=removed)
-    decided.warn(of_large_groups(spool, fates, frozen, split))
+    decided.warn(of_the_future(spool, split, datetime.now(UTC)))
+    # A group that is larger than the side explains it.
+    large = of_large_groups(spool, fates, frozen, split)
+    decided.warn(large or of_large_test_side(spool, fates, frozen, split))
+    decided.warn(of_few_test_rows(fates))
 
     trained = int((fates.codes == TRAIN).sum())
     resembled = drop_shared_prompts(spool, fates)

@@ -29,14 +29,16 @@ def drift(
     A distance is 0 for equal mixes and 1 for mixes that share nothing (base 2, square root:
     Endres and Schindelin, 2003). `warnings` names the aspects above `warn_above`. What the champion's
     card does not hold, because another version of loraline wrote it, has no distance and is in
-    `not_compared`.
+    `not_compared`. Slices are compared where a source of today names its own: without one, the name of
+    the file stands for it, and a file's name may change every month.
     """
     import numpy as np
 
     histograms = [_histograms(card) for card in (today, champion)]
+    compared = [name for name in ASPECTS if name != "slices" or _names_slices(today)]
     distances = {
         name: round(js_distance(*_aligned(*(found[name] for found in histograms))), 4)
-        for name in ASPECTS
+        for name in compared
         if all(name in found for found in histograms)
     }
     ids = np.load(today_rows, allow_pickle=False)
@@ -49,7 +51,7 @@ def drift(
         "lost_rows_share": round(1 - known / len(old), 4) if len(old) else 0.0,
         "warn_above": warn_above,
         "warnings": [name for name, distance in distances.items() if distance > warn_above],
-        "not_compared": [name for name in ASPECTS if name not in distances],
+        "not_compared": [name for name in compared if name not in distances],
     }
 
 
@@ -104,7 +106,7 @@ def drift_summary(found: Mapping[str, Any], *, champion: str) -> str:
             *(
                 [
                     f"Not compared: {', '.join(missing)}. The card of {champion} does not hold them: "
-                    "another version of loraline wrote it."
+                    "another version of loraline wrote it, or its sources named no slice."
                 ]
                 if missing
                 else []
@@ -125,10 +127,15 @@ def _histograms(card: Mapping[str, Any]) -> dict[str, Histogram]:
         "prompt_lengths": lengths.get("prompt"),
         "answer_lengths": lengths.get("answer"),
         "turns": train.get("turns"),
-        "slices": train.get("slices"),
+        "slices": train.get("slices") if _names_slices(card) else None,
         "words": train.get("words"),
     }
     return {name: histogram for name, histogram in found.items() if histogram is not None}
+
+
+def _names_slices(card: Mapping[str, Any]) -> bool:
+    """Whether a source of the card has a column that its rows are counted by."""
+    return any("slice" in source.get("mapping", {}) for source in card.get("sources", ()))
 
 
 def _aligned(first: Histogram, second: Histogram) -> tuple[Sequence[float], Sequence[float]]:

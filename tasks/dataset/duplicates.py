@@ -1,5 +1,6 @@
 """Which rows are copies of others, decided by hashes alone."""
 
+from array import array
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,10 +18,12 @@ def duplicates(
     labels: "npt.NDArray[Any]",
     fractions: "npt.NDArray[Any]",
     frozen: "npt.NDArray[np.bool_]",
-) -> dict[int, str]:
-    """Position -> reason of every row to leave out, so that one of each set of copies stays.
+) -> "dict[str, tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]":
+    """Reason -> positions of the rows to leave out, and of those that stay in their place.
 
-    All arrays have one entry a row: hashes (label 0: none), where the split puts the row's group,
+    Of each set of copies one stays.
+
+    All arrays given have one entry a row: hashes (label 0: none), where the split puts the row's group,
     and whether the row stays whatever it repeats. Several answers to one prompt are no copies,
     except of rows with a label: one piece of code has one docstring.
 
@@ -36,13 +39,13 @@ def duplicates(
     suspects = np.flatnonzero(shared)
     # By position where groups are equal, so that the first of a group's copies stays.
     order = suspects[np.lexsort((suspects, fractions[suspects]))]
-    found: dict[int, str] = {}
-    seen: tuple[set[int], set[int], set[int]] = (set(), set(), set())
+    found = {why: (array("q"), array("q")) for why in (SAME_ROW, SAME_PROMPT, SAME_LABEL)}
+    seen: tuple[dict[int, int], dict[int, int], dict[int, int]] = ({}, {}, {})
     for position in order.tolist():
         keys = (int(ids[position]), int(codes[position]), int(labels[position]))
-        reason = next(
+        copy = next(
             (
-                why
+                (why, known[key])
                 for key, known, why in zip(
                     keys, seen, (SAME_ROW, SAME_PROMPT, SAME_LABEL), strict=True
                 )
@@ -50,12 +53,18 @@ def duplicates(
             ),
             None,
         )
-        if reason is not None and not frozen[position]:
-            found[position] = reason
+        if copy is not None and not frozen[position]:
+            reason, stays = copy
+            found[reason][0].append(position)
+            found[reason][1].append(stays)
             continue
         for key, known in zip(keys, seen, strict=True):
-            known.add(key)
-    return found
+            known.setdefault(key, position)
+    return {
+        reason: (np.array(gone, dtype=np.int64), np.array(stays, dtype=np.int64))
+        for reason, (gone, stays) in found.items()
+        if gone
+    }
 
 
 def _repeated(values: "npt.NDArray[Any]") -> "npt.NDArray[Any]":

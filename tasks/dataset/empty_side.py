@@ -1,9 +1,11 @@
 """The refusal of a split that leaves nothing to train on, or nothing to evaluate."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tasks.dataset.fates import TEST, TRAIN, Fates
+from tasks.dataset.reading.opening import Opened
 from tasks.dataset.settings import SplitSettings
 from tasks.dataset.spool import Spool
 from tasks.errors import DataError
@@ -64,6 +66,20 @@ def refuse_empty_holdout(rows: int, removed: dict[str, int]) -> None:
     )
 
 
+def refuse_holdout_of_training(holdout: Opened, sources: Sequence[Opened]) -> None:
+    """A holdout that is one of the sources would leave that source nothing to train.
+
+    Raises: DataError.
+    """
+    for source in sources:
+        if source.digest == holdout.digest and _reading(source) == _reading(holdout):
+            raise DataError(
+                f"dataset.holdout ({holdout.name}) holds the very rows of the source {source.name}: all of "
+                "them would be evaluated, and none trained. Name another file, or take dataset.holdout "
+                "out: dataset.split.test keeps a share of the rows for the evaluation."
+            )
+
+
 def refuse_all_with_tested_prompts(fates: Fates, spool: Spool, *, trained: int) -> None:
     """Training rows must be left once those with evaluation rows' prompts, of `trained` rows, are out.
 
@@ -100,6 +116,15 @@ def refuse_all_contaminated(fates: Fates, *, trained: int) -> None:
         "dataset.cleaning.contamination to null. Are they variations of a few rows? Then name the "
         "column that says which belong together as dataset.sources[].group."
     )
+
+
+def _reading(source: Opened) -> dict[str, Any]:
+    """What decides the rows beside the bytes."""
+    return {
+        part: value
+        for part, value in source.identity.items()
+        if part not in ("name", "weight", "max_rows")
+    }
 
 
 def _left_out(fates: Fates, read: int, before: dict[str, int]) -> str:

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
+from tasks.dataset.copies import Copies
+
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
@@ -21,6 +23,8 @@ class Fates:
         """`TRAIN`, `TEST`, or a reason."""
         self.details: dict[int, str] = {}
         """Position -> what a reason refers to, for example the row that it is a copy of."""
+        self.copies = Copies()
+        """Evaluation rows, and the rows that were left out of training as their copies."""
         self._reasons: list[str] = []
 
     @property

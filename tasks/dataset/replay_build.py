@@ -18,6 +18,7 @@ from tasks.dataset.replay_choice import OLD, TESTED, TODAY, Chosen, choose, spoo
 from tasks.dataset.replay_summary import replay_section
 from tasks.dataset.rows import Row
 from tasks.dataset.summary import summary
+from tasks.seen import TEST_COPIES
 from tasks.start import Start
 
 REPLAYED = "replayed"
@@ -41,7 +42,7 @@ def build_with_replay(
     with Removed(scratch / "removed.jsonl") as removed:
         spool, read = spooled(scratch, cleaning, removed, today, old)
         chosen = choose(spool, cleaning, start.adapter_sha256, share, read, dict(removed.counts))
-    for name in ("removed.jsonl", "quarantine.jsonl", "test.jsonl", "test_rows.npy"):
+    for name in ("removed.jsonl", "quarantine.jsonl", "test.jsonl", "test_rows.npy", TEST_COPIES):
         if (today / name).is_file():
             shutil.copyfile(today / name, folder / name)
     private = PersonalData(cleaning.personal_data or PersonalDataSettings())

@@ -24,7 +24,7 @@ class SplitSettings(Settings):
     newest_days: int | None = Field(default=None, ge=1)
     """Rows of the last so many days before the newest row are tested, older ones trained."""
     seen_by_champion: SeenPolicy = "refuse"
-    """What happens when test rows of today were training rows of the champion: no comparison, or one without them."""
+    """What happens when test rows of today were training rows of the champion: no comparison, or one without them. Those that are copies of rows left out of training today are left out of the comparison under either: data that grows brings such copies."""
 
     @field_validator("after")
     @classmethod

@@ -7,6 +7,7 @@ from urllib.parse import parse_qsl, urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from tasks.dataset.column_settings import ChatFormat, ColumnsSettings
+from tasks.dataset.sql_text import only_reads
 from tasks.settings import Settings
 
 FileKind = Literal["jsonl", "json", "csv", "tsv", "parquet", "arrow"]
@@ -19,7 +20,7 @@ _SECRET = re.compile(
 class SourceSettings(Settings):
     """What every kind of source has."""
 
-    weight: float | None = Field(default=None, gt=0)
+    weight: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Training rows of the sources stand in proportion to their weights (1 where only others have one): the source with the fewest rows for its weight gives all, the others those with the smallest hashes; test rows all stay. Default: every row is trained."""
     max_rows: int | None = Field(default=None, ge=1)
     """Keep the rows with so many smallest hashes. Their order does not matter; when the source grows by a tenth, about a tenth of the choice, test rows too, gives way to new rows. Default: all."""
@@ -117,7 +118,7 @@ class SqlSource(TableSource):
 
     type: Literal["sql"]
     query: str = Field(min_length=1)
-    """A SELECT. Give it an ORDER BY, unless there is a `watermark`: databases promise no order without one."""
+    """A SELECT (or WITH, or VALUES), which is run without the right to write. Give it an ORDER BY, unless there is a `watermark`: databases promise no order without one."""
     url_variable: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     """Environment variable that holds the database's SQLAlchemy URL: a recipe holds no credentials."""
     database: str | None = None
@@ -125,9 +126,27 @@ class SqlSource(TableSource):
     name: str = Field(default="sql", pattern=r"^[\w.-]+$")
     """What messages and the dataset's card call the source."""
     watermark: str | None = None
-    """Column of the result that only grows (an id, a time of change). A run then asks for rows since the last run only; earlier ones stay as they were fetched, and are not asked for again."""
+    """Column of the result that only grows (an id, a time of change). A run then asks for rows since the last run only; earlier ones stay as they were fetched, and are not asked for again: a row that is deleted stays, and a row that is changed stands beside its old self, unless there is a `key`."""
+    key: str | None = None
+    """Column of the result that names a row, with a `watermark` that grows when a row is changed: of rows with one key only the newest is used. Default: rows are never changed."""
     chunk_rows: int = Field(default=10_000, ge=1)
     """Rows fetched at once; memory grows with it."""
+
+    @field_validator("query")
+    @classmethod
+    def _reads(cls, query: str) -> str:
+        if not only_reads(query):
+            raise ValueError("a source only reads: begin the query with SELECT, WITH or VALUES")
+        return query
+
+    @model_validator(mode="after")
+    def _newest_of_a_key(self) -> "SqlSource":
+        if self.key is not None and self.watermark is None:
+            raise ValueError(
+                "`key` needs a `watermark`, which says which of its rows is the newest; a query that is "
+                "asked anew each time gives each row as it is"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_place(self) -> "SqlSource":

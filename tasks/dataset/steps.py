@@ -43,14 +43,18 @@ class Unjudged:
 
 
 def drop_duplicates(spool: Spool, fates: Fates, fractions: "Fractions") -> None:
-    """One of each set of copies stays, and every row that is `TEST` already; see `duplicates`."""
+    """One of each set of copies stays, and every row that is `TEST` already; see `duplicates`.
+
+    A row whose fraction is negative is a test row.
+    """
     ids, prompts, labels = (spool.column(name) for name in ("id", "prompt", "label"))
-    by_reason: dict[str, list[int]] = {}
     found = duplicates(ids, prompts, labels, fractions, fates.codes == TEST)
-    for position, reason in found.items():
-        by_reason.setdefault(reason, []).append(position)
-    for reason, positions in sorted(by_reason.items()):
-        fates.drop(positions, reason)
+    for reason, (gone, stays) in sorted(found.items()):
+        fates.drop(gone, reason)
+        # Within one side a copy is never trained where the other is tested.
+        across = (fractions[gone] >= 0) & (fractions[stays] < 0)
+        gone, stays = gone[across], stays[across]
+        fates.copies.add(left_out=(gone, stays), tested=(stays, stays))
 
 
 def drop_near_duplicates(
@@ -84,6 +88,9 @@ def drop_near_duplicates(
     copies = np.flatnonzero((stands != np.arange(len(kept))) & (fractions[kept] >= 0))
     names = {int(kept[i]): spool.name(int(kept[stands[i]])) for i in copies}
     fates.drop(kept[copies], NEAR_DUPLICATE, names)
+    # The test rows among near copies all stay, and each of them is a copy of what goes.
+    tested = np.flatnonzero(fractions[kept] < 0)
+    fates.copies.add(left_out=(kept[copies], stands[copies]), tested=(kept[tested], stands[tested]))
 
 
 def drop_unwanted(spool: Spool, settings: CleaningSettings, fates: Fates) -> None:
@@ -120,7 +127,9 @@ def drop_shared_prompts(spool: Spool, fates: Fates) -> list[int]:
     values, inverse, counts = np.unique(prompts[trained], return_inverse=True, return_counts=True)
     tested = np.flatnonzero((fates.codes == TEST) & (prompts != 0))
     shared = np.isin(values, prompts[tested]) & (counts <= FORM_ROWS)
-    fates.drop(trained[shared[inverse]], SHARED_PROMPT)
+    gone = trained[shared[inverse]]
+    fates.drop(gone, SHARED_PROMPT)
+    fates.copies.add(left_out=(gone, prompts[gone]), tested=(tested, prompts[tested]))
     many = np.isin(prompts[tested], values[counts > FORM_ROWS])
     return [int(position) for position in tested[many]]
 
@@ -150,4 +159,7 @@ def drop_contaminated(spool: Spool, settings: ContaminationSettings, fates: Fate
         if match is not None
     }
     fates.drop(details, CONTAMINATED, details)
+    repeats = [(int(p), m.evaluation) for p, m in zip(trained, matches, strict=True) if m]
+    gone, repeated = np.array(repeats, dtype=np.int64).reshape(-1, 2).T
+    fates.copies.add(left_out=(gone, repeated), tested=(tested, np.arange(len(tested))))
     return Unjudged(found.unchecked, [int(tested[number]) for number in found.resembled])

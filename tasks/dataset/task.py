@@ -10,7 +10,7 @@ from prefect.cache_policies import NO_CACHE
 from tasks.artifacts import Dataset
 from tasks.dataset.cleaning_settings import CleaningSettings
 from tasks.dataset.settings import DatasetSettings
-from tasks.seen import seen_by_champion
+from tasks.seen import TEST_COPIES, seen_by_champion
 from tasks.stage_report import ended, show, started
 from tasks.start import Start
 from tasks.store import Store
@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 
 
 # The store is the cache: it is keyed by content and checked byte by byte.
-@task(name="prepare dataset", persist_result=False, cache_policy=NO_CACHE)
+@task(
+    name="prepare dataset",
+    task_run_name="prepare dataset",
+    persist_result=False,
+    cache_policy=NO_CACHE,
+)
 def prepare_dataset(
     store: Store,
     settings: DatasetSettings,
@@ -49,7 +54,12 @@ def prepare_dataset(
     return dataset
 
 
-@task(name="replay rows", persist_result=False, cache_policy=NO_CACHE)
+@task(
+    name="replay rows",
+    task_run_name="replay rows of {start.uri}",
+    persist_result=False,
+    cache_policy=NO_CACHE,
+)
 def replay_rows(
     store: Store,
     cleaning: CleaningSettings,
@@ -77,7 +87,12 @@ def replay_rows(
     return replayed
 
 
-@task(name="compare with the champion's data", persist_result=False, cache_policy=NO_CACHE)
+@task(
+    name="compare with the champion's data",
+    task_run_name="compare with the data of {champion}",
+    persist_result=False,
+    cache_policy=NO_CACHE,
+)
 def compare_with_champion(
     dataset: Dataset,
     settings: DatasetSettings,
@@ -101,7 +116,12 @@ def compare_with_champion(
 
     test_ids = np.load(dataset.path / "test_rows.npy", allow_pickle=False)
     for seen in filter(None, (rows, earlier)):
-        seen_by_champion(test_ids, seen, settings.split.seen_by_champion)
+        seen_by_champion(
+            test_ids,
+            seen,
+            settings.split.seen_by_champion,
+            copies=dataset.path / TEST_COPIES,
+        )
     found = drift(
         json.loads((dataset.path / "card.json").read_text(encoding="utf-8")),
         json.loads(card.read_text(encoding="utf-8")),
@@ -121,7 +141,12 @@ def compare_with_champion(
     return {**found, "summary": text}
 
 
-@task(name="look at sources", persist_result=False, cache_policy=NO_CACHE)
+@task(
+    name="look at sources",
+    task_run_name="look at sources",
+    persist_result=False,
+    cache_policy=NO_CACHE,
+)
 def look_at_sources(watch: "Watch", settings: DatasetSettings, **how: Any) -> "Seen":
     """What is new in a recipe's sources, as `watching.Watch.look` finds it. Raises: as that does."""
     seen = watch.look(settings, **how)

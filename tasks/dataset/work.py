@@ -19,7 +19,7 @@ from tasks.dataset.settings import DatasetSettings
 from tasks.dataset.summary import summary
 from tasks.store import Store, fingerprint
 
-OUTPUT_VERSION = 4
+OUTPUT_VERSION = 5
 """Raise it when the same sources and settings give other bytes; a golden test watches."""
 
 _log = logging.getLogger(__name__)
@@ -33,9 +33,9 @@ def prepare_dataset(
     recipe_folder: Path,
     force: bool = False,
 ) -> Dataset:
-    """Publish `train.jsonl`, `test.jsonl`, `train_rows.npy`, `card.json`, `summary.md` and
-    `card.html`, or find them in the store; `removed.jsonl` and `quarantine.jsonl` where rows were
-    left out.
+    """Publish `train.jsonl`, `test.jsonl`, `train_rows.npy`, `test_copies.npy`, `card.json`,
+    `summary.md` and `card.html`, or find them in the store; `removed.jsonl` and `quarantine.jsonl`
+    where rows were left out.
 
     A line is `{"id", "group", "messages": [{"role", "content"}, ...], "source", "label"}`, with
     `tools`, `rejected`, `desirable`, `time` and `slice` where the row has them.

@@ -17,7 +17,12 @@ from tasks.store import Store
 
 
 # The store is the cache: it is keyed by content and checked byte by byte.
-@task(name="evaluate adapter", persist_result=False, cache_policy=NO_CACHE)
+@task(
+    name="evaluate adapter",
+    task_run_name="evaluate adapter: {tokens.rows[test]:,} test rows",
+    persist_result=False,
+    cache_policy=NO_CACHE,
+)
 def evaluate_adapter(
     store: Store,
     settings: EvaluationSettings,

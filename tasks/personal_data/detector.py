@@ -43,7 +43,7 @@ class Detector:
 
     def findings(self, text: str) -> list[Finding]:
         """What the text holds, in its order; no two overlap."""
-        found = [Finding("key", *span) for span in keys(text)] if self._keys else []
+        found = [Finding("key", *span) for span in _joined(keys(text))] if self._keys else []
         if self._others and _ANYTHING.search(text):
             for kind, search in self._others:
                 for start, stop in search(text):
@@ -58,3 +58,14 @@ class Detector:
                 seen.add(finding.kind)
             text = f"{text[: finding.start]}[{finding.kind.upper()}]{text[finding.stop :]}"
         return text
+
+
+def _joined(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The spans in their order; those that overlap are one: a key has a form and a name it is assigned to."""
+    joined: list[tuple[int, int]] = []
+    for start, stop in sorted(spans):
+        if joined and start < joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(joined[-1][1], stop))
+        else:
+            joined.append((start, stop))
+    return joined

@@ -1,7 +1,8 @@
 """The Prefect tasks that promote, go back, and see what was promoted elsewhere."""
 
 import os
-from typing import TYPE_CHECKING, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
@@ -9,8 +10,10 @@ from prefect.client.orchestration import get_client
 from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run
 from prefect.settings import get_current_settings
+from prefect.utilities.urls import url_for
 
 from tasks.artifacts import Version
+from tasks.home import Home
 from tasks.promotion.settings import PromotionSettings
 from tasks.stage_report import show
 from tasks.tracking import Tracker
@@ -23,7 +26,12 @@ if TYPE_CHECKING:
     from tasks.promotion.work import Decision
 
 
-@task(name="promote version", persist_result=False, cache_policy=NO_CACHE)
+@task(
+    name="promote version",
+    task_run_name="decide on {version.name} v{version.version} (policy: {settings.policy})",
+    persist_result=False,
+    cache_policy=NO_CACHE,
+)
 def promote_version(
     settings: PromotionSettings,
     version: Version,
@@ -33,12 +41,14 @@ def promote_version(
     verify: "Verify",
     comparable: bool = True,
     gated: bool = True,
+    recipe: str = "",
 ) -> "tuple[Version, Decision]":
     """Move the alias `champion` if the policy says so; the version with its aliases as they are then.
 
     `judged_against` is the number of the champion that the report compares with (None: there was
     none); promotion fails when another one was promoted since. `comparable` is False when there is a
-    champion on another base. `verify` proves the version before anything is moved.
+    champion on another base. `verify` proves the version before anything is moved. By `recipe` a form that
+    is answered late has the version judged again.
     """
     from tasks.promotion.promoting import promote
     from tasks.promotion.work import decide, note_judgement
@@ -51,13 +61,16 @@ def promote_version(
             version.name,
             version.version,
             reason=decision.reason,
-            verify=verify,
+            # What this run has proved a moment ago need not be loaded again.
+            verify=(lambda _: proof) if (proof := version.proof) else verify,
             instead_of=judged_against,
             notices=flow_notices(tracker),
             flow_run=flow_run.id,
         ).version
-    elif settings.policy == "approval":
-        _ask(version, settings.approval_hours, judged_against)
+    elif settings.policy == "approval" and (
+        form := _ask(version, settings.approval_hours, judged_against, recipe)
+    ):
+        decision = replace(decision, reason=f"{decision.reason} Answer the form: {form}")
     get_run_logger().info(
         "Version %s of %s: %s Aliases: %s",
         version.version,
@@ -68,7 +81,12 @@ def promote_version(
     return version, decision
 
 
-@task(name="promote by request", persist_result=False, cache_policy=NO_CACHE)
+@task(
+    name="promote by request",
+    task_run_name="promote {name} v{version}",
+    persist_result=False,
+    cache_policy=NO_CACHE,
+)
 def promote_registered(
     tracker: Tracker,
     name: str,
@@ -108,7 +126,9 @@ def promote_registered(
     return moved
 
 
-@task(name="roll back", persist_result=False, cache_policy=NO_CACHE)
+@task(
+    name="roll back", task_run_name="roll back {name}", persist_result=False, cache_policy=NO_CACHE
+)
 def roll_back_champion(
     tracker: Tracker, name: str, *, reason: str, verify: "Verify", actor: str | None = None
 ) -> "Moved":
@@ -133,7 +153,12 @@ def roll_back_champion(
     return moved
 
 
-@task(name="reconcile registry", persist_result=False, cache_policy=NO_CACHE)
+@task(
+    name="reconcile registry",
+    task_run_name="reconcile registry",
+    persist_result=False,
+    cache_policy=NO_CACHE,
+)
 def reconcile_models(tracker: Tracker, *, verify: "Verify") -> "list[Seen]":
     """Write down what was promoted outside of loraline, and warn of what does not load."""
     from tasks.promotion.reconciling import reconcile
@@ -159,7 +184,37 @@ def show_question(tracker: Tracker, name: str, version: str) -> str:
     return question
 
 
-@task(name="carry out approval", persist_result=False, cache_policy=NO_CACHE)
+@task(name="compare champions", persist_result=False, cache_policy=NO_CACHE)
+def needs_new_verdict(tracker: Tracker, name: str, version: str) -> bool:
+    """Whether another version is champion than the one that the candidate was judged against."""
+    from tasks.promotion.work import champion_version, stored_verdict
+
+    verdict = stored_verdict(tracker, name, version)
+    champion = champion_version(tracker, name)
+    return verdict.judged and champion not in (verdict.judged_against, version)
+
+
+@task(name="note verdict", persist_result=False, cache_policy=NO_CACHE)
+def note_new_verdict(tracker: Tracker, name: str, version: str, found: dict[str, Any]) -> None:
+    """Put what `evaluate` found on the version."""
+    from tasks.promotion.work import note_verdict
+
+    note_verdict(
+        tracker,
+        name,
+        version,
+        gate=found["gate"],
+        metrics=found["metrics"],
+        champion=found["champion"],
+    )
+
+
+@task(
+    name="carry out approval",
+    task_run_name="{decision} {name} v{version}, says {by}",
+    persist_result=False,
+    cache_policy=NO_CACHE,
+)
 def carry_out_approval(
     tracker: Tracker,
     name: str,
@@ -186,8 +241,8 @@ def carry_out_approval(
     return settled
 
 
-def _ask(version: Version, hours: float, judged_against: str | None) -> None:
-    """Start a run that waits with a form; without its deployment the command line is the way."""
+def _ask(version: Version, hours: float, judged_against: str | None, recipe: str) -> str | None:
+    """Start a run that waits with a form; its page, or None where the command line is the way."""
     from tasks.promotion.approval import FORM_DEPLOYMENT
 
     logger = get_run_logger()
@@ -197,7 +252,12 @@ def _ask(version: Version, hours: float, judged_against: str | None) -> None:
             deployment = client.read_deployment_by_name(FORM_DEPLOYMENT)
             run = client.create_flow_run_from_deployment(
                 deployment.id,
-                parameters={"name": version.name, "version": version.version, "hours": hours},
+                parameters={
+                    "name": version.name,
+                    "version": version.version,
+                    "hours": hours,
+                    "recipe": recipe,
+                },
                 # A repeated run asks the same question once.
                 idempotency_key=f"approve {version.uri} instead of {judged_against}",
             )
@@ -207,20 +267,27 @@ def _ask(version: Version, hours: float, judged_against: str | None) -> None:
             FORM_DEPLOYMENT,
             line,
         )
-        return
+        return None
     except Exception:
         # The version is registered, and the way by the command line stays open.
         logger.warning("Prefect could not open the form. To promote: %s", line, exc_info=True)
-        return
-    logger.info("A form waits for an answer: flow run %s. Or: %s", run.id, line)
+        return None
+    place = url_for("flow-run", obj_id=run.id) or f"flow run {run.id}"
+    logger.info("A form waits for an answer: %s. Or: %s", place, line)
+    return place
 
 
 def flow_notices(tracker: Tracker) -> "Notices":
     """The outbox, with the Prefect server of this flow run among its receivers."""
+    return home_notices(tracker.home)
+
+
+def home_notices(home: Home) -> "Notices":
+    """The same, of a home whose MLflow nobody has to ask."""
     from tasks.promotion.notices import notices_of
 
     api, credentials = prefect_client()
-    return notices_of(tracker.home, prefect_api=api, environ={**os.environ, **credentials})
+    return notices_of(home, prefect_api=api, environ={**os.environ, **credentials})
 
 
 def prefect_client() -> tuple[str | None, dict[str, str]]:

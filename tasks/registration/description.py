@@ -26,6 +26,7 @@ def description(made: Provenance, *, name: str, purpose: str | None) -> str:
         metrics_table(made.report),
         gate_line(made.report),
         loading(f"models:/{name}@champion"),
+        *([f"Made by this [flow run in Prefect]({made.prefect_url})."] * bool(made.prefect_url)),
     ]
     return "\n\n".join(parts)
 

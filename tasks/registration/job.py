@@ -43,6 +43,14 @@ class Verification(BaseModel):
     seconds: float
 
     @property
+    def told(self) -> str:
+        """The finding in a sentence."""
+        return (
+            f"files as recorded; loaded in a fresh process; logits differ by at most "
+            f"{self.largest_difference:.2g} from the trained adapter's, {self.tolerance:.2g} is rounding"
+        )
+
+    @property
     def passed(self) -> bool:
         """Whether the version computes what the trained adapter computed."""
         return self.largest_difference <= self.tolerance

@@ -23,5 +23,7 @@ class Provenance:
     run_id: str
     """The MLflow run of the pipeline run."""
     prefect_flow_run_id: str | None
+    prefect_url: str | None = None
+    """The flow run's page."""
     started_from: str | None = None
     """`models:/NAME/VERSION` whose adapter the training went on with; None: from the base."""

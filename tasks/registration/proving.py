@@ -30,7 +30,4 @@ def prove_version(tracker: Tracker, uri: str, *, base: Path | None = None) -> st
             )
         except (UserError, WorkerFailed) as error:
             raise StageFailed(f"{uri} does not load: {error}") from error
-    return (
-        f"files as recorded; loaded in a fresh process; logits differ by at most "
-        f"{found.largest_difference:.2g} from the trained adapter's, {found.tolerance:.2g} is rounding"
-    )
+    return found.told

@@ -63,7 +63,12 @@ def verifier(tracker: Tracker, base: Path | None = None) -> Callable[[str], str]
     return lambda uri: prove_version(tracker, uri, base=base)
 
 
-@task(name="find champion", persist_result=False, cache_policy=NO_CACHE)
+@task(
+    name="find champion",
+    task_run_name="find champion of {name}",
+    persist_result=False,
+    cache_policy=NO_CACHE,
+)
 def find_champion(tracker: Tracker, name: str) -> "Champion | None":
     """The champion with its adapter on this machine; None without one.
 
@@ -79,7 +84,12 @@ def find_champion(tracker: Tracker, name: str) -> "Champion | None":
     return champion
 
 
-@task(name="find version", persist_result=False, cache_policy=NO_CACHE)
+@task(
+    name="find version",
+    task_run_name="find {name} {version}",
+    persist_result=False,
+    cache_policy=NO_CACHE,
+)
 def find_version(tracker: Tracker, name: str, version: str) -> "VersionFiles":
     """A version by number or alias, with its adapter on this machine.
 
@@ -107,7 +117,12 @@ def adapter_of(version: "VersionFiles") -> Adapter:
     )
 
 
-@task(name="register adapter", persist_result=False, cache_policy=NO_CACHE)
+@task(
+    name="register adapter",
+    task_run_name="register adapter of {name}",
+    persist_result=False,
+    cache_policy=NO_CACHE,
+)
 def register_adapter(
     key: str,
     *,
@@ -150,7 +165,12 @@ def register_adapter(
     return version
 
 
-@task(name="answer rows", persist_result=False, cache_policy=NO_CACHE)
+@task(
+    name="answer rows",
+    task_run_name="answer rows by {model}",
+    persist_result=False,
+    cache_policy=NO_CACHE,
+)
 def answer_file(
     tracker: Tracker, model: str, source: Path, target: Path, *, max_tokens: int | None = None
 ) -> dict[str, Any]:

@@ -172,7 +172,9 @@ def register_adapter(
         if made.report.gate is None or made.report.gate["passed"]:
             with tracker.explained(f"set the alias {CHALLENGER!r}"):
                 tracker.client.set_registered_model_alias(name, CHALLENGER, number)
-        version = version_of(tracker, name, number)
+        version = version_of(tracker, name, number).model_copy(
+            update={"proof": verification and verification.told}
+        )
     stages = {
         "dataset": made.dataset.fingerprint,
         "tokenization": made.tokens.fingerprint,

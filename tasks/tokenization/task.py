@@ -12,7 +12,12 @@ from tasks.tokenization.settings import TokenizationSettings
 
 
 # The store is the cache: it is keyed by content and checked byte by byte.
-@task(name="tokenize dataset", persist_result=False, cache_policy=NO_CACHE)
+@task(
+    name="tokenize dataset",
+    task_run_name="tokenize dataset: {dataset.rows[train]:,} rows",
+    persist_result=False,
+    cache_policy=NO_CACHE,
+)
 def tokenize_dataset(
     store: Store,
     settings: TokenizationSettings,

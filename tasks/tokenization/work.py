@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from tasks.artifacts import Dataset, Tokens
 from tasks.base import Base
 from tasks.errors import DataError
 from tasks.methods import RowKind
+from tasks.seen import TEST_COPIES
 from tasks.store import Store, fingerprint
 from tasks.tokenization.chat import Chat
 from tasks.tokenization.chunks import Answer, Chunk, ChunkTokenizer, Setup, schema_of
@@ -77,7 +79,7 @@ def tokenize_dataset(
     """Publish `train.parquet`, `test.parquet`, `card.json`, `summary.md` and `tokens.html`, or find
     them.
 
-    Columns: `id`; `input_ids` and `labels` (int32, same length, -100 where not trained);
+    `test_copies.npy` is the dataset's. Columns: `id`; `input_ids` and `labels` (int32, same length, -100 where not trained);
     `prompt_length`, the number of tokens before the last answer, which are the generation prompt;
     `reference`, the last answer; `prompt`, the rendered generation prompt; `label`, a trivial answer
     or null. `last` means the last answer that is trained: what follows it is left out. A row that
@@ -127,6 +129,9 @@ def _build(
             tallies = _tokenize(chat, encoder, pool, folder, settings, kind, files, rows)
     if settings.packing:
         write_packs(folder, tallies["train"].lengths, settings.max_length)
+    if (copies := dataset.path / TEST_COPIES).is_file():
+        # Whoever compares models on `test.parquet` needs it.
+        shutil.copyfile(copies, folder / TEST_COPIES)
     facts = card(tallies, encoder.name)
     (folder / "card.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     (folder / "summary.md").write_text(summary(chat, facts, tallies), encoding="utf-8")

@@ -13,6 +13,7 @@ from tasks.training.batches import total_steps
 from tasks.training.methods.preference import Preference
 from tasks.training.peft_needs import completed
 from tasks.training.sharing import Share
+from tasks.training.smaller import rows_at_once
 
 _DEFAULT_SAVES = 10
 _LARGEST_SAVE_INTERVAL = 100
@@ -22,16 +23,10 @@ def steps_of(training_config: dict[str, Any], rows: int) -> int:
     """Optimizer steps, on however many devices; the fallbacks are transformers' own defaults."""
     return total_steps(
         rows,
-        *batch_of(training_config),
+        *rows_at_once(training_config),
         float(training_config.get("num_train_epochs", 3.0)),
         int(training_config.get("max_steps", -1)),
     )
-
-
-def batch_of(training_config: dict[str, Any]) -> tuple[int, int]:
-    """Rows of a micro-batch, and micro-batches of an optimizer step."""
-    rows = int(training_config.get("per_device_train_batch_size", 8))
-    return rows, int(training_config.get("gradient_accumulation_steps", 1))
 
 
 def build_arguments(

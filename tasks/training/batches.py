@@ -19,6 +19,7 @@ class RowOrder:
     """
 
     def __init__(self, lengths: Sequence[int], batch: int, seed: int, *, grouped: bool) -> None:
+        """`batch`: rows of a batch as the recipe says, of whatever size those are that are computed."""
         self._lengths = lengths
         self._batch = batch
         self._seed = seed

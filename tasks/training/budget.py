@@ -12,10 +12,12 @@ from typing import Any
 from transformers import TrainerCallback
 
 from tasks.durations import duration
-from tasks.errors import StageFailed
+from tasks.errors import OverBudget
 from tasks.training import ranks
 from tasks.training.guard_settings import Budget
 
+SPENT = "spent.json"
+"""In the working folder, and in each checkpoint."""
 WARM_UP_STEPS = 10
 """Steps before a projection is believed; the first, the longest rows' one, is not measured."""
 MARGIN = 1.1
@@ -95,10 +97,22 @@ class BudgetWatch(TrainerCallback):
         if state.is_world_process_zero:
             self._before.and_(self._clock() - self._started, self._gpus).write(self._ledger)
 
+    def save(self, checkpoint: Path) -> None:
+        """Write the cost into a checkpoint: whoever goes on from it elsewhere has nothing but that."""
+        self._before.and_(self._clock() - self._started, self._gpus).write(checkpoint / SPENT)
+
+    def take_up(self, checkpoint: Path) -> None:
+        """Count what the training took until this checkpoint, where that is more than is known here."""
+        there = Spent.read(checkpoint / SPENT)
+        if there.wall_seconds > self._before.wall_seconds:
+            self._before = there
+            if ranks.is_first():
+                there.write(self._ledger)
+
     def refuse_excess(self) -> None:
-        """Raises: StageFailed, when the loop was stopped for the budget."""
+        """Raises: OverBudget, when the loop was stopped for the budget."""
         if self._verdict:
-            raise StageFailed(self._verdict)
+            raise OverBudget(self._verdict)
 
     def _judge(self, step: int, left: int, each: float, elapsed: float) -> str:
         """Why to stop, or nothing."""

@@ -8,8 +8,9 @@ from typing import Any
 
 from tasks.errors import StageFailed
 from tasks.files import file_sha256, fsync
+from tasks.start_notes import COMPLETE
 
-MANIFEST = "COMPLETE.json"
+MANIFEST = COMPLETE
 PREFIX = "checkpoint-"
 _TORN = "torn-"
 
@@ -19,18 +20,21 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix(PREFIX))
 
 
-def mark_complete(checkpoint: Path, inputs: Mapping[str, Any] | None = None) -> None:
+def mark_complete(
+    checkpoint: Path,
+    inputs: Mapping[str, Any] | None = None,
+    made_with: Mapping[str, Any] | None = None,
+) -> None:
     """Declare a written checkpoint complete. Until then a resume passes it by.
 
-    `inputs` is what decides the training that it belongs to.
+    `inputs` is what decides the training that it belongs to, `made_with` what computed it.
     """
     files = {p.relative_to(checkpoint).as_posix(): file_sha256(p) for p in _files(checkpoint)}
     for name in files:
         fsync(checkpoint / name)
     temporary = checkpoint / f"{MANIFEST}.tmp"
-    temporary.write_text(
-        json.dumps({"files": files, "inputs": dict(inputs or {})}, indent=1), encoding="utf-8"
-    )
+    values = {"files": files, "inputs": dict(inputs or {}), "made_with": dict(made_with or {})}
+    temporary.write_text(json.dumps(values, indent=1), encoding="utf-8")
     fsync(temporary)
     # Written last: its existence means that the checkpoint is complete.
     temporary.rename(checkpoint / MANIFEST)
@@ -44,6 +48,21 @@ def is_complete(checkpoint: Path) -> bool:
         return bool(files) and all(file_sha256(checkpoint / n) == sha for n, sha in files.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
+
+
+def made_with_of(checkpoint: Path) -> dict[str, Any]:
+    """What `mark_complete` was told; empty where it says nothing."""
+    try:
+        value = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["made_with"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def newest_declared(folder: Path) -> Path | None:
+    """The newest checkpoint with a manifest, whose files are not looked at."""
+    declared = [c for c in _checkpoints(folder) if (c / MANIFEST).is_file()]
+    return declared[-1] if declared else None
 
 
 def refuse_other_inputs(checkpoint: Path, inputs: Mapping[str, Any]) -> None:

@@ -17,12 +17,14 @@ from transformers.utils.generic import is_flash_attention_requested
 
 from tasks.errors import UserError
 from tasks.training import loading, ranks
-from tasks.training.arguments import batch_of, build_arguments, build_peft_config, steps_of
+from tasks.training.arguments import build_arguments, build_peft_config, steps_of
+from tasks.training.attention_choice import attention_to_train_with
 from tasks.training.batches import micro_batches_together
 from tasks.training.collators import Collator, PackCollator
 from tasks.training.field_coverage import unmatched_entries
 from tasks.training.isolation import require_isolation
 from tasks.training.job import TrainingJob
+from tasks.training.made_with import made_with
 from tasks.training.matching import adapted_modules
 from tasks.training.method_trainer import MethodTrainer
 from tasks.training.methods.preference import DESIRABLE, REJECTED, lengths_of, preference_of
@@ -33,6 +35,7 @@ from tasks.training.peft_needs import (
     refuse_what_this_machine_lacks,
 )
 from tasks.training.sharing import Share
+from tasks.training.smaller import rows_at_once
 from tasks.training.targets import ALL_LINEAR, all_linear_names, check_targets
 from tasks.training.trainer import AdapterTrainer
 from tasks.training.warm_start import load_start, prove_start
@@ -74,11 +77,12 @@ def build_trainer(
     preference = preference_of(job.method)
     trained = rows if preference is None else preference.rows(rows.data.table)
     lengths = _tokens_of(rows) if preference is None else lengths_of(trained)
-    share = Share(*batch_of(job.training_config), job.processes, ranks.rank())
+    share = Share(*rows_at_once(job.training_config), job.processes, ranks.rank())
     share.refuse_idle()
     together = 1
     # A preference's loss is a mean over pairs that are compared within their micro-batch.
-    if preference is None and not torch.cuda.is_available():
+    # Where memory made the batch smaller, nothing is put together again.
+    if preference is None and job.order_batch is None and not torch.cuda.is_available():
         together = micro_batches_together(
             share.own_batch, share.own_accumulation, sum(lengths) / len(lengths)
         )
@@ -104,7 +108,12 @@ def build_trainer(
         on_cpu=job.sharding != "none",
     )
     attention = model.config._attn_implementation
-    if loading.plain_attention_is_faster(precision, max(lengths)):
+    chosen, why = attention_to_train_with(
+        job.attention, dtype=precision.name, packed=packed, gpu=torch.cuda.is_available()
+    )
+    if chosen is not None:
+        model.set_attn_implementation(chosen)
+    elif loading.plain_attention_is_faster(precision, max(lengths)):
         model.set_attn_implementation("eager")
     resolve_targets(peft_config, model, job.base_name)
     tokenizer = AutoTokenizer.from_pretrained(job.base, local_files_only=True)
@@ -129,8 +138,10 @@ def build_trainer(
             checkpoint_limit=limit,
             lengths=lengths,
             inputs=job.inputs,
+            made_with=made_with(precision),
             share=share,
             together=together,
+            order_batch=job.order_batch or share.batch,
             inference_attention=attention,
             loraplus_lr_ratio=job.loraplus_lr_ratio,
             untrained_base=job.guards.untrained_base,
@@ -163,6 +174,7 @@ def build_trainer(
             trainer.model, job.start, dtype=precision.name, quantization=job.quantization
         )
         model.set_attn_implementation(quick)
+    trainer.attention_said = why
     # It prints dictionaries among the events.
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(ranks.TellSpread(trainer, job.sharding))

@@ -6,6 +6,9 @@ from pydantic import Field
 
 from tasks.settings import Settings
 
+A_YEAR_IN_MINUTES = 525_600
+"""Longer than any training, and short enough for the clocks of the libraries."""
+
 
 class Guards(Settings):
     """Checks that can be relaxed; those that are always right have no switch."""
@@ -21,8 +24,8 @@ class Guards(Settings):
 class Budget(Settings):
     """How much a training may cost. Time of earlier attempts that it goes on from counts, waiting does not."""
 
-    wall_minutes: float | None = Field(default=None, gt=0)
+    wall_minutes: float | None = Field(default=None, gt=0, le=A_YEAR_IN_MINUTES)
     """Stop, with a checkpoint, as soon as the measured speed says that training would take longer.
     Raising it and running again goes on from there. Default: no limit."""
-    gpu_hours: float | None = Field(default=None, gt=0)
+    gpu_hours: float | None = Field(default=None, gt=0, le=10_000_000)
     """The same in hours times GPUs. Without effect on a CPU. Default: no limit."""

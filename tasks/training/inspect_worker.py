@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 import transformers
-from peft import get_peft_model
+from peft import PeftConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, TrainerCallback
 
+from tasks.errors import StageFailed, UserError
 from tasks.methods import PREFERENCE_METHODS
 from tasks.quantization import quantization_config
 from tasks.training import loading
@@ -22,7 +23,8 @@ from tasks.training.engine import (
     training_as_configured,
 )
 from tasks.training.guard_settings import Guards
-from tasks.training.job import Inspection, InspectionJob, TrainingJob
+from tasks.training.job import MEASURED_STEPS, Inspection, InspectionJob, TrainingJob
+from tasks.training.lora_starts import DRAWN
 from tasks.training.peft_needs import refuse_what_this_machine_lacks
 from tasks.training.slicing import untrained_parameters
 from tasks.training.targets import coverage
@@ -31,7 +33,6 @@ from tasks.worker import main, write_result
 _log = logging.getLogger(__name__)
 LARGEST_MEASURED_ON_CPU = 200_000_000
 """Parameters. Two steps of a larger model on a CPU would try a person's patience."""
-MEASURED_STEPS = 2
 _BYTES = {"bfloat16": 2.0, "float16": 2.0, "float32": 4.0}
 _QUANTIZED_BYTES = {"nf4": 0.55, "int8": 1.05}
 """Per weight of a linear layer, scales included."""
@@ -78,27 +79,70 @@ def adapted_without_weights(job: InspectionJob) -> Any:
 
     Raises: UserError for target modules that the model does not have.
     """
-    config = AutoConfig.from_pretrained(job.base, local_files_only=True, trust_remote_code=False)
+    model = _shapes_alone(job)
+    if model is not None:
+        return model
+    peft_config = _peft_config(job)
+    model = loading.load_base(job.base, loading.choose_precision(job.dtype), "none")
+    try:
+        return get_peft_model(model, peft_config)
+    except (*REFUSALS, RuntimeError) as error:
+        raise refused(error) from error
+
+
+def refuse_other_count(trainable: int, job: TrainingJob, rows: int) -> None:
+    """Raises: StageFailed when a training is about to train another number of parameters than `check` says.
+
+    Nothing is compared where only the weights or the rows tell it. No random state is used up.
+    """
+    if job.peft_config.get("init_lora_weights") == "eva":
+        # It moves ranks from layer to layer.
+        return
+    same = set(TrainingJob.model_fields) & set(InspectionJob.model_fields)
+    asked = InspectionJob(**job.model_dump(include=same), rows=rows, longest=1, longest_answer=1)
+    with torch.random.fork_rng():
+        try:
+            model = _shapes_alone(asked)
+        except UserError as error:
+            _log.info("The parameters were not counted beforehand: %s", error)
+            return
+    if model is None:
+        return
+    predicted = model.get_nb_trainable_parameters()[0]
+    predicted -= untrained_parameters(model, job.target_slices, job.base_name)
+    if predicted != trainable:
+        raise StageFailed(
+            f"`loraline check` predicts {predicted:,} trainable parameters for this recipe, and the model "
+            f"that is about to be trained has {trainable:,}. The base's weights are not those that its "
+            "config.json describes, or a library puts the adapter elsewhere than it says. Nothing was "
+            "trained; please report this with the recipe."
+        )
+
+
+def _peft_config(job: InspectionJob) -> PeftConfig:
     peft_config = build_peft_config(job.peft_config, steps_of(job.training_config, job.rows))
     refuse_what_this_machine_lacks(peft_config)
     start = getattr(peft_config, "init_lora_weights", None)
-    if start != "mica" and start not in (None, True, False, "gaussian"):
+    if start != "mica" and start not in (None, False, *DRAWN):
         # PiSSA and its kind decompose the weights, of which there are none here.
         peft_config.init_lora_weights = True
+    return peft_config
+
+
+def _shapes_alone(job: InspectionJob) -> Any | None:
+    """The adapted model on the meta device; None where its shapes follow from the weights' values."""
+    config = AutoConfig.from_pretrained(job.base, local_files_only=True, trust_remote_code=False)
+    peft_config = _peft_config(job)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         resolve_targets(peft_config, model, job.base_name)
         try:
             return get_peft_model(model, peft_config)
         except (NotImplementedError, RuntimeError) as error:
-            _log.info("Loading the weights to count parameters: %s", error)
+            _log.info("Only the weights tell how many parameters there are: %s", error)
         except REFUSALS as error:
             raise refused(error) from error
-    model = loading.load_base(job.base, loading.choose_precision(job.dtype), "none")
-    try:
-        return get_peft_model(model, peft_config)
-    except (*REFUSALS, RuntimeError) as error:
-        raise refused(error) from error
+    return None
 
 
 def memory_estimate(

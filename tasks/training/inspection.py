@@ -13,13 +13,10 @@ from tasks.base import Base
 from tasks.errors import StageFailed
 from tasks.home import Home
 from tasks.methods import COMPARED, ROWS
-from tasks.training.job import Inspection, InspectionJob
+from tasks.training.job import MEASURED_STEPS, Inspection, InspectionJob
 from tasks.training.packs import packed_table, read_packs
 from tasks.training.settings import TrainingSettings
 from tasks.training.starting import worker_environment
-
-MEASURED_STEPS = 3
-"""One to warm up and two that count."""
 
 
 def inspect_training(
@@ -60,6 +57,7 @@ def inspect_training(
             training_config=config,
             quantization=settings.quantization,
             dtype=settings.dtype,
+            attention=settings.attention,
         )
         launch.run(
             launch.module("tasks.training.inspect_worker", str(launch.write_job(working, job))),
@@ -93,7 +91,9 @@ def _pairs_read_twice(table: pa.Table) -> int:
 def _sample(table: pa.Table, lengths: pa.ChunkedArray, config: dict[str, object]) -> pa.Table:
     """Rows or packs for a few steps, of all lengths in the dataset's proportion."""
     batch = int(str(config.get("per_device_train_batch_size", 8)))
-    wanted = batch * int(str(config.get("gradient_accumulation_steps", 1))) * MEASURED_STEPS
+    # One step more, to warm up.
+    steps = 1 + MEASURED_STEPS
+    wanted = batch * int(str(config.get("gradient_accumulation_steps", 1))) * steps
     order = pc.sort_indices(lengths).to_pylist()
     # Evenly over the sorted rows; a small dataset gives some of its rows twice.
     picked = [order[(2 * at + 1) * len(order) // (2 * wanted)] for at in range(wanted)]

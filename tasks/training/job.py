@@ -7,8 +7,12 @@ from pydantic import BaseModel, ConfigDict
 
 from tasks.methods import Method
 from tasks.quantization import Quantization
+from tasks.training.attention_choice import Attention
 from tasks.training.guard_settings import Budget, Guards
 from tasks.training.spread import Sharding
+
+MEASURED_STEPS = 2
+"""Optimizer steps that an inspection takes the time of."""
 
 
 class StartJob(BaseModel):
@@ -51,8 +55,12 @@ class TrainingJob(BaseModel):
     """Every field for the PEFT class that `peft_type` names."""
     training_config: dict[str, Any]
     """Fields for the TRL configuration class of `method`, without those that the worker owns."""
+    order_batch: int | None = None
+    """The recipe's batch, where memory made that of `training_config` smaller: rows are read in the
+    order that it gives, so that each optimizer step reads the same ones. None: they are the same."""
     quantization: Quantization = "none"
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    attention: Attention = "auto"
     guards: Guards = Guards()
     budget: Budget = Budget()
     stall_seconds: float | None = None
@@ -170,6 +178,7 @@ class InspectionJob(BaseModel):
     training_config: dict[str, Any]
     quantization: Quantization = "none"
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    attention: Attention = "auto"
 
     @property
     def result(self) -> Path:

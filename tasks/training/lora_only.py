@@ -3,8 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-_STARTS_AT_ZERO = (True, "gaussian", "eva")
-"""`init_lora_weights` with B = 0: an untrained row changes nothing."""
+from tasks.training.lora_starts import AT_ZERO
 
 
 def lora_only_problem(
@@ -54,7 +53,7 @@ def cached_starts(peft_config: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _spreads(peft_config: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
     start = peft_config.get("init_lora_weights", True)
-    if start not in _STARTS_AT_ZERO:
+    if start not in AT_ZERO:
         yield "init_lora_weights", start, "every row of B starts with numbers"
     if peft_config.get("use_dora"):
         yield "use_dora", "true", "each row has a magnitude that is trained and rounded"

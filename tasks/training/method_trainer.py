@@ -1,6 +1,7 @@
 """What the trainers of all methods share: row order, events, guards, and checkpoints that can be trusted."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +34,10 @@ class MethodTrainer(WatchedNumbers, Trainer):
     """Set as soon as the adapter is on."""
     started_from: StartResult | None = None
     """The version whose adapter it goes on with."""
+    attention_said: str = ""
+    """Which attention trains, where that was chosen."""
+    kernels_said: str = ""
+    """Which kernels compute, or why not ours; empty where there are none for this method."""
 
     def __init__(
         self,
@@ -41,8 +46,10 @@ class MethodTrainer(WatchedNumbers, Trainer):
         checkpoint_limit: int | None,
         lengths: list[int],
         inputs: dict[str, Any],
+        made_with: dict[str, Any],
         share: Share,
         together: int,
+        order_batch: int,
         inference_attention: str,
         loraplus_lr_ratio: float | None = None,
         untrained_base: Literal["refuse", "allow"],
@@ -50,9 +57,13 @@ class MethodTrainer(WatchedNumbers, Trainer):
     ) -> None:
         self._untrained_base = untrained_base
         self._inputs = inputs
+        self._made_with = made_with
         self._proved = False
+        self.beside_checkpoints: list[Callable[[Path], None]] = []
+        """What writes into each checkpoint before it is declared complete."""
         self._share = share
         self._together = together
+        self._order_batch = order_batch
         self._inference_attention = inference_attention
         self._loraplus_lr_ratio = loraplus_lr_ratio
         self._kernels: Kernels | None = None
@@ -178,7 +189,7 @@ class MethodTrainer(WatchedNumbers, Trainer):
         if self._strategy in ("random", "group_by_length"):
             return RowOrder(
                 self._lengths,
-                self._share.batch,
+                self._order_batch,
                 self.args.seed,
                 grouped=self._strategy == "group_by_length",
             )
@@ -226,7 +237,9 @@ class MethodTrainer(WatchedNumbers, Trainer):
             ranks.wait_for_all()
             if self.args.should_save:
                 self.needs.save(checkpoint)
-                checkpoints.mark_complete(checkpoint, self._inputs)
+                for write in self.beside_checkpoints:
+                    write(checkpoint)
+                checkpoints.mark_complete(checkpoint, self._inputs, self._made_with)
         if self.args.should_save:
             if not self._proved:
                 self._proved = True

@@ -100,6 +100,14 @@ TRAINING: dict[str, Owned] = {
     "resume_from_checkpoint": Owned(
         "an interrupted training continues by itself; `loraline run --force` starts anew", (None,)
     ),
+    "ignore_data_skip": Owned(
+        "an interrupted training goes on with the rows that it has not read", (False,)
+    ),
+    "auto_find_batch_size": Owned(
+        "the batch decides which rows an optimizer step reads. Where memory may run out, write "
+        "`training.smaller_batches: true`: half as many rows at once, the same in each step",
+        (False,),
+    ),
     "enable_jit_checkpoint": Owned(
         "an interrupted training keeps a checkpoint by itself", (True, False)
     ),

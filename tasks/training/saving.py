@@ -1,9 +1,10 @@
 """Write a trained adapter so that it can be loaded anywhere, and prove that it comes back unchanged."""
 
+import hashlib
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from tasks.errors import StageFailed
 from tasks.training.collators import NO_LOSS
 from tasks.training.guards import finite
+from tasks.training.lora_starts import AT_ZERO
 from tasks.training.plain_lora import StartingPoint, forget_the_start
 
 WEIGHTS = "adapter_model.safetensors"
@@ -110,7 +112,7 @@ def refuse_untrained(model: Any) -> None:
         )
     ups = {name: tensor for name, tensor in state.items() if "lora_B" in name}
     fresh = model.peft_config["default"]
-    starts_at_zero = getattr(fresh, "init_lora_weights", None) in (True, "gaussian")
+    starts_at_zero = getattr(fresh, "init_lora_weights", None) in AT_ZERO
     if ups and starts_at_zero and not any(bool(tensor.any()) for tensor in ups.values()):
         raise StageFailed(
             "Training changed nothing: every lora_B is still zero. The learning rate may be 0 "
@@ -126,6 +128,36 @@ def refuse_untrained(model: Any) -> None:
             f"(first: {modules[0]}). No gradient reaches them; the base does not use them for text. "
             "Leave them out: training.peft_config.exclude_modules, or a narrower target_modules."
         )
+
+
+def digests(model: Any) -> dict[str, str]:
+    """sha256 of each tensor that is trained, by its name."""
+    return {name: _digest(p) for name, p in model.named_parameters() if p.requires_grad}
+
+
+def refuse_unchanged(model: Any, begun: Mapping[str, str], start: str | None) -> None:
+    """What `digests` said before the first step must not be so still, of whatever kind the adapter is.
+
+    Raises: StageFailed. `start` names the version that the training went on with.
+    """
+    same = [n for n, p in model.named_parameters() if n in begun and _digest(p) == begun[n]]
+    if not begun or len(same) < len(begun):
+        return
+    what = (
+        f"all {len(begun)} trained tensors are what they were before the first step"
+        if start is None
+        else f"the adapter is still that of {start}"
+    )
+    raise StageFailed(
+        f"Training changed nothing: {what}, bit by bit. The learning rate may be 0 "
+        "(training.training_config.learning_rate, lr_scheduler_type, warmup_steps), or no gradient "
+        "reached the adapter."
+    )
+
+
+def _digest(tensor: torch.Tensor) -> str:
+    numbers = tensor.detach().to("cpu").contiguous().reshape(-1)
+    return hashlib.sha256(numbers.view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
 def fixture_rows(prompts: Iterable[Sequence[int]]) -> list[list[int]]:

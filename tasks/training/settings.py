@@ -12,10 +12,12 @@ from tasks.quantization import Quantization
 from tasks.settings import Settings
 from tasks.suggest import did_you_mean
 from tasks.training import fields, owned
+from tasks.training.attention_choice import Attention
 from tasks.training.defaults import resolve_peft, resolve_training
-from tasks.training.guard_settings import Budget, Guards
+from tasks.training.guard_settings import A_YEAR_IN_MINUTES, Budget, Guards
 from tasks.training.lora_only import cached_starts, lora_only_problem
 from tasks.training.methods.limits import method_mistakes, needs_one_process
+from tasks.training.patterns import broken_patterns
 from tasks.training.sharding_limits import sharding_problem
 from tasks.training.spread import Sharding, Spread
 from tasks.training.start_settings import FROM_BASE, INIT_FROM, Replay, start_problem
@@ -37,6 +39,10 @@ class TrainingSettings(Settings):
     """`nf4` loads the base in 4 bits with double quantization (QLoRA): less memory, slower steps."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Arithmetic of the base. `auto` takes bfloat16 where the hardware has it, else float32."""
+    attention: Attention = "auto"
+    """What trains packed rows on a GPU without computing across examples: `flash` (needs flash-attn), or
+    `flex` (compiled by torch at the first step). `auto` takes `flash` where it is installed, else the base's own
+    with a mask, as `sdpa` always does. On a CPU our kernels do it where they are proved equal."""
     processes: int = Field(default=1, ge=1, le=1024)
     """Worker processes on each machine, one for each GPU. They share the rows of every optimizer step:
     per_device_train_batch_size x gradient_accumulation_steps stays what it is, and so does the adapter
@@ -72,10 +78,11 @@ class TrainingSettings(Settings):
     """What a training may cost: stopped early when it is seen to cost more."""
     smaller_batches: bool = False
     """Where memory runs out, train once more with half of per_device_train_batch_size and twice the
-    gradient_accumulation_steps, from the newest checkpoint: the same rows make each step, in more time."""
-    timeout_minutes: float | None = Field(default=None, gt=0)
+    gradient_accumulation_steps, from the newest checkpoint: the same rows make each step, in more time.
+    Not for an odd batch, nor with dataloader_drop_last."""
+    timeout_minutes: float | None = Field(default=None, gt=0, le=A_YEAR_IN_MINUTES)
     """Stop a training that runs longer than this. Default: no limit."""
-    stall_minutes: float = Field(default=30, gt=0)
+    stall_minutes: float = Field(default=30, gt=0, le=A_YEAR_IN_MINUTES)
     """Stop a training that reports nothing for this long. A step that takes longer needs a larger value."""
 
     def resolved_peft_config(self) -> dict[str, Any]:
@@ -117,6 +124,7 @@ class TrainingSettings(Settings):
             **spread,
             **_given(
                 sharding="" if self.sharding == "none" else self.sharding,
+                attention="" if self.attention == "auto" else self.attention,
                 loraplus_lr_ratio=self.loraplus_lr_ratio,
                 target_slices={m: sorted(set(b)) for m, b in self.target_slices.items()},
             ),
@@ -139,6 +147,7 @@ class TrainingSettings(Settings):
             _refuse([("peft_type", f"PEFT has no type {fields.shown(peft_type)}. {hint}".rstrip())])
         wrong = _mistakes(value, fields.peft_fields(peft_type), owned.PEFT, f"PEFT's {peft_type}")
         wrong += cached_starts(value)
+        wrong += broken_patterns(value)
         _refuse(wrong)
         return value
 

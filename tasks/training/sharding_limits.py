@@ -3,9 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tasks.training.lora_starts import DRAWN
 from tasks.training.spread import Sharding
-
-_PLAIN_STARTS = (True, "gaussian", None)
 
 
 def sharding_problem(
@@ -30,7 +29,7 @@ def sharding_problem(
     if peft_type != "LORA":
         return f"{where} is made for LoRA's matrices, and peft_type is {peft_type}. Keep one of the two"
     start = peft_config.get("init_lora_weights", True)
-    if start not in _PLAIN_STARTS:
+    if start not in DRAWN:
         return f"{where} keeps no whole base to begin from, as `init_lora_weights: {start}` does. Take `true`"
     if slices:
         return f"{where} cuts the rows that `target_slices` tells apart. Keep one of the two"

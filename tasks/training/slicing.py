@@ -59,6 +59,9 @@ def untrained_parameters(model: Any, slices: TargetSlices, name: str) -> int:
 
     Raises: UserError for slices that the model or its adapter does not have.
     """
+    if not slices:
+        # Not every adapter has modules of its own to name.
+        return 0
     _refuse_what_does_not_fit(model, slices, name)
     return sum(len(rows) * up.shape[1] for _, up, rows in _untrained_rows(model, slices))
 

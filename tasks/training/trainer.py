@@ -75,10 +75,35 @@ class AdapterTrainer(MethodTrainer, SFTTrainer):
 
         They are made for a CPU: on a GPU attention and head have kernels of the libraries'.
         """
-        head = self.model.get_output_embeddings()
-        if not self._answers_only or type(head) is not torch.nn.Linear or head.weight.requires_grad:
+        if reason := self._reason_against_kernels():
+            self.kernels_said = f"Computing with the libraries' kernels: {reason}."
             return False
-        self._kernels = proved_kernels(self.model, self.train_dataset, self.accelerator.autocast)
+        self._kernels = proved_kernels(
+            self.model, self.train_dataset, self.accelerator.autocast, tell=self._say
+        )
         if self._kernels is not None:
             self.data_collator = LineCollator()
         return self._kernels is not None
+
+    def _say(self, words: str) -> None:
+        self.kernels_said = words
+
+    def _reason_against_kernels(self) -> str:
+        if self.args.device.type != "cpu":
+            return "ours are made for a CPU"
+        if not self._answers_only:
+            return (
+                "ours compute the plain loss of answers alone, and this training has another (loss_type, "
+                "label_smoothing_factor, a router's loss, virtual tokens)"
+            )
+        if any(
+            isinstance(module, torch.nn.Dropout) and module.p > 0 for module in self.model.modules()
+        ):
+            return (
+                "with dropout (training.peft_config.lora_dropout) no two draws are equal, and ours are "
+                "used only where they are seen to compute the same"
+            )
+        head = self.model.get_output_embeddings()
+        if type(head) is not torch.nn.Linear:
+            return f"the output head is a {type(head).__name__}"
+        return "the output head is trained" if head.weight.requires_grad else ""

@@ -9,12 +9,20 @@ from typing import Any
 from tasks import launch
 from tasks.artifacts import Adapter, Tokens
 from tasks.base import Base
-from tasks.errors import Interrupted, OutOfMemory, Preempted, StageFailed, WorkerFailed
+from tasks.errors import (
+    Interrupted,
+    OutOfMemory,
+    StageFailed,
+    WorkerFailed,
+)
 from tasks.gpu_turn import take_gpus
 from tasks.home import Home
 from tasks.start import FROM_BASE, Beginning, Start, note_start, working_folder
 from tasks.store import Store, fingerprint
+from tasks.training import smaller
 from tasks.training.job import TrainingJob, TrainingResult
+from tasks.training.kernel_kills import kernel_kills
+from tasks.training.last_words import LastWords
 from tasks.training.mirrored import Mirror
 from tasks.training.settings import TrainingSettings
 from tasks.training.start_files import (
@@ -92,7 +100,8 @@ def train_adapter(
     An interrupted or killed training leaves its checkpoints in `home.work`; the next call with the
     same inputs goes on from the newest complete one. `force` trains again what is complete in the
     store. `beginning` says what the adapter starts from; it is fetched only when something is trained.
-    `on_event` is called, mostly from another thread, with the worker's `step` and `note` events.
+    `on_event` is called, mostly from another thread, with the worker's `step` and `note` events, and
+    with `line` (message) for everything else that it writes.
 
     Raises: UserError for settings that do not fit the base; StageFailed when training cannot end
     well; WorkerFailed when the worker dies; Interrupted on Ctrl-C.
@@ -111,7 +120,7 @@ def train_adapter(
 
     def hear(event: Event) -> None:
         mirror.hear(event)
-        if on_event is not None and event["event"] in ("step", "note"):
+        if on_event is not None and event["event"] in ("step", "note", "line"):
             on_event(event)
 
     def build(folder: Path) -> None:
@@ -134,6 +143,7 @@ def train_adapter(
             training_config=settings.resolved_training_config(base.path),
             quantization=settings.quantization,
             dtype=settings.dtype,
+            attention=settings.attention,
             loraplus_lr_ratio=settings.loraplus_lr_ratio,
             target_slices=settings.target_slices,
             guards=settings.guards,
@@ -198,35 +208,25 @@ def _trained(
 ) -> TrainingResult:
     """Train; where memory runs out and the recipe allows it, once more in batches of half the size.
 
-    As many rows make a step then as before, so that it is the same training, from its checkpoints too.
+    The same rows make a step then as before, so that it is the same training, from its checkpoints too.
     """
+    if settings.smaller_batches:
+        job = smaller.remembered(job)
     try:
         return _run_worker(job, settings, log, on_event)
     except OutOfMemory as error:
-        smaller = _with_half_the_batch(job) if settings.smaller_batches else None
-        if smaller is None:
+        again = smaller.with_smaller_batches(job) if settings.smaller_batches else None
+        if again is None:
             raise
-        values = smaller.training_config
+        # A restart must not begin with the batch that did not fit.
+        smaller.remember(again)
+        batch, accumulation = smaller.rows_at_once(again.training_config)
         message = (
-            f"{str(error).splitlines()[0]} Once more with per_device_train_batch_size "
-            f"{values['per_device_train_batch_size']} and gradient_accumulation_steps "
-            f"{values['gradient_accumulation_steps']}."
+            f"{str(error).splitlines()[0]} Once more with per_device_train_batch_size {batch} and "
+            f"gradient_accumulation_steps {accumulation}."
         )
         on_event({"event": "note", "message": message})
-        return _run_worker(smaller, settings, log, on_event)
-
-
-def _with_half_the_batch(job: TrainingJob) -> TrainingJob | None:
-    """The same rows in each step, half of them at once; None where a batch cannot be halved."""
-    values = job.training_config
-    batch = int(values.get("per_device_train_batch_size", 8))
-    if batch % 2:
-        return None
-    halved = {
-        "per_device_train_batch_size": batch // 2,
-        "gradient_accumulation_steps": 2 * int(values.get("gradient_accumulation_steps", 1)),
-    }
-    return job.model_copy(update={"training_config": {**values, **halved}})
+        return _run_worker(again, settings, log, on_event)
 
 
 def _run_worker(
@@ -235,7 +235,8 @@ def _run_worker(
     log: Path,
     on_event: Callable[[Event], None] | None,
 ) -> TrainingResult:
-    said = _LastWords(on_event)
+    said = LastWords(on_event)
+    kills = kernel_kills()
     job.result.unlink(missing_ok=True)
     argv = worker_command(
         "tasks.training.worker", launch.write_job(job.working, job), settings.spread
@@ -248,6 +249,7 @@ def _run_worker(
             log=log,
             name="Training",
             on_event=said.hear,
+            on_line=lambda line: said.hear({"event": "line", "message": line}),
             environment=worker_environment(settings.processes),
             timeout_seconds=settings.timeout_minutes and settings.timeout_minutes * 60,
             stall_seconds=settings.stall_minutes * 60,
@@ -255,80 +257,9 @@ def _run_worker(
     except Interrupted as error:
         raise Interrupted(f"{error} {said.where_it_goes_on()}") from error
     except WorkerFailed as error:
-        raise said.explain(error, log) from error
+        now = kernel_kills()
+        by_kernel = kills is not None and now is not None and now > kills
+        raise said.explain(error, log, by_kernel=by_kernel) from error
     if not job.result.is_file():
         raise StageFailed(f"The training worker ended without a result. Full log: {log}")
     return TrainingResult.model_validate_json(job.result.read_text(encoding="utf-8"))
-
-
-class _LastWords:
-    """Remembers what the worker said, to explain its end."""
-
-    def __init__(self, on_event: Callable[[Event], None] | None) -> None:
-        self._on_event = on_event
-        self._step = 0
-        self._saved: int | None = None
-        self._failed: str | None = None
-        self._out_of_memory = False
-        self._crashed = ""
-        self._preempted = False
-        self._advice = (
-            "Lower training.training_config.per_device_train_batch_size (and raise "
-            "gradient_accumulation_steps by as much), set activation_checkpointing: true, or shorten "
-            "tokenization.max_length."
-        )
-
-    def hear(self, event: Event) -> None:
-        kind = event["event"]
-        if kind == "step":
-            self._step = int(event["step"])
-        elif kind in ("saved", "interrupted"):
-            self._saved = int(event["step"])
-            self._preempted = kind == "interrupted"
-        elif kind == "memory":
-            self._advice = str(event["advice"])
-        elif kind == "failed":
-            self._failed = str(event["message"])
-            self._out_of_memory = bool(event.get("out_of_memory"))
-        elif kind == "crashed" and not self._crashed:
-            # Of several processes the first to go says why; the others only miss it.
-            self._crashed = f"{event['error']}: {event['message']}"
-        if self._on_event is not None:
-            self._on_event(event)
-
-    def where_it_goes_on(self) -> str:
-        if not self._saved:
-            return "No step was completed; the same command starts training again."
-        return f"The same command goes on from the checkpoint of step {self._saved}."
-
-    def explain(self, error: WorkerFailed, log: Path) -> StageFailed:
-        if self._failed is not None:
-            kind = OutOfMemory if self._out_of_memory else StageFailed
-            return kind(f"{self._failed}\nFull log: {log}")
-        text = f"{error}\n{self.where_it_goes_on()}"
-        if " gave no sign of life " in text:
-            return WorkerFailed(
-                f"After step {self._step} nothing was heard of the training for as long as "
-                "training.stall_minutes allows. Where it hung, the log's last lines say, if they hold "
-                "stacks. If its steps, its evaluation or loading the base really take so long, raise "
-                f"training.stall_minutes.\n{text}"
-            )
-        if " ran longer than " in text:
-            return WorkerFailed(f"{text} Raise training.timeout_minutes to let it.")
-        if self._preempted:
-            return Preempted(
-                "Preempted: the training process was told to end (SIGTERM), and not by this run: by a "
-                "scheduler that takes the machine back, or a person. "
-                f"{self.where_it_goes_on()}\nFull log: {log}"
-            )
-        if self._crashed and self._crashed not in text:
-            # The launcher of several processes has the last word in the log.
-            text = f"{self._crashed}\n{text}"
-        if not self._crashed:
-            # The launcher in between turns a child killed by a signal into exit code 1.
-            text = (
-                f"The training process was ended from outside after step {self._step}: it left no "
-                "traceback. When nobody did that, the kernel did for lack of memory. "
-                f"{self._advice}\n{text}"
-            )
-        return WorkerFailed(text)

@@ -1,7 +1,6 @@
 """The process that trains one adapter: `accelerate launch -m tasks.training.worker job.json`."""
 
 import gc
-import importlib.metadata
 import logging
 import shutil
 import signal
@@ -18,14 +17,21 @@ import transformers
 from datasets import Dataset
 from transformers import TrainerState
 
-from tasks.errors import OutOfMemory, StageFailed
+from tasks.errors import StageFailed
 from tasks.files import file_sha256
 from tasks.training import checkpoints, disk, loading, out_of_memory, ranks, saving, sharded
-from tasks.training.budget import BudgetWatch
+from tasks.training.budget import SPENT, BudgetWatch
 from tasks.training.callbacks import SignOfLife, StopAtStep
 from tasks.training.curve import write_history
 from tasks.training.engine import build_trainer, in_packs, read_rows, training_as_configured
+from tasks.training.inspect_worker import refuse_other_count
 from tasks.training.job import TrainingJob, TrainingResult
+from tasks.training.made_with import (
+    other_versions,
+    precision_to_go_on_with,
+    refuse_other_precision,
+    versions,
+)
 from tasks.training.method_trainer import MethodTrainer
 from tasks.training.packs import read_packs
 from tasks.training.preflight import Preflight
@@ -45,7 +51,7 @@ def train(job: TrainingJob) -> None:
     ranks.take_own_device()
     transformers.utils.logging.disable_progress_bar()
     loading.use_all_cores()
-    precision = loading.choose_precision(job.dtype)
+    precision = precision_to_go_on_with(job.dtype, job.checkpoints, _note)
     _note(f"Using {precision.name} on {loading.device_name()}: {precision.reason}.")
     rows = read_rows(job.tokens / "train.parquet")
     packs = read_packs(job.tokens)
@@ -62,7 +68,11 @@ def train(job: TrainingJob) -> None:
         lambda: "while the base model was loaded", out_of_memory.smaller_base(free)
     ):
         trainer = build_trainer(job, batched, precision, callbacks)
+    trainer.beside_checkpoints.append(budget.save)
     model = trainer.model
+    for said in (trainer.attention_said, trainer.kernels_said):
+        if said:
+            _note(said)
     trainable, total = model.get_nb_trainable_parameters()
     trainable -= trainer.needs.untrained
     if trainable == 0:
@@ -72,6 +82,9 @@ def train(job: TrainingJob) -> None:
         )
     if (found := trainer.started_from) is not None:
         _note(proof_in_words(found))
+    if ranks.is_first():
+        refuse_other_count(trainable, job, len(batched))
+    begun = saving.digests(model) if ranks.is_first() else {}
     adapted = coverage(getattr(model, "targeted_module_names", []))
     _note(f"Training {trainable:,} of {total:,} parameters, on {_modules(adapted)}.")
     fill = None
@@ -91,6 +104,10 @@ def train(job: TrainingJob) -> None:
         emit("memory", advice=advice)
     if resumed is not None:
         checkpoints.refuse_other_inputs(resumed, job.inputs)
+        refuse_other_precision(resumed, precision)
+        if changed := other_versions(resumed):
+            _note(changed)
+        budget.take_up(resumed)
     started = time.monotonic()
     _run(trainer, resumed, stop, advice)
     budget.refuse_excess()
@@ -114,6 +131,7 @@ def train(job: TrainingJob) -> None:
             adapter,
         )
     saving.refuse_untrained(model)
+    saving.refuse_unchanged(model, begun, None if job.start is None else job.start.uri)
     trainer.needs.check()
     tokenizer = trainer.processing_class
     # A piece of a text ends anywhere: only the tokenizer's own end says where generation does.
@@ -134,12 +152,6 @@ def train(job: TrainingJob) -> None:
         start=trainer.needs.start,
     )
     adapter_sha256 = file_sha256(folder / saving.WEIGHTS)
-    if job.start is not None and adapter_sha256 == job.start.adapter_sha256:
-        raise StageFailed(
-            f"Training changed nothing: the adapter is still that of {job.start.uri}, bit by bit. The "
-            "learning rate may be 0 (training.training_config.learning_rate, lr_scheduler_type, "
-            "warmup_steps)."
-        )
     write_history(state.log_history, job.output)
     prompts = saving.fixture_rows(_prompts(job.tokens))
     logits = saving.fixture_logits(model, prompts)
@@ -190,9 +202,7 @@ def train(job: TrainingJob) -> None:
             peak_memory_bytes=peak,
             stop_token_ids=stops,
             reload_difference=difference,
-            versions={
-                n: importlib.metadata.version(n) for n in ("torch", "transformers", "trl", "peft")
-            },
+            versions=versions(),
             start=started_from,
         ),
     )
@@ -230,7 +240,7 @@ def _watch_budget(job: TrainingJob) -> BudgetWatch:
     return BudgetWatch(
         job.budget,
         gpus=job.processes if cuda else 0,
-        ledger=job.working / "spent.json",
+        ledger=job.working / SPENT,
     )
 
 
@@ -306,7 +316,7 @@ def _main(job: TrainingJob) -> None:
     try:
         train(job)
     except StageFailed as error:
-        emit("failed", message=str(error), out_of_memory=isinstance(error, OutOfMemory))
+        emit("failed", message=str(error), kind=type(error).__name__)
         raise
     except Exception as error:
         if disk.is_full(error):

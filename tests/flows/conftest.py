@@ -2,16 +2,23 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from flows.commands.ui import start_prefect
+from flows.server_lock import ServerLock
+from flows.servers import ServerProcess
+from flows.stack.api import PrefectApi
+from tasks.home import Home
 
 RECIPE = """\
 name: small
@@ -121,3 +128,52 @@ def answering_api() -> Iterator[str]:
     yield f"http://127.0.0.1:{server.server_port}/api"
     server.shutdown()
     server.server_close()
+
+
+@pytest.fixture(scope="session")
+def loraline() -> type[Cli]:
+    """Makes the command line of another folder."""
+    return Cli
+
+
+@dataclass
+class StandingServer:
+    """A Prefect server with all its services, on the database of one folder's state."""
+
+    home: Home
+    url: str
+    lock: ServerLock
+    process: ServerProcess
+
+    @property
+    def api(self) -> PrefectApi:
+        return PrefectApi(self.url)
+
+    def stop(self) -> None:
+        """End it; a second time does nothing."""
+        self.process.stop()
+        self.lock.release()
+
+
+@pytest.fixture
+def standing_server() -> Iterator[Callable[[Path], StandingServer]]:
+    """Starts a server for a folder's `.loraline`: unlike the tests' own one it runs automations and schedules."""
+    started: list[StandingServer] = []
+
+    def start(folder: Path) -> StandingServer:
+        home = Home((folder / ".loraline").resolve())
+        home.prepare()
+        lock = ServerLock(home)
+        assert lock.acquire("a test")
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+        process = start_prefect(home, lock, port)
+        server = StandingServer(home, f"http://127.0.0.1:{port}/api", lock, process)
+        started.append(server)
+        process.wait_until(f"{server.url}/health")
+        return server
+
+    yield start
+    for server in started:
+        server.stop()

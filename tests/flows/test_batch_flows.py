@@ -137,3 +137,66 @@ def test_gc_says_what_goes_and_keeps_what_the_champion_needs(home: Home, small: 
     assert done["removed"]
     assert not spare.exists()
     assert small.json("run", "recipes/small.yaml")["outcome"] == "skipped"
+
+
+@pytest.mark.slow
+def test_an_approval_that_comes_late_is_judged_against_the_champion_of_that_moment(
+    home: Home, small: Any
+) -> None:
+    from prefect import flow
+
+    from flows.approve import _judge_again
+    from tasks.promotion.task import needs_new_verdict
+    from tasks.promotion.work import stored_verdict
+    from tasks.tracking import Tracker
+
+    recipe = small.folder / "recipes" / "late.yaml"
+    text = (
+        (small.folder / "recipes" / "small.yaml").read_text().replace("name: small", "name: late")
+    )
+    recipe.write_text(text)
+    assert small.json("run", "recipes/late.yaml", "--set", "seed=5")["outcome"] == "registered"
+    manual = ("--set", "seed=6", "--set", "promotion.policy=manual")
+    number = small.json("run", "recipes/late.yaml", *manual)["model_version"]["version"]
+    tracker = Tracker(home)
+    # The form showed a comparison with version 9, which is champion no more.
+    tracker.client.set_model_version_tag("late", number, "loraline.judged_against", "9")
+    gate = "evaluation:\n  gate: [{metric: rougeL, against: champion, min_gain: 0.9}]"
+    recipe.write_text(text.replace("evaluation:", gate))
+
+    @flow
+    def answered() -> None:
+        assert needs_new_verdict(tracker, "late", number)
+        _judge_again(tracker, "late", number, str(recipe))
+        assert not needs_new_verdict(tracker, "late", number)
+
+    answered()
+    verdict = stored_verdict(tracker, "late", number)
+    assert verdict.gate == "refused"
+    assert verdict.judged_against == "1"
+    assert verdict.metrics["champion"]
+
+
+@pytest.mark.slow
+def test_a_refused_adapter_becomes_a_version_without_alias_where_the_recipe_says_so(
+    small: Any,
+) -> None:
+    recipe = small.folder / "recipes" / "kept.yaml"
+    text = (
+        (small.folder / "recipes" / "small.yaml").read_text().replace("name: small", "name: kept")
+    )
+    gate = "evaluation:\n  gate: [{metric: rougeL, min: 0.99}]"
+    recipe.write_text(text.replace("evaluation:", gate) + "registration: {register: always}\n")
+    for _ in range(2):
+        # The second time nothing is trained, and it is the same version.
+        done = small("run", "recipes/kept.yaml", "--json", "--set", "seed=9")
+        assert done.returncode == 3, done.stderr[-3000:]
+        outcome = json.loads(done.stdout)
+        assert outcome["outcome"] == "refused"
+        assert outcome["model_version"]["version"] == "1"
+        assert outcome["model_version"]["aliases"] == []
+        assert "without an alias" in outcome["reason"]
+    assert outcome["stages"]["training"]["reused"] is True
+    refused = small("promote", "kept", "1", "--reason", "because")
+    assert refused.returncode == 3
+    assert "refused by the gate" in refused.stderr

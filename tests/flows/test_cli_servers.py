@@ -168,6 +168,24 @@ def test_a_second_ui_is_told_where_the_first_one_is(ui: Ui) -> None:
     assert ui.mlflow in done.stderr
 
 
+def test_beside_a_stack_the_pages_are_named_with_what_really_ends_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.cli import main
+
+    home = Home(tmp_path / "state")
+    home.root.mkdir()
+    # A part that has just died comes back at its address: it is named all the same.
+    pages: dict[Any, str] = {"prefect": "http://127.0.0.1:9/api", "mlflow": "http://127.0.0.1:19"}
+    write_stack(home, {name: Server(url, os.getpid(), True) for name, url in pages.items()})
+    monkeypatch.setenv("LORALINE_HOME", str(home.root))
+    assert main(["ui"]) == 0
+    said = capsys.readouterr()
+    assert said.out.splitlines() == ["Prefect  http://127.0.0.1:9", "MLflow   http://127.0.0.1:19"]
+    assert "`loraline down` ends it" in said.err
+    assert "Ctrl-C" not in said.err
+
+
 def test_a_taken_port_is_named_with_the_way_out(ui: Ui, tmp_path: Path) -> None:
     port = int(ui.mlflow.rpartition(":")[2])
     done = loraline_ui(environment_for(tmp_path), free_port(), port)

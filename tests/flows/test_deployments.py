@@ -57,6 +57,14 @@ def test_no_deployment_that_trains_has_a_recipe_by_default() -> None:
     assert FILE.deployment("retrain").parameters == {}
 
 
+@pytest.mark.parametrize("name", ["retrain", "evaluate", "predict"])
+def test_what_takes_long_outlasts_five_minutes_without_prefects_server(name: str) -> None:
+    environment = FILE.deployment(name).work_pool.job_variables["env"]
+    attempts = int(environment["PREFECT_CLIENT_MAX_RETRIES"])
+    # The client's pauses are 2, 4, 8 ... seconds, give or take a fifth.
+    assert 300 < 0.8 * sum(2**n for n in range(1, attempts + 1)) < 600
+
+
 def test_the_pull_step_names_no_folder_of_the_deploying_machine() -> None:
     assert [next(iter(step.values()))["directory"] for step in FILE.pull] == [
         "{{ $LORALINE_PROJECT }}"

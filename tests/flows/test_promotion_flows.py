@@ -186,7 +186,9 @@ def test_a_form_suspends_the_run_and_its_answer_promotes(
     asked = small.json("run", "recipes/small.yaml", *policy, PREFECT_API_URL=api)
     assert asked["outcome"] == "awaiting_approval", asked["reason"]
     (run,) = _runs_of("asked")
-    assert run.parameters == {"name": "asked", "version": "2", "hours": 72.0}
+    assert f"/runs/flow-run/{run.id}" in asked["reason"]
+    recipe = str(small.folder / "recipes" / "small.yaml")
+    assert run.parameters == {"name": "asked", "version": "2", "hours": 72.0, "recipe": recipe}
     home = Home(small.folder / ".loraline")
     execute(run.id, api, home, small.folder)
     assert state(run.id).name == "Suspended"

@@ -1,5 +1,7 @@
 """The whole way through, from the command line, on a pipeline made small."""
 
+import json
+import re
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -71,6 +73,51 @@ def test_every_stage_leaves_a_prefect_artifact(small: Any, first_run: dict[str, 
     assert "models/small/versions/1" in texts["loraline-registration"]
     assert "adapter" in texts["loraline-evaluation"]
     assert "data:image/png;base64" in texts["loraline-training"]
+
+
+def test_runs_are_named_alike_after_what_ran_in_both_pages(
+    small: Any, first_run: dict[str, Any]
+) -> None:
+    home = Home(small.folder / ".loraline")
+    with sqlite3.connect(home.prefect / "prefect.db") as database:
+        names = dict(database.execute("select replace(id, '-', ''), name from flow_run").fetchall())
+        tasks = [name for (name,) in database.execute("select name from task_run").fetchall()]
+        bar = database.execute(
+            "select description, data from artifact where key = 'loraline-training-progress'"
+        ).fetchall()
+    name = names[first_run["prefect_flow_run_id"].replace("-", "")]
+    assert re.fullmatch(r"small v1 · [1-9][\d,]* rows · manual", name)
+    client = Tracker(home).client
+    assert client.get_run(first_run["mlflow_run_id"]).info.run_name == name
+    rows = name.split(" · ")[1]
+    assert {
+        "prepare dataset",
+        f"tokenize dataset: {rows}",
+        f"train adapter: {rows}",
+        "register adapter of small",
+        "decide on small v1 (policy: automatic)",
+    } <= set(tasks)
+    assert any(re.fullmatch(r"evaluate adapter: \d+ test rows", task) for task in tasks)
+    # Of the first run; a later training has one of its own.
+    assert len(bar) >= 1
+    assert bar[0][0].startswith("step 6 of 6, loss ")
+    assert float(bar[0][1]) == 100.0
+
+
+def test_the_verdict_links_to_mlflow_and_the_version_links_back(
+    small: Any, first_run: dict[str, Any]
+) -> None:
+    home = Home(small.folder / ".loraline")
+    with sqlite3.connect(home.prefect / "prefect.db") as database:
+        rows = database.execute(
+            "select data from artifact where key = 'loraline-verdict' order by created"
+        ).fetchall()
+    verdict = json.loads(rows[0][0])
+    assert verdict.startswith("# ✓ Registered: small v1 · ")
+    assert f"/runs/{first_run['mlflow_run_id']})" in verdict
+    assert "/#/models/small/versions/1)" in verdict
+    version = Tracker(home).client.get_model_version("small", "1")
+    assert first_run["prefect_flow_run_id"] in version.description
 
 
 def test_the_mlflow_run_is_complete_and_links_back(
@@ -172,6 +219,7 @@ def test_another_adapter_is_compared_with_the_champion_on_the_same_rows(
     assert '"previous"' in first.stdout
 
 
+@pytest.mark.slow
 def test_beside_a_champion_on_another_base_a_person_must_decide(
     small: Any, first_run: dict[str, Any], tiny_base: Path
 ) -> None:

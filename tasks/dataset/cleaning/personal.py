@@ -1,5 +1,6 @@
 """Keys and personal data in rows: report them, redact them, or leave out the row."""
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,8 +11,8 @@ from tasks.dataset.cleaning_settings import PersonalDataSettings
 from tasks.dataset.rows import Row, short_hash
 from tasks.personal_data.detector import Detector, Kind
 
-_OUR_GROUPS = ("prompt-", "text-")
-"""How the default groups begin, which are hashes."""
+_OUR_GROUP = re.compile("(?:prompt|text|instruction)-(?=.*[a-f])[0-9a-f]{16}")
+"""A default group, which is a hash; `prompt-` may also be a column's name, with a card number behind it."""
 
 
 class PersonalData:
@@ -38,11 +39,18 @@ class PersonalData:
             return row, Counter(said | beside)
         if said:
             return None, Counter(said)
-        return self.masked(row), Counter(beside)
+        return self._masked(row, set()), Counter(beside)
 
     def masked(self, row: Row) -> Row:
-        """The row with placeholders, whatever the policy: for lists that people read."""
-        return self._masked(row, set())
+        """The row with placeholders, whatever the policy: for lists that people read. The name of its
+        file, which the row itself keeps, is masked too.
+        """
+        safe = self._masked(row, set())
+        return replace(safe, source=self.masked_name(row.source))
+
+    def masked_name(self, name: str) -> str:
+        """The name of a file, or `file:line`, with placeholders."""
+        return "/".join(map(self._masked_part, name.split("/")))
 
     def masked_value(self, value: Any, seen: set[Kind] | None = None) -> Any:
         """JSON with placeholders in its texts; names of fields stay. `seen` gains what was found."""
@@ -54,6 +62,12 @@ class PersonalData:
             return {key: self.masked_value(item, seen) for key, item in value.items()}
         return value
 
+    def _masked_part(self, name: str) -> str:
+        masked = self._detector.redacted(name)
+        stem, dot, suffix = masked.rpartition(".")
+        # An address with a suffix behind it is none: `max@firma.de.jsonl`.
+        return f"{self._masked_part(stem)}.{suffix}" if dot and "@" in stem else masked
+
     def _masked(self, row: Row, seen: set[Kind]) -> Row:
         safe = rewritten(row, lambda text: self._detector.redacted(text, seen))
         beside: dict[str, Any] = {
@@ -63,10 +77,9 @@ class PersonalData:
         }
         if "tools" in beside:
             beside["tools"] = tuple(beside["tools"])
-        if not row.group.startswith(_OUR_GROUPS):
-            before = row.group
-            if self._detector.redacted(before, seen) != before:
-                beside["group"] = f"group-{short_hash(before)}"
+        if kinds := self._kinds(_group_texts(row.group)):
+            seen |= kinds
+            beside["group"] = f"group-{short_hash(row.group)}"
         return replace(safe, **beside) if beside else safe
 
     def _kinds(self, said: Iterator[str]) -> set[Kind]:
@@ -82,11 +95,18 @@ def _said(row: Row) -> Iterator[str]:
 
 def _beside(row: Row) -> Iterator[str]:
     """What the row is counted and kept together by."""
-    if not row.group.startswith(_OUR_GROUPS):
-        yield row.group
+    yield from _group_texts(row.group)
     for text in (row.label, row.slice):
         if text is not None:
             yield text
+
+
+def _group_texts(group: str) -> Iterator[str]:
+    """Where a group that the recipe's column gives may name a person: `COLUMN-VALUE`, and the value alone."""
+    if not _OUR_GROUP.fullmatch(group):
+        yield group
+        # A number behind the hyphen would be taken for the middle of something longer.
+        yield group.partition("-")[2]
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -56,6 +56,20 @@ class BadRows:
         lines.append(self._ways_out())
         raise DataError("\n".join(lines))
 
+    def raise_if_all(self) -> None:
+        """Raise DataError when no row is good, however many may be bad.
+
+        To be called after `raise_if_any`.
+        """
+        if not self.count or self.count < self.read:
+            return
+        shown = "\n".join(f"  {line}" for line in self._shown)
+        raise DataError(
+            f"All {self.count:,} rows are bad, and none is left to prepare, though dataset.max_bad_rows is "
+            f"{self._allowed}:\n{shown}\nCorrect them, or dataset.sources[]: the format, chat_format or "
+            "columns may not be what the rows have."
+        )
+
     @property
     def allowed_count(self) -> int:
         """How many rows may be bad, given how many were read."""
@@ -95,7 +109,10 @@ def _shortened(raw: Any) -> Any:
     if isinstance(raw, str):
         return raw[:QUARANTINED_CHARACTERS]
     if raw is not None:
-        text = json.dumps(raw, default=str)
+        try:
+            text = json.dumps(raw, default=str)
+        except (RecursionError, ValueError):
+            return "(nested too deep to be shown)"
         if len(text) > QUARANTINED_CHARACTERS:
             return text[:QUARANTINED_CHARACTERS]
     return raw

@@ -6,7 +6,8 @@ from tasks.dataset.column_settings import ColumnsSettings
 from tasks.dataset.reading.conversations import Conversation
 from tasks.dataset.reading.preferences import verdict
 from tasks.dataset.reading.problem import RowProblem, check_characters, kind_of
-from tasks.dataset.reading.turns import checked, pair
+from tasks.dataset.reading.turn_order import checked
+from tasks.dataset.reading.turns import pair
 from tasks.errors import DataError
 
 PARTS = ("system", "user", "assistant", "rejected", "desirable", "text")

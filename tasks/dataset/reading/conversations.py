@@ -1,11 +1,13 @@
 """What the rows of each chat format say, as messages."""
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tasks.dataset.reading.problem import RowProblem, check_characters, list_of, parsed, text_of
 from tasks.dataset.reading.tools import tools
-from tasks.dataset.reading.turns import checked, messages_of, pair
+from tasks.dataset.reading.turn_order import checked
+from tasks.dataset.reading.turns import messages_of, pair, with_system
 from tasks.dataset.rows import Message, short_hash
 
 
@@ -23,42 +25,53 @@ class Conversation:
     """What the row says where it is no conversation; there are no messages then."""
 
 
-def _from_turns(row: dict[str, Any], column: str) -> list[Conversation]:
-    messages = messages_of(list_of(row, column), column)
-    system = system_of(row)
-    if system is not None and not (messages and messages[0]["role"] == "system"):
-        # Numbers in messages count from the row's own first turn.
-        checked(messages, column)
-        messages.insert(0, {"role": "system", "content": system})
-    return [Conversation(checked(messages, column), tools=tools(row.get("tools")))]
+def completed(
+    conversations: list[Conversation], row: dict[str, Any], columns: Collection[str]
+) -> list[Conversation]:
+    """The conversations with what stands beside their turns: the system prompt, the tools.
+
+    `columns` are those of `system` and `tools` that the row's format has.
+
+    Raises: RowProblem for two different system prompts, or what are no tools.
+    """
+    system = system_of(row) if "system" in columns else None
+    offered = tools(row.get("tools")) if "tools" in columns else ()
+    if system is None and not offered:
+        return conversations
+    return [
+        replace(one, messages=with_system(one.messages, system), tools=offered)
+        for one in conversations
+    ]
 
 
-def from_messages(row: dict[str, Any]) -> list[Conversation]:
-    """OpenAI's list of {role, content}. Raises: RowProblem, as all of these do."""
-    return _from_turns(row, "messages")
+def from_messages(row: dict[str, Any], unused: set[str]) -> list[Conversation]:
+    """OpenAI's list of {role, content}. Raises: RowProblem, as all of these do.
+
+    `unused`, here and below, gains the keys of turns that no conversation is made of.
+    """
+    return [Conversation(checked(turns_of(row, "messages", unused), "messages"))]
 
 
-def from_conversations(row: dict[str, Any]) -> list[Conversation]:
+def from_conversations(row: dict[str, Any], unused: set[str]) -> list[Conversation]:
     """ShareGPT's list of {from, value}."""
-    return _from_turns(row, "conversations")
+    return [Conversation(checked(turns_of(row, "conversations", unused), "conversations"))]
 
 
-def from_prompt(row: dict[str, Any]) -> list[Conversation]:
+def from_prompt(row: dict[str, Any], unused: set[str]) -> list[Conversation]:
     """Text on both sides, or TRL's conversational form: a list of messages on both sides."""
     if holds_turns(row["prompt"]) and holds_turns(row["completion"]):
-        turns = turns_of(row, "prompt") + turns_of(row, "completion")
-        return [Conversation(checked(turns, "prompt + completion"), tools=tools(row.get("tools")))]
-    prompt, answer = text_of(row, "prompt"), text_of(row, "completion")
-    return [Conversation(pair(prompt, answer, system_of(row)))]
+        turns = turns_of(row, "prompt", unused) + turns_of(row, "completion", unused)
+        return [Conversation(checked(turns, "prompt + completion"))]
+    return [Conversation(pair(text_of(row, "prompt"), text_of(row, "completion")))]
 
 
-def from_instruction(row: dict[str, Any]) -> list[Conversation]:
+def from_instruction(row: dict[str, Any], unused: set[str]) -> list[Conversation]:
     """Alpaca's instruction, input and output."""
     prompt = _with_input(text_of(row, "instruction"), row.get("input"), "input")
-    return [Conversation(pair(prompt, text_of(row, "output"), system_of(row)))]
+    return [Conversation(pair(prompt, text_of(row, "output")))]
 
 
-def from_instances(row: dict[str, Any]) -> list[Conversation]:
+def from_instances(row: dict[str, Any], unused: set[str]) -> list[Conversation]:
     """An instruction with several examples of it, as in Self-Instruct's seed tasks."""
     instruction = text_of(row, "instruction")
     instances = list_of(row, "instances")
@@ -71,11 +84,11 @@ def from_instances(row: dict[str, Any]) -> list[Conversation]:
             raise RowProblem(f"{where} must be an object with input and output")
         prompt = _with_input(instruction, instance.get("input"), f"{where}.input")
         answer = text_of(instance, "output", f"{where}.")
-        found.append(Conversation(pair(prompt, answer, system_of(row))))
+        found.append(Conversation(pair(prompt, answer)))
     return found
 
 
-def from_text(row: dict[str, Any]) -> list[Conversation]:
+def from_text(row: dict[str, Any], unused: set[str]) -> list[Conversation]:
     """A text that is nobody's answer."""
     return [Conversation([], text=text_of(row, "text"))]
 
@@ -86,9 +99,9 @@ def instances_group(row: dict[str, Any]) -> str:
     return "instruction-" + short_hash(" ".join(row["instruction"].split()).casefold())
 
 
-def turns_of(row: dict[str, Any], column: str) -> list[Message]:
+def turns_of(row: dict[str, Any], column: str, unused: set[str]) -> list[Message]:
     """The messages in a column. Raises: RowProblem."""
-    return messages_of(list_of(row, column), column)
+    return messages_of(list_of(row, column), column, unused)
 
 
 def holds_turns(value: object) -> bool:

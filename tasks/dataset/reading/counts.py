@@ -21,6 +21,8 @@ class TableCounts:
     """Conversations; one line of `instruction/instances` may hold several."""
     bad_rows: int = 0
     ignored_columns: tuple[str, ...] = ()
+    unused_keys: set[str] = field(default_factory=set)
+    """Keys of messages that nothing is made of, as `messages[].name`."""
     delimiters: set[str] = field(default_factory=set)
     """What parts the fields of the source's CSV files."""
 
@@ -35,7 +37,7 @@ class TableCounts:
             "blank_lines": self.blank_lines,
             "rows": self.rows,
             "bad_rows": self.bad_rows,
-            "ignored_columns": list(self.ignored_columns),
+            "ignored_columns": [*self.ignored_columns, *sorted(self.unused_keys)],
         }
         if self.delimiters:
             found["delimiters"] = sorted(self.delimiters)

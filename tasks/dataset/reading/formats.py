@@ -35,8 +35,9 @@ class Format:
     """The columns in words, for messages."""
     shows: dict[str, str]
     """Part of a conversation -> the columns it is made of, as the card shows it."""
-    read: Callable[[dict[str, Any]], list[Conversation]]
-    """A row's conversations; raises RowProblem."""
+    read: Callable[[dict[str, Any], set[str]], list[Conversation]]
+    """A row's conversations without the columns `system` and `tools`, and the keys of its turns that are
+    not read; raises RowProblem."""
     optional: tuple[str, ...] = ()
     group: Callable[[dict[str, Any]], str] | None = None
     """The row's default group where it is not the prompt."""
@@ -159,7 +160,7 @@ FORMATS = (
         "two lists of {role, content} that differ in their end",
         {"turns": "chosen", "rejected": "rejected"},
         from_two_conversations,
-        optional=("tools",),
+        optional=("tools", "system"),
         forbidden=("prompt",),
     ),
     Format(

@@ -113,7 +113,7 @@ class _Array:
                 column = error.pos - self._text.rfind("\n", 0, error.pos)
                 if len(self._text) - self._at > MAX_LINE_BYTES or not self._grow():
                     raise self._broken(line, f"at column {column} ({error.msg})") from error
-            except RecursionError as error:
+            except (RecursionError, ValueError) as error:
                 raise self._broken(self._line, f"({error})") from error
 
     def _expect(self, sign: str) -> None:

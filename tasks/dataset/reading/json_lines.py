@@ -7,6 +7,7 @@ from typing import IO, Any
 
 import orjson
 
+from tasks.dataset.reading import exact_json
 from tasks.dataset.reading.counts import TableCounts
 from tasks.dataset.reading.data_file import DataFile
 from tasks.dataset.reading.problem import RowProblem, kind_of
@@ -38,7 +39,7 @@ def read_json_lines(
                 counts.blank_lines += 1
                 continue
             try:
-                value = orjson.loads(raw)
+                value = exact_json.loads(raw)
             except orjson.JSONDecodeError:
                 try:
                     value = _second_look(raw)

@@ -1,16 +1,19 @@
 """How the columns of one source become conversations, decided by its first row and held to."""
 
+import re
 from datetime import UTC, date, datetime
 from typing import Any
 
 from tasks.dataset.reading.columns import PARTS, ColumnTemplates
-from tasks.dataset.reading.conversations import Conversation
+from tasks.dataset.reading.conversations import Conversation, completed
 from tasks.dataset.reading.counts import TableCounts
 from tasks.dataset.reading.formats import WAYS_OUT, Format, format_named, format_of
 from tasks.dataset.reading.problem import RowProblem, check_characters, kind_of
 from tasks.dataset.rows import Row, default_group
 from tasks.dataset.source_settings import TableSource
 
+_SECONDS = re.compile(r"[+-]?\d{9,}(\.\d+)?")
+"""A text of so many digits is no date of ISO 8601: tables of text hold seconds like this."""
 MILLISECONDS_FROM = 1e11
 """A larger number of seconds lies beyond the year 5000: it counts milliseconds."""
 
@@ -95,7 +98,7 @@ class Mapping:
                 raise RowProblem(self._other_format(form, value))
         if form.unread is not None and self._source.chat_format is None:
             form.unread(value, f"since {self._first}")
-        return form.read(value)
+        return completed(form.read(value, self._counts.unused_keys), value, form.optional)
 
     def _other_format(self, form: Format, value: dict[str, Any]) -> str:
         missing = " and no ".join(column for column in form.columns if column not in value)
@@ -160,6 +163,8 @@ def _moment(value: object, column: str) -> str:
     """ISO 8601 in UTC, always with the same number of digits, so that texts sort as times do."""
     wanted = "time (ISO 8601, or seconds since 1970)"
     try:
+        if isinstance(value, str) and _SECONDS.fullmatch(value.strip()):
+            value = float(value)
         if isinstance(value, str):
             value = datetime.fromisoformat(value.strip())
         elif isinstance(value, int | float) and not isinstance(value, bool):

@@ -54,7 +54,10 @@ def local_files(source: FilesSource | JsonlSource, recipe_folder: Path) -> Place
         start = path
         while PATTERN & set(str(start)):
             start = start.parent
-        found = start.glob(path.relative_to(start).as_posix())
+        found = set(start.glob(path.relative_to(start).as_posix()))
+        if "**" in source.path:
+            # Which it would have searched, and does not.
+            found.update(filter(_is_linked_folder, start.rglob("*")))
         return _chosen({file: file.relative_to(start).as_posix() for file in found}, source, path)
     if not path.is_file():
         raise DataError(
@@ -88,14 +91,17 @@ def digest_of(files: tuple[DataFile, ...], memory: HashMemory) -> str:
 def files_of_a_folder(names: list[str], kind: FileKind | None) -> tuple[list[str], list[str]]:
     """Those of the names that are files of rows, and the others, both sorted.
 
-    Hidden files and marks such as `_SUCCESS` are no part of the data.
+    Hidden files and marks such as `_SUCCESS` are no part of the data; those of them that look like files
+    of rows are named.
     """
     taken: list[str] = []
     passed_over: list[str] = []
     for name in sorted(names):
-        if any(part.startswith((".", "_")) for part in name.split("/")):
-            continue
         by_suffix, _ = recognised(name)
+        if any(part.startswith((".", "_")) for part in name.split("/")):
+            if by_suffix is not None:
+                passed_over.append(name)
+            continue
         fits = by_suffix is not None if kind is None else by_suffix in (kind, None)
         (taken if fits else passed_over).append(name)
     return taken, passed_over
@@ -104,6 +110,9 @@ def files_of_a_folder(names: list[str], kind: FileKind | None) -> tuple[list[str
 def _chosen(names: dict[Path, str], source: FilesSource | JsonlSource, path: Path) -> Placed:
     paths = {name: file for file, name in names.items() if file.is_file()}
     taken, passed_over = files_of_a_folder(list(paths), source.format)
+    # Folders are searched without following links, which may lead in a circle.
+    linked = (f"{n}/ (a linked folder)" for file, n in names.items() if _is_linked_folder(file))
+    passed_over = sorted([*passed_over, *linked])
     broken = sorted(n for file, n in names.items() if file.is_symlink() and not file.exists())
     if not taken:
         raise DataError(no_files(source.path, str(path), passed_over, broken))
@@ -112,6 +121,10 @@ def _chosen(names: dict[Path, str], source: FilesSource | JsonlSource, path: Pat
         tuple(passed_over),
         tuple(broken),
     )
+
+
+def _is_linked_folder(path: Path) -> bool:
+    return path.is_symlink() and path.is_dir()
 
 
 def no_files(

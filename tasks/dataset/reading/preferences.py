@@ -11,55 +11,51 @@ from tasks.dataset.reading.conversations import (
     turns_of,
 )
 from tasks.dataset.reading.problem import RowProblem, kind_of, text_of
-from tasks.dataset.reading.tools import tools
-from tasks.dataset.reading.turns import checked
+from tasks.dataset.reading.turn_order import checked
+from tasks.dataset.reading.turns import with_system
 from tasks.dataset.rows import Message
 
 
-def from_preference(row: dict[str, Any]) -> list[Conversation]:
+def from_preference(row: dict[str, Any], unused: set[str]) -> list[Conversation]:
     """A prompt and two answers to it, each text or a list of messages."""
-    system = system_of(row)
     prompt: list[Message]
     if holds_turns(row["prompt"]):
-        prompt = turns_of(row, "prompt")
+        prompt = turns_of(row, "prompt", unused)
     else:
         prompt = [{"role": "user", "content": text_of(row, "prompt")}]
-    if system is not None and prompt[:1] and prompt[0]["role"] != "system":
-        prompt.insert(0, {"role": "system", "content": system})
+    # Some data sets repeat the prompt in front of both answers, with its system prompt or without.
+    beginnings = (
+        with_system(prompt, system_of(row)),
+        prompt,
+        [turn for turn in prompt if turn["role"] != "system"],
+    )
     endings = []
     for column in ("chosen", "rejected"):
         if holds_turns(row[column]):
-            turns = turns_of(row, column)
-            # Some data sets repeat the prompt in front of both answers.
-            repeated = [turn for turn in prompt if turn["role"] != "system"]
-            if turns[: len(prompt)] == prompt:
-                turns = turns[len(prompt) :]
-            elif turns[: len(repeated)] == repeated:
-                turns = turns[len(repeated) :]
+            turns = turns_of(row, column, unused)
+            repeated = next((it for it in beginnings if turns[: len(it)] == it), [])
+            turns = turns[len(repeated) :]
         else:
             turns = [{"role": "assistant", "content": text_of(row, column)}]
         endings.append(turns)
-    return [_preference(prompt, *endings, tools=tools(row.get("tools")))]
+    return [_preference(prompt, *endings)]
 
 
-def from_two_conversations(row: dict[str, Any]) -> list[Conversation]:
+def from_two_conversations(row: dict[str, Any], unused: set[str]) -> list[Conversation]:
     """Two whole conversations that part at the answer."""
-    chosen, rejected = turns_of(row, "chosen"), turns_of(row, "rejected")
+    chosen, rejected = turns_of(row, "chosen", unused), turns_of(row, "rejected", unused)
     shared = 0
     while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
         shared += 1
     if shared == 0:
         raise RowProblem("chosen and rejected begin with different turns: they share no prompt")
-    found = _preference(
-        chosen[:shared], chosen[shared:], rejected[shared:], tools=tools(row.get("tools"))
-    )
-    return [found]
+    return [_preference(chosen[:shared], chosen[shared:], rejected[shared:])]
 
 
-def from_judged(row: dict[str, Any]) -> list[Conversation]:
+def from_judged(row: dict[str, Any], unused: set[str]) -> list[Conversation]:
     """A prompt, one answer to it, and in `label` whether the answer is good."""
     desirable = verdict(row["label"], "label")
-    return [replace(one, desirable=desirable) for one in from_prompt(row)]
+    return [replace(one, desirable=desirable) for one in from_prompt(row, unused)]
 
 
 def says_verdict(row: dict[str, Any]) -> bool:
@@ -97,11 +93,7 @@ _WORDS = {"true": True, "false": False}
 
 
 def _preference(
-    prompt: list[Message],
-    chosen: list[Message],
-    rejected: list[Message],
-    *,
-    tools: tuple[dict[str, Any], ...],
+    prompt: list[Message], chosen: list[Message], rejected: list[Message]
 ) -> Conversation:
     if chosen == rejected:
         raise RowProblem("chosen and rejected are the same: there is nothing to prefer")
@@ -112,4 +104,4 @@ def _preference(
         )
     checked([*prompt, *rejected], "prompt + rejected")
     messages = checked([*prompt, *chosen], "prompt + chosen")
-    return Conversation(messages, tuple(rejected), tools)
+    return Conversation(messages, tuple(rejected))

@@ -67,8 +67,11 @@ def parsed(text: str, where: str) -> Any:
     """
     import orjson
 
+    # It says what is wrong with a row by this module.
+    from tasks.dataset.reading import exact_json
+
     try:
-        return orjson.loads(text)
+        return exact_json.loads(text)
     except orjson.JSONDecodeError as error:
         raise RowProblem(
             f"{where} holds broken JSON at column {error.colno} ({error.msg})"

@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from tasks.dataset.reading.data_file import DataFile
 from tasks.dataset.reading.places import Placed, local_path
 from tasks.dataset.reading.sql_snapshot import Snapshot
 from tasks.dataset.source_settings import SqlSource
+from tasks.dataset.sql_text import bare
 from tasks.errors import DataError
 from tasks.files import file_sha256
 from tasks.store import digest
@@ -38,7 +40,8 @@ def open_query(source: SqlSource, recipe_folder: Path, cache: Path) -> Query:
     """Run the query and keep its rows in `cache`.
 
     With a watermark only rows at or above the last highest value are asked for; those at it replace
-    the ones that were fetched with that value, for more may have come with the same.
+    the ones that were fetched with that value, for more may have come with the same. With a key, the
+    newest row of each is what the source holds.
 
     Raises: DataError when the database does not answer, or the query or the watermark is wrong.
     """
@@ -46,7 +49,8 @@ def open_query(source: SqlSource, recipe_folder: Path, cache: Path) -> Query:
     from sqlalchemy.exc import SQLAlchemyError
 
     url = _url(source, recipe_folder)
-    key = digest([source.query, source.watermark, url.render_as_string(hide_password=True)])
+    asked = [source.query, source.watermark, url.render_as_string(hide_password=True)]
+    key = digest([*asked, source.key] if source.key else asked)
     folder = cache / "sql" / key[:32]
     folder.mkdir(parents=True, exist_ok=True)
     if source.watermark is None and "order by" not in source.query.lower():
@@ -56,11 +60,11 @@ def open_query(source: SqlSource, recipe_folder: Path, cache: Path) -> Query:
             source.name,
         )
     with FileLock(folder.with_suffix(".lock")):
-        snapshot = Snapshot(folder, watermark=source.watermark)
+        snapshot = Snapshot(folder, watermark=source.watermark, key=source.key)
         try:
             engine = create_engine(url)
             try:
-                with engine.connect() as connection:
+                with _reading(engine) as connection:
                     snapshot.fetch(_chunks(source, engine, connection, snapshot.last))
             finally:
                 engine.dispose()
@@ -80,11 +84,11 @@ def open_query(source: SqlSource, recipe_folder: Path, cache: Path) -> Query:
 
     def fetched() -> Placed:
         # Another run may have fetched since; its rows are not those that the digest stands for.
-        if not snapshot.rows.is_file() or file_sha256(snapshot.rows) != content:
+        if not snapshot.current.is_file() or file_sha256(snapshot.current) != content:
             raise DataError(
                 f"Source {source.name}: another run fetched newer rows meanwhile. Run again."
             )
-        return Placed((DataFile(snapshot.rows, source.name, source.name, "jsonl"),))
+        return Placed((DataFile(snapshot.current, source.name, source.name, "jsonl"),))
 
     _log.info(
         "Source %s: %d new rows, %d kept of earlier runs (%d bytes)",
@@ -96,6 +100,8 @@ def open_query(source: SqlSource, recipe_folder: Path, cache: Path) -> Query:
     facts: dict[str, Any] = {"new_rows": snapshot.new_rows, "kept_rows": snapshot.kept_rows}
     if source.watermark is not None:
         facts["watermark"] = {"column": source.watermark, "last": snapshot.shown_last}
+    if source.key is not None:
+        facts["replaced_rows"] = snapshot.replaced_rows
     return Query(content, fetched, facts)
 
 
@@ -129,6 +135,18 @@ def _url(source: SqlSource, recipe_folder: Path) -> Any:
         ) from None
 
 
+@contextmanager
+def _reading(engine: "Engine") -> "Iterator[Connection]":
+    """A connection that the database lets write nothing, where it knows of such."""
+    dialect = engine.dialect.name
+    with engine.connect() as connection:
+        if dialect == "postgresql":
+            connection = connection.execution_options(postgresql_readonly=True)
+        elif dialect == "sqlite":
+            connection.exec_driver_sql("PRAGMA query_only = ON")
+        yield connection
+
+
 def _chunks(
     source: SqlSource, engine: "Engine", connection: "Connection", last: Any
 ) -> Iterator[list[dict[str, Any]]]:
@@ -152,14 +170,15 @@ def _chunks(
 def _statement(source: SqlSource, engine: "Engine", last: Any) -> "TextClause":
     from sqlalchemy import text
 
-    query = source.query.strip().rstrip(";")
+    query = bare(source.query)
     # A colon of the query (a cast, a time) is no parameter of ours.
     query = query.replace("\\", "\\\\").replace(":", "\\:")
     if source.watermark is None:
         return text(query)
     column = engine.dialect.identifier_preparer.quote(source.watermark)
     since = f" WHERE {column} >= :last_watermark OR {column} IS NULL" if last is not None else ""
-    return text(f"SELECT * FROM ({query}) AS source_rows{since} ORDER BY {column}")
+    # A comment that ends the query must not take the rest with it.
+    return text(f"SELECT * FROM ({query}\n) AS source_rows{since} ORDER BY {column}")
 
 
 def _shown(url: Any) -> str:
@@ -180,4 +199,6 @@ def _has_secret(text: str, url: Any) -> bool:
 
 
 def _secrets(url: Any) -> list[str]:
-    return [str(it) for it in (url.password, *url.query.values()) if it]
+    # Not the short values of a query (`mode=ro`), which stand in many words.
+    options = [str(it) for it in url.query.values() if len(str(it)) >= 6]
+    return [*([str(url.password)] if url.password else []), *options]

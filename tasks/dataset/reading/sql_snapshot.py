@@ -11,6 +11,7 @@ from typing import Any
 
 import orjson
 
+from tasks.dataset.reading.newest import write_newest
 from tasks.errors import DataError
 from tasks.files import file_sha256
 
@@ -20,16 +21,22 @@ class Snapshot:
 
     The state is written after the rows: what a crash leaves behind its last byte is cut off by the
     next fetch. With a watermark it also says at which byte the rows of the highest value begin:
-    they are fetched again, for others with the same value may come later.
+    they are fetched again, for others with the same value may come later. With a `key`,
+    `current.jsonl` holds the newest row of each.
     """
 
-    def __init__(self, folder: Path, *, watermark: str | None) -> None:
+    def __init__(self, folder: Path, *, watermark: str | None, key: str | None = None) -> None:
         self.rows = folder / "rows.jsonl"
+        self.current = folder / "current.jsonl" if key is not None else self.rows
+        """What the source holds."""
+        self._key = key
         self._state_path = folder / "state.json"
         self._watermark = watermark
         self._state = self._read()
         self.new_rows = 0
         self.kept_rows = 0
+        self.replaced_rows = 0
+        """Rows of which the key has a newer row."""
 
     @property
     def last(self) -> Any:
@@ -45,8 +52,8 @@ class Snapshot:
 
     @property
     def digest(self) -> str:
-        """sha256 (hex) of the rows; empty before the first fetch."""
-        return str(self._state.get("sha256", ""))
+        """sha256 (hex) of what the source holds; empty before the first fetch."""
+        return str(self._state.get("current_sha256", self._state.get("sha256", "")))
 
     @property
     def size(self) -> int:
@@ -82,11 +89,17 @@ class Snapshot:
             os.fsync(stream.fileno())
         self.new_rows = max(0, rows - before)
         self.kept_rows = rows - self.new_rows
+        current = {}
+        if self._key is not None:
+            # From all rows each time: what a crash left of it is never read.
+            self.replaced_rows = rows - write_newest(self.rows, self.current, self._key)
+            current["current_sha256"] = file_sha256(self.current)
         self._write(
             {
                 "size": at,
                 "rows": rows,
                 "sha256": file_sha256(self.rows),
+                **current,
                 "last": None if last is None else _to_json(last),
                 "tie_start": tie_start,
                 "tie_rows": tie_rows,

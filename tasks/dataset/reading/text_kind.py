@@ -1,4 +1,4 @@
-"""Recognises text that no line of can be read: of another encoding, or without line feeds."""
+"""Recognises what is no text by any suffix, and text of which no line can be read."""
 
 import codecs
 
@@ -6,6 +6,18 @@ from tasks.dataset.reading.data_file import DataFile
 from tasks.errors import DataError
 
 _LOOKED_AT_BYTES = 1 << 16
+_NO_TEXT = (
+    (b"\x1f\x8b", ("compressed by gzip", "End its name with .gz (rows.jsonl.gz), or unpack it.")),
+    (
+        b"\x28\xb5\x2f\xfd",
+        ("compressed by zstd", "End its name with .zst (rows.jsonl.zst), or unpack it."),
+    ),
+    (b"PAR1", ("a Parquet file", "End its name with .parquet, or write `format: parquet`.")),
+    (b"ARROW1", ("an Arrow file", "End its name with .arrow, or write `format: arrow`.")),
+    (b"PK\x03\x04", ("a zip archive or a spreadsheet", "Unpack it, or export it as CSV.")),
+    (b"SQLite format 3\x00", ("an SQLite database", "Write a source of `type: sql`.")),
+)
+"""How files begin, what they are, and the way out."""
 _MARKS = (
     # UTF-32 first: its little-endian mark begins with that of UTF-16.
     (codecs.BOM_UTF32_LE, "UTF-32"),
@@ -24,6 +36,8 @@ def refuse_unreadable_text(file: DataFile) -> None:
         return
     with file.open() as stream:
         begin = stream.read(_LOOKED_AT_BYTES)
+    if what := next((what for mark, what in _NO_TEXT if begin.startswith(mark)), None):
+        raise DataError(f"{file.shown} is {what[0]}, and is read as {file.described}. {what[1]}")
     encoding = _wide(begin)
     if encoding is not None:
         raise DataError(

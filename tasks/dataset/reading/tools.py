@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from tasks.dataset.reading.problem import RowProblem, check_characters, parsed
+from tasks.dataset.reading.exact_json import check_values
+from tasks.dataset.reading.problem import RowProblem, parsed
 
 
 def tool_calls(value: Any, where: str) -> list[dict[str, Any]]:
@@ -51,6 +52,7 @@ def _call(call: Any, where: str) -> dict[str, Any]:
     arguments = function.get("arguments")
     if isinstance(arguments, str):
         arguments = parsed(arguments, f"{where}.arguments") if arguments.strip() else {}
+    check_values(arguments, f"{where}.arguments")
     if not isinstance(arguments, dict | None):
         raise RowProblem(f"{where}.arguments must be an object, or one as JSON text")
     result: dict[str, Any] = {"type": "function"}
@@ -58,7 +60,7 @@ def _call(call: Any, where: str) -> dict[str, Any]:
         result["id"] = call["id"]
     # In a table of calls every call has every other's arguments, as nulls.
     result["function"] = {"name": function["name"], "arguments": without_nulls(arguments or {})}
-    _check_texts(result, where)
+    check_values(result, where)
     return result
 
 
@@ -68,20 +70,9 @@ def _tool(tool: Any, where: str) -> dict[str, Any]:
     function = tool.get("function") if "function" in tool else tool
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise RowProblem(f"{where} has no function with a name")
+    check_values(function, where)
     description = without_nulls(function)
     if isinstance(description.get("parameters"), str):
         description["parameters"] = parsed(description["parameters"], f"{where}.parameters")
-    _check_texts(description, where)
+        check_values(description["parameters"], f"{where}.parameters")
     return {"type": "function", "function": description}
-
-
-def _check_texts(value: Any, where: str) -> None:
-    if isinstance(value, str):
-        check_characters(value, where)
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            check_characters(key, where)
-            _check_texts(item, where)
-    elif isinstance(value, list):
-        for item in value:
-            _check_texts(item, where)

@@ -1,4 +1,4 @@
-"""One turn of a conversation and the order of turns, whatever the names that a format gives them."""
+"""One turn of a conversation, whatever the names that a format gives its parts."""
 
 from typing import Any
 
@@ -22,10 +22,19 @@ ROLES = {
 """Names of roles in the wild (OpenAI, ShareGPT, Gemma) and what they mean."""
 
 _PLAIN = frozenset({"system", "user", "assistant"})
+_READ = frozenset({"role", "content", "from", "value"})
+_READ_OF = {
+    "assistant": _READ | {"weight", "tool_calls", "function_call"},
+    "tool": _READ | {"name", "tool_call_id"},
+}
+"""Role -> the keys of its turns that become part of the row."""
+_TRAINED = ("train", "loss", "mask")
+"""Keys by which other trainers leave an answer out, where `weight: 0` does here."""
+MOST_UNUSED = 50
 
 
-def messages_of(turns: list[Any], column: str) -> list[Message]:
-    """A column's turns as messages.
+def messages_of(turns: list[Any], column: str, unused: set[str]) -> list[Message]:
+    """A column's turns as messages; `unused` gains the keys that none is made of, as `messages[].train`.
 
     Raises: RowProblem.
     """
@@ -39,6 +48,11 @@ def messages_of(turns: list[Any], column: str) -> list[Message]:
                 found.append({"role": role, "content": content})
                 continue
         found.append(_message(turn, f"{column}[{index}]"))
+        read = _READ_OF.get(found[-1]["role"], _READ)
+        for key, value in turn.items():
+            # A table has every turn's keys in every turn, as nulls.
+            if key not in read and value not in (None, "", [], {}) and len(unused) < MOST_UNUSED:
+                unused.add(f"{column}[].{key}")
     return found
 
 
@@ -61,48 +75,20 @@ def _message(turn: Any, where: str) -> Message:
     return _answer(turn, text_key, where)
 
 
-def checked(messages: list[Message], column: str) -> list[Message]:
-    """The messages, if they are in order.
+def with_system(messages: list[Message], system: str | None) -> list[Message]:
+    """The conversation with the row's own system prompt in front.
 
-    At most one system turn first, then user and assistant in turn. An assistant turn with tool_calls
-    is followed by the tools' results and then by the assistant again; it may be the last turn.
-
-    Raises: RowProblem.
+    Raises: RowProblem when the conversation has another one.
     """
-    start = 1 if messages and messages[0]["role"] == "system" else 0
-    if len(messages) == start:
-        raise RowProblem(f"{column} has no user and no assistant turn")
-    due = ("user",)
-    called = 0
-    for index in range(start, len(messages)):
-        turn = messages[index]
-        role = turn["role"]
-        if role == "tool" and "tool" not in due:
+    if system is None:
+        return messages
+    if messages and messages[0]["role"] == "system":
+        if messages[0]["content"] != system:
             raise RowProblem(
-                f"{column}[{index}].role is 'tool', which must follow an assistant turn with "
-                "tool_calls"
+                "the column system and the system turn of the messages say different things: keep one"
             )
-        if role not in due:
-            wanted = due[0]
-            raise RowProblem(f"{column}[{index}] is the {role}'s turn where the {wanted}'s is due")
-        if role == "user":
-            due = ("assistant",)
-        elif role == "assistant":
-            called = len(turn.get("tool_calls", ()))
-            due = ("tool",) if called else ("user",)
-        else:
-            called -= 1
-            if called < 0:
-                raise RowProblem(
-                    f"{column}[{index}] answers no call: there are more results than calls"
-                )
-            due = ("tool",) if called else ("assistant",)
-    if messages[-1]["role"] != "assistant":
-        raise RowProblem(
-            f"{column} ends with the {messages[-1]['role']}'s turn, not with an answer"
-        )
-    _check_weights(messages, column)
-    return messages
+        return messages
+    return [{"role": "system", "content": system}, *messages]
 
 
 def pair(prompt: str, answer: str, system: str | None = None) -> list[Message]:
@@ -116,6 +102,13 @@ def pair(prompt: str, answer: str, system: str | None = None) -> list[Message]:
 
 
 def _answer(turn: dict[str, Any], text_key: str, where: str) -> Message:
+    for key in _TRAINED:
+        # 0 as well, which equals False.
+        if key in turn and turn[key] in (False, "false", "False"):
+            raise RowProblem(
+                f"{where}.{key} is {turn[key]!r}, and is not read: write `weight: 0` for an answer that "
+                "is not to be trained"
+            )
     result: Message = {"role": "assistant"}
     calls = turn.get("tool_calls")
     if not calls and isinstance(turn.get("function_call"), dict):
@@ -168,15 +161,3 @@ def _content(turn: dict[str, Any], key: str, where: str) -> str:
             raise RowProblem(f"{where}.{key} has parts that are not text")
         turn = {key: "".join(text_of(part, "text", f"{where}.{key}[].") for part in parts)}
     return text_of(turn, key, f"{where}.")
-
-
-def _check_weights(messages: list[Message], column: str) -> None:
-    if not any("weight" in turn for turn in messages):
-        return
-    answers = [i for i, turn in enumerate(messages) if turn["role"] == "assistant"]
-    if all(messages[i].get("weight") == 0 for i in answers):
-        others = " and is the only answer" if len(answers) == 1 else ", as every other answer has"
-        raise RowProblem(
-            f"{column}[{answers[-1]}] has weight 0{others}: nothing of the row would be trained, "
-            "take it out"
-        )

@@ -29,6 +29,8 @@ class Kernels:
         self._attention = self._base.config._attn_implementation
         self._trims = False
         self._all_linear = False
+        self._adapters = ""
+        self._pointwise = 0
 
     @property
     def head(self) -> Any:
@@ -50,18 +52,36 @@ class Kernels:
         attention.register()
         self._base.set_attn_implementation(attention.NAME)
         adapted = [m for m in self._model.modules() if isinstance(m, BaseTunerLayer)]
-        plain = [m for m in adapted if isinstance(m, LoraLayer) and not lora.reason_against(m)]
+        against = [
+            lora.reason_against(m) if isinstance(m, LoraLayer) else f"it is a {type(m).__name__}"
+            for m in adapted
+        ]
+        plain = [m for m, reason in zip(adapted, against, strict=True) if reason is None]
         for layer in plain:
             self._replace(layer, "forward", lora.forward_of(layer))
+        others = next((f" (not of others: {reason})" for reason in against if reason), "")
+        self._adapters = f"fused adapters of {len(plain)} of {len(adapted)} modules{others}"
         self._all_linear = len(plain) == len(adapted)
         if pointwise_too:
+            before = len(self._undo)
             self._install_pointwise()
+            self._pointwise = len(self._undo) - before
             layers = list(_decoder_layers(self._base))
             if layers and last_layer.fits(layers[-1]):
                 last, self._trims = layers[-1], True
                 forward, projection = last_layer.forwards_of(last)
                 self._replace(last, "forward", forward)
                 self._replace(last.self_attn.o_proj, "forward", projection)
+
+    @property
+    def described(self) -> str:
+        """What is installed, in words."""
+        parts = ["our kernels: attention by examples", self._adapters]
+        if self._pointwise:
+            parts.append(f"{self._pointwise} small operations")
+        if self._trims:
+            parts.append("the last layer at trained positions")
+        return ", ".join(parts)
 
     def remove(self) -> None:
         """Everything as it was."""

@@ -1,6 +1,7 @@
 """Use the kernels only where they are seen to compute what the model and PEFT compute."""
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,6 +11,7 @@ from tasks.training import losses
 from tasks.training.collators import NO_LOSS, Collator, LineCollator
 from tasks.training.kernels.install import Autocast, Kernels
 
+_log = logging.getLogger(__name__)
 _ROWS = 3
 _MOST_TOKENS = 128
 """Of a row of the proof: long enough for every kernel, short enough for a large model."""
@@ -29,8 +31,12 @@ _OTHER_CALLS = (
 """What a model raises that calls its parts otherwise than the kernels expect."""
 
 
-def proved_kernels(model: Any, rows: Any, autocast: Autocast) -> Kernels | None:
+def proved_kernels(
+    model: Any, rows: Any, autocast: Autocast, tell: Callable[[str], None] = _log.info
+) -> Kernels | None:
     """Kernels under the model, all of them or the larger ones alone; None where neither is equal.
+
+    `tell` hears which compute, and why others do not.
 
     Loss and gradients of a few rows are compared with those of the model as it is. The adapter's
     weights are left as they were, and no random state is used up.
@@ -41,17 +47,26 @@ def proved_kernels(model: Any, rows: Any, autocast: Autocast) -> Kernels | None:
         with autocast():
             alone = losses.sum_over_answers(model, head, Collator(0, 1)(sample))
         expected = _with_gradient(alone, parameters)
+        reasons: list[str] = []
         for pointwise in (True, False):
             kernels = Kernels(model, autocast)
             try:
                 kernels.install(pointwise_too=pointwise)
                 line = losses.sum_over_line(kernels, LineCollator()(sample))
                 found = _with_gradient(line, parameters)
-            except _OTHER_CALLS:
-                found = None
-            if found is not None and _near(found, expected, _TOLERANCE[model.dtype]):
+                reason = _apart(found, expected, _TOLERANCE[model.dtype])
+            except _OTHER_CALLS as error:
+                said = (str(error).strip() or "no message").splitlines()[0]
+                reason = f"they do not fit the model ({type(error).__name__}: {said})"
+            if not reason:
+                without = "".join(
+                    f"; those for the small operations are left out: {why}" for why in reasons
+                )
+                tell(f"Computing with {kernels.described}{without}.")
                 return kernels
+            reasons.append(reason)
             kernels.remove()
+    tell(f"Computing with the libraries' kernels, more slowly than with ours: {reasons[-1]}.")
     return None
 
 
@@ -95,9 +110,16 @@ def _with_gradient(
     return loss.item(), torch.cat(flat)
 
 
-def _near(
+def _apart(
     found: tuple[float, torch.Tensor], expected: tuple[float, torch.Tensor], tolerance: float
-) -> bool:
-    loss = abs(found[0] - expected[0]) <= tolerance / 10 * abs(expected[0])
-    apart = (found[1] - expected[1]).norm() / expected[1].norm()
-    return bool(loss and apart <= tolerance)
+) -> str:
+    """What is not equal; empty where both are."""
+    loss = abs(found[0] - expected[0]) / abs(expected[0])
+    gradient = float((found[1] - expected[1]).norm() / expected[1].norm())
+    # Written so that NaN is refused too.
+    if loss <= tolerance / 10 and gradient <= tolerance:
+        return ""
+    return (
+        f"they give another loss or gradients (by {loss:.2%} and {gradient:.2%}; allowed are "
+        f"{tolerance / 10:.2%} and {tolerance:.2%})"
+    )

@@ -8,7 +8,8 @@ from tasks.methods import PREFERENCE_METHODS, Method
 def method_mistakes(method: Method, training_config: dict[str, Any]) -> list[tuple[str, str]]:
     """(field, what is wrong) for fields that the method forbids."""
     wrong = []
-    if method == "kto" and training_config.get("per_device_train_batch_size") == 1:
+    batch = training_config.get("per_device_train_batch_size")
+    if isinstance(batch, int) and 0 < batch < smallest_batch(method):
         wrong.append(
             (
                 "per_device_train_batch_size",
@@ -16,6 +17,11 @@ def method_mistakes(method: Method, training_config: dict[str, Any]) -> list[tup
             )
         )
     return wrong
+
+
+def smallest_batch(method: Method) -> int:
+    """Rows that the method needs at once, on a process."""
+    return 2 if method == "kto" else 1
 
 
 def needs_one_process(method: Method) -> bool:

@@ -2,13 +2,15 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import loralib
 import pytest
 import torch
 
-from tasks.errors import UserError
+from tasks.conversion import to_peft
+from tasks.errors import StageFailed, UserError
 
 C_ATTN = [f"transformer.h.{layer}.attn.c_attn" for layer in (0, 1)]
 BLOCKS = [True, False, True]
@@ -227,3 +229,39 @@ def test_a_base_of_foreign_code_is_refused(text: Any, checkpoint: Any) -> None:
     path.write_text(json.dumps({**config, "architectures": ["TheirOwnModel"]}))
     with pytest.raises(UserError, match="names the architecture 'TheirOwnModel'"):
         text.to_peft(checkpoint, **TOLD)
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        (lambda t: t.to(torch.float8_e4m3fn), r"torch\.float8_e4m3fn"),
+        (lambda t: t.to("meta"), "no numbers, only a shape"),
+        (lambda t: t.to(torch.complex64), r"torch\.complex64"),
+    ],
+    ids=["float8", "meta", "complex"],
+)
+def test_tensors_that_nobody_trains_in_are_refused_with_their_format(
+    text: Any, checkpoint: Any, changed: Callable[[torch.Tensor], torch.Tensor], told: str
+) -> None:
+    tensors = torch.load(checkpoint, weights_only=True)
+    name = f"{C_ATTN[0]}.lora_A"
+    tensors[name] = changed(tensors[name])
+    torch.save(tensors, checkpoint)
+    with pytest.raises(UserError, match=rf"no numbers of an adapter:\n.*{name} \({told}\)"):
+        text.convert(checkpoint, **TOLD)
+
+
+def test_an_adapter_that_peft_would_read_otherwise_is_not_written(
+    text: Any, checkpoint: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = to_peft.adapted_modules
+
+    def otherwise(*arguments: Any) -> Any:
+        return [replace(module, scaling=module.scaling * 2) for module in real(*arguments)]
+
+    monkeypatch.setattr(to_peft, "adapted_modules", otherwise)
+    with pytest.raises(StageFailed, match=r"its scale would be 4\.0 and not 2\.0 \(at transf"):
+        text.convert(checkpoint, **TOLD)
+    monkeypatch.setattr(to_peft, "adapted_modules", lambda *a: list(real(*a))[1:])
+    with pytest.raises(StageFailed, match="adapts 1 modules and not 2"):
+        text.convert(checkpoint, **TOLD)

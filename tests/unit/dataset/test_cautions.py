@@ -1,5 +1,6 @@
 """What a run may do and a person seldom means is said before anything is trained."""
 
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -170,3 +171,63 @@ def test_other_cleaning_is_another_dataset(prepare, words, name: str, value: Any
 
     assert first.fingerprint != second.fingerprint
     assert not second.reused
+
+
+def clusters(words: Any, copies: int) -> list[dict[str, Any]]:
+    found = []
+    for i in range(150):
+        prompt, answer = words(15), words(40)
+        found += [pair(f"{prompt} {words(1)}", f"{answer} {words(1)}", c=i) for _ in range(copies)]
+    return found
+
+
+def test_clusters_of_near_copies_that_gather_on_the_test_side_are_warned_about(
+    prepare, words, warned
+) -> None:
+    rows = clusters(words, 8)
+
+    sides = prepare(rows, split={"test": 0.05}, cleaning={"contamination": None})
+
+    (warning,) = warned()
+    groups = sides.card["groups"]
+    tested, count = groups["test"], sum(groups.values())
+    assert warning.startswith(f"{tested} of {count} groups of rows are on the test side (")
+    assert f"{sides.dropped['near duplicate']:,} rows went as near duplicates" in warning
+    assert "dataset.sources[].group" in warning
+    assert sides.card["warnings"] == [warning]
+
+
+def test_clusters_that_are_groups_are_not_warned_about(prepare, words, warned) -> None:
+    sides = prepare(clusters(words, 8), source={"group": "c"}, split={"test": 0.1})
+
+    assert warned() == []
+    assert len(sides.rows("train")) > 100
+
+
+def test_a_date_in_the_future_is_warned_about(prepare, words, warned) -> None:
+    now = datetime.now(UTC)
+    rows = [pair(words(9), words(9), at=(now - timedelta(days=i)).isoformat()) for i in range(200)]
+    settings = {"source": {"time": "at"}, "split": {"newest_days": 30}}
+    prepare(
+        [*rows, pair(words(9), words(9), at=(now + timedelta(hours=20)).isoformat())], **settings
+    )
+    assert warned() == []
+
+    late = now + timedelta(days=9000)
+    sides = prepare([*rows, pair(words(9), words(9), at=late.isoformat())], **settings)
+
+    future, few = warned()
+    assert future.startswith(f"1 row is dated in the future, the latest at {late.date()}")
+    assert "(rows.jsonl:201). dataset.split.newest_days counts from the newest row." in future
+    assert few.startswith("Only 1 of 201 rows are test rows")
+    assert sides.card["warnings"] == [future, few]
+
+
+def test_a_few_test_rows_of_many_are_warned_about(prepare, words, warned) -> None:
+    rows = [pair(words(9), words(9)) for _ in range(120)]
+
+    sides = prepare(rows, split={"test": 0.02})
+
+    (warning,) = warned()
+    assert 0 < len(sides.rows("test")) < 10
+    assert warning.startswith(f"Only {len(sides.rows('test'))} of 120 rows are test rows")

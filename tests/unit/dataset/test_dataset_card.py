@@ -167,3 +167,29 @@ def test_the_page_is_made_for_narrow_windows_and_bars_do_not_wrap(tmp_path: Path
     assert max(map(len, bars.splitlines())) <= 45
     # Digests have their own heading, and do not stand under the languages.
     assert html.index("Languages of the training") < html.index("<h2>Digests")
+
+
+@pytest.mark.parametrize("column", [None, "prompt"])
+def test_an_address_in_a_files_name_or_in_a_group_called_prompt_is_in_no_card(
+    tmp_path: Path, column: str | None
+) -> None:
+    name = f"{ADDRESS}.jsonl"
+    rows = [{**row, "prompt": f"{row['prompt']} {ADDRESS}"} for row in texts(60)]
+    (tmp_path / name).write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    (tmp_path / "frozen").mkdir()
+    (tmp_path / "frozen" / name).write_text(json.dumps({"prompt": "a", "completion": "b"}))
+    (tmp_path / "frozen" / f"{ADDRESS}.txt").write_text("not read")
+
+    dataset = prepare(
+        tmp_path,
+        [],
+        source={"path": name, "group": column},
+        holdout={"type": "files", "path": "frozen"},
+    )
+
+    for file in ("card.json", "card.html", "summary.md"):
+        assert ADDRESS not in read(dataset, file)
+    found = facts(dataset)
+    assert found["sources"][0]["name"] == "[EMAIL].jsonl"
+    assert found["sources"][1]["passed_over"] == ["[EMAIL].txt"]
+    assert "[EMAIL].jsonl" in found["profiles"]["train"]["slices"]

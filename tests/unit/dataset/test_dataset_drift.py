@@ -12,7 +12,7 @@ from tasks.dataset.work import prepare_dataset
 from tasks.store import Store
 
 SETTINGS = {
-    "sources": [{"type": "jsonl", "path": "rows.jsonl"}],
+    "sources": [{"type": "jsonl", "path": "rows.jsonl", "slice": "part"}],
     "split": {"test": 0.1},
     # Rows of a few words each, drawn by chance, resemble each other.
     "cleaning": {"near_duplicates": None, "contamination": None},
@@ -27,6 +27,7 @@ def prepared(folder: Path, count: int, *, seed: int, words: list[str], length: i
         {"prompt": f"Row {seed} {i}", "completion": " ".join(draw.choices(words, k=length))}
         for i in range(count)
     ]
+    rows = [{**row, "part": "ab"[i % 2]} for i, row in enumerate(rows)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = DatasetSettings.model_validate(SETTINGS)
     return prepare_dataset(Store(folder / "store"), settings, salt="s", recipe_folder=folder)
@@ -101,7 +102,8 @@ def test_the_share_of_new_rows_is_counted_by_the_rows_themselves(tmp_path: Path)
     (tmp_path / "a" / "rows.jsonl").write_text(
         (tmp_path / "a" / "rows.jsonl").read_text()
         + "".join(
-            json.dumps({"prompt": f"New {i}", "completion": "new"}) + "\n" for i in range(200)
+            json.dumps({"prompt": f"New {i}", "completion": "new", "part": "a"}) + "\n"
+            for i in range(200)
         )
     )
     settings = DatasetSettings.model_validate(SETTINGS)
@@ -131,3 +133,26 @@ def test_a_champions_card_without_profiles_is_compared_by_its_rows(tmp_path: Pat
         text = drift_summary(found, champion="version 3")
         assert "mix of slices" in text.split("Not compared: ")[1]
         assert "another version of loraline wrote it" in text
+
+
+def test_a_file_of_another_name_is_no_drift(tmp_path: Path) -> None:
+    rows = [{"prompt": f"Row {i}", "completion": f"Answer {i}", "part": "a"} for i in range(200)]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    found = {}
+    for slices in ({}, {"slice": "part"}):
+        months = []
+        for month in ("october", "november"):
+            (tmp_path / f"{month}.jsonl").write_text(text)
+            source = {"type": "files", "path": f"{month}.jsonl", **slices}
+            settings = DatasetSettings.model_validate({**SETTINGS, "sources": [source]})
+            months.append(
+                prepare_dataset(
+                    Store(tmp_path / "store"), settings, salt="s", recipe_folder=tmp_path
+                )
+            )
+        found[bool(slices)] = compared(*months)
+
+    assert found[False]["warnings"] == found[True]["warnings"] == []
+    assert "slices" not in found[False]["distances"]
+    assert found[False]["not_compared"] == []
+    assert found[True]["distances"]["slices"] == 0

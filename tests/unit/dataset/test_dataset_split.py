@@ -64,8 +64,10 @@ def distinct(folder: Path):
     def keep(rows: list[Row], salt: str) -> tuple[list[Row], Counter[str]]:
         spool = spooled(rows, salt, folder)
         columns = (spool.column(name) for name in ("id", "prompt", "label", "fraction"))
-        dropped = duplicates(*columns, np.zeros(len(rows), np.bool_))
-        return [r for i, r in enumerate(rows) if i not in dropped], Counter(dropped.values())
+        found = duplicates(*columns, np.zeros(len(rows), np.bool_))
+        dropped = {int(i) for gone, _ in found.values() for i in gone}
+        counts = Counter({reason: len(gone) for reason, (gone, _) in found.items()})
+        return [r for i, r in enumerate(rows) if i not in dropped], counts
 
     return keep
 

@@ -98,6 +98,88 @@ def test_the_fingerprint_follows_content_and_not_the_place(tmp_path: Path) -> No
     assert key(here) != original
 
 
+def test_another_salt_is_another_output_and_not_the_stored_one(tmp_path: Path) -> None:
+    write_rows(tmp_path)
+    store = Store(tmp_path / "store")
+
+    outputs = [prepare(tmp_path, salt=salt) for salt in ("one", "two", "one")]
+
+    assert [it.reused for it in outputs] == [False, False, True]
+    assert [it.fingerprint for it in outputs] == [
+        fingerprint_of(settings(), salt=salt, recipe_folder=tmp_path, store=store)
+        for salt in ("one", "two", "one")
+    ]
+    assert outputs[0].digest != outputs[1].digest
+
+
+PREPARER = """
+import sys
+from pathlib import Path
+from tasks.dataset import work
+from tasks.dataset.settings import DatasetSettings
+from tasks.store import Store
+folder, chosen = Path(sys.argv[1]), DatasetSettings.model_validate_json(sys.argv[2])
+build = work.build
+def told(*arguments, **more):
+    print("building", flush=True)
+    built = build(*arguments, **more)
+    if sys.argv[3] == "stops":
+        print("stopped", flush=True)
+        sys.stdin.read()
+    return built
+work.build = told
+print("ready", flush=True)
+if sys.argv[3] == "waits":
+    sys.stdin.readline()
+found = work.prepare_dataset(Store(folder / "store"), chosen, salt="recipe", recipe_folder=folder)
+print(found.fingerprint, found.digest, flush=True)
+"""
+
+
+def test_eight_processes_prepare_the_same_data_once_though_the_first_is_killed(
+    tmp_path: Path,
+) -> None:
+    write_rows(tmp_path)
+
+    def start(how: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-c", PREPARER, str(tmp_path), settings().model_dump_json(), how],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    first = start("stops")
+    others = [start("waits") for _ in range(7)]
+    try:
+        assert first.stdout is not None
+        # It has written everything and published nothing.
+        assert [first.stdout.readline().strip() for _ in range(3)] == [
+            "ready",
+            "building",
+            "stopped",
+        ]
+        for other in others:
+            assert other.stdout is not None
+            assert other.stdin is not None
+            assert other.stdout.readline() == "ready\n"
+            other.stdin.write("go\n")
+            other.stdin.flush()
+        first.kill()
+        told = [other.communicate(timeout=120)[0].splitlines() for other in others]
+    finally:
+        for process in (first, *others):
+            process.kill()
+            process.communicate()
+    assert [process.returncode for process in others] == [0] * 7
+    assert sum("building" in lines for lines in told) == 1
+    assert len({lines[-1] for lines in told}) == 1
+    mine = prepare(tmp_path)
+    assert mine.reused
+    assert told[0][-1] == f"{mine.fingerprint} {mine.digest}"
+    assert [path.name for path in mine.path.parent.iterdir() if "draft" in path.name] == []
+
+
 def test_one_changed_byte_makes_another_digest(tmp_path: Path) -> None:
     path = write_rows(tmp_path)
     before = prepare(tmp_path)

@@ -104,3 +104,25 @@ def test_what_cleaning_and_limits_took_is_named_by_its_reason(tmp_path: Path) ->
     assert "leaves no train row: 0 rows in 0 groups (7 rows were read; left out: " in text
     assert "4 × personal data: email" in text
     assert "3 × answer shorter than 3 characters" in text
+
+
+def test_rows_that_are_all_bad_are_called_bad_though_so_many_may_be(tmp_path: Path) -> None:
+    rows = [{"prompt": f"Question {i}", "completion": ""} for i in range(5)]
+    text = refusal(tmp_path, rows, max_bad_rows=10)
+    assert text.startswith("All 5 rows are bad, and none is left")
+    assert "dataset.max_bad_rows is 10" in text
+    assert "rows.jsonl:1: completion is empty" in text
+
+
+def test_bad_rows_are_counted_among_what_left_a_side_empty(tmp_path: Path) -> None:
+    rows = [{"prompt": f"Question {i}", "completion": "" if i else "Yes"} for i in range(5)]
+    text = refusal(tmp_path, rows, max_bad_rows=10)
+    assert "1 row in 1 group (5 rows were read; left out: 4 × bad rows, which" in text
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "copy.jsonl"])
+def test_a_holdout_that_is_the_source_itself_is_named(tmp_path: Path, name: str) -> None:
+    rows = [{"prompt": f"Question {i}", "completion": f"Answer {i}"} for i in range(60)]
+    (tmp_path / "copy.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = refusal(tmp_path, rows, holdout={"type": "jsonl", "path": name})
+    assert text.startswith(f"dataset.holdout ({name}) holds the very rows of the source rows.jsonl")

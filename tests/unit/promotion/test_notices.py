@@ -218,3 +218,20 @@ def test_no_file_of_a_home_holds_an_address_s_secret(
     files = [p for p in Path(own_tracker.home.root).rglob("*") if p.is_file()]
     assert len(files) > 2
     assert not [p for p in files if b"canary-path" in p.read_bytes()]
+
+
+def test_a_secret_that_is_no_base64_is_told_in_words_and_stops_no_promotion(
+    own_tracker: Tracker,
+    register: Any,
+    loads: Any,
+    receiver: Receiver,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    register(own_tracker, "a", 1)
+    notices = outbox(
+        own_tracker.home, LORALINE_WEBHOOKS=receiver.url, LORALINE_WEBHOOK_SECRET="whsec_geheim!"
+    )
+    assert promote(own_tracker, "a", "1", reason="why", verify=loads, notices=notices).waiting == 1
+    assert receiver.got == []
+    assert "no base64" in caplog.text
+    assert "geheim" not in caplog.text

@@ -55,7 +55,7 @@ def test_two_versions_stand_side_by_side(
     tracker.log_table(second, frame.assign(challenger_answer=["Ada", "this", "so"]), "predictions")
     replace(other, report=report).register(tracker, run_id=second)
 
-    found = compare_versions(tracker, "models:/tiny/1", "models:/tiny@challenger", samples=2)
+    found = compare_versions(tracker, "models:/tiny/1", "models:/tiny/2", samples=2)
     assert found.versions == ("models:/tiny/1", "models:/tiny/2")
     assert found.facts["gate"] == ("passed", "refused")
     assert found.facts["dataset"] == ("a" * 16, "a" * 16)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flows import run_record
+from flows import run_page
 from flows.run_record import PrefectRun, RunRecord
 from tasks.artifacts import Adapter, Dataset, Report, Tokens, Version
 from tasks.promotion.work import Decision
@@ -94,7 +94,7 @@ def opened(
 
 
 def in_mlflow(run: RunRecord, name: str) -> Path:
-    return Path(run.tracker.client.download_artifacts(run.run_id, f"report/{name}"))
+    return Path(run.tracker.client.download_artifacts(run.mlflow.id, f"report/{name}"))
 
 
 def test_a_refused_run_leaves_its_page_in_mlflow_and_on_this_machine(
@@ -104,11 +104,11 @@ def test_a_refused_run_leaves_its_page_in_mlflow_and_on_this_machine(
     with run:
         assert run.is_refused(report)
     page = Path(run.outcome.report or "")
-    assert page == run.home.reports / run.run_id / "report.html"
+    assert page == run.home.reports / run.mlflow.id / "report.html"
     text = page.read_text(encoding="utf-8")
     assert "Refused by the gate" in text
     assert "registration" not in run.outcome.stages
-    assert run.run_id in text
+    assert run.mlflow.id in text
     assert "4,120" in text
     assert in_mlflow(run, "report.html").read_text(encoding="utf-8") == text
     assert in_mlflow(run, "report.md").is_file()
@@ -123,7 +123,7 @@ def test_a_run_that_finds_it_judged_already_names_the_earlier_page(
     again, same = opened(reused=True)
     with again:
         assert again.is_refused(same)
-    assert again.outcome.mlflow_run_id == run.run_id
+    assert again.outcome.mlflow_run_id == run.mlflow.id
     assert again.outcome.report == run.outcome.report
     # On a machine that has not the page, the evaluation's own report is left.
     shutil.rmtree(run.home.reports)
@@ -141,7 +141,7 @@ def test_a_page_that_cannot_be_written_costs_no_run(
     def fail(*_: object) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(run_record, "write_report", fail)
+    monkeypatch.setattr(run_page, "write_report", fail)
     run, report = opened()
     with run:
         assert run.is_refused(report)
@@ -149,7 +149,7 @@ def test_a_page_that_cannot_be_written_costs_no_run(
     assert run.outcome.report == str(report.document)
     assert "without its HTML report" in caplog.text
     assert in_mlflow(run, "report.md").is_file()
-    assert run.tracker.client.get_run(run.run_id).info.status == "FINISHED"
+    assert run.tracker.client.get_run(run.mlflow.id).info.status == "FINISHED"
 
 
 def test_the_page_tells_the_version_once_there_is_one(
@@ -161,14 +161,14 @@ def test_the_page_tells_the_version_once_there_is_one(
     path = report.path / "metrics.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"gate": gate}))
     with run:
-        run._log(run._outputs["dataset"], report)  # type: ignore[arg-type]
+        run.write_mlflow()
         before = in_mlflow(run, "report.html").read_text(encoding="utf-8")
         version = Version(
             name="docstrings",
             version="8",
             uri="models:/docstrings/8",
             aliases=["challenger"],
-            mlflow_run_id=run.run_id,
+            mlflow_run_id=run.mlflow.id,
         )
         run.close_with(version, Decision("registered", False, "the policy is manual."))
         after = in_mlflow(run, "report.html").read_text(encoding="utf-8")

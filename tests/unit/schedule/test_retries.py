@@ -51,6 +51,32 @@ def test_mlflows_own_client_tells_an_outage(
     assert is_outage(caught.value)
 
 
+def test_a_run_that_finds_its_server_away_when_it_begins_again_waits_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tasks.home import Home
+    from tasks.tracking import refuse_unreachable
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with pytest.raises(StageFailed, match="does not answer") as caught:
+        refuse_unreachable(Home(tmp_path))
+    assert is_outage(caught.value)
+
+
+def test_an_outage_is_one_too_where_the_address_holds_a_password(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tasks.home import Home
+    from tasks.tracking import Tracker
+
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    tracker = Tracker(Home(tmp_path), uri="http://me:geheim@127.0.0.1:9")
+    with pytest.raises(StageFailed) as caught, tracker.explained("list"):
+        tracker.client.search_experiments()
+    assert is_outage(caught.value)
+    assert "geheim" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     "error",
     [
@@ -153,7 +179,7 @@ def test_a_worker_that_says_so_ran_out_of_memory(
     from tasks.errors import WorkerFailed
 
     def run(*_: object, on_event: Callable[[dict[str, Any]], None], **__: object) -> None:
-        on_event({"event": "failed", "message": "Memory ran out", "out_of_memory": True})
+        on_event({"event": "failed", "message": "Memory ran out", "kind": "OutOfMemory"})
         raise WorkerFailed("exit code 1")
 
     monkeypatch.setattr(launch, "run", run)

@@ -1,4 +1,5 @@
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -61,10 +62,16 @@ def test_a_users_mistake_in_a_worker_is_a_user_error(tmp_path: Path) -> None:
         _run(code, tmp_path)
 
 
+DEAF = "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(600)"
+"""A descendant that no signal to the group reaches: in a session of its own, and deaf to SIGTERM."""
 SLEEPER = (
     "import subprocess, sys, time, os\n"
-    "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
-    'print(\'{"event": "pid", "pids": [%d, %d]}\' % (os.getpid(), child.pid), flush=True)\n'
+    "children = [\n"
+    "    subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']),\n"
+    f"    subprocess.Popen([sys.executable, '-c', {DEAF!r}], start_new_session=True),\n"
+    "]\n"
+    "pids = [os.getpid(), *(child.pid for child in children)]\n"
+    'print(\'{"event": "pid", "pids": %s}\' % pids, flush=True)\n'
     "time.sleep(600)\n"
 )
 
@@ -90,9 +97,10 @@ def _gone(pids: list[int], within: float = 10) -> bool:
         ({"stall_seconds": 2.0}, "no sign of life"),
     ],
 )
-def test_time_out_and_stall_end_the_worker_and_its_children(
+def test_time_out_and_stall_end_the_worker_and_every_descendant_within_half_a_minute(
     tmp_path: Path, limit: dict[str, float], words: str
 ) -> None:
+    assert launch.GRACE_SECONDS + 2 < 30
     events: list[dict[str, Any]] = []
     with pytest.raises(WorkerFailed, match=words):
         launch.run(
@@ -103,6 +111,28 @@ def test_time_out_and_stall_end_the_worker_and_its_children(
             **limit,
         )
     assert _gone(events[0]["pids"])
+
+
+@pytest.mark.parametrize("end", ["cancelled", "killed by the kernel"])
+def test_no_descendant_outlives_a_worker_that_did_not_end_in_order(
+    tmp_path: Path, end: str
+) -> None:
+    pids: list[int] = []
+
+    def stop(event: dict[str, Any]) -> None:
+        pids.extend(event["pids"])
+        if end == "cancelled":
+            # Prefect's worker sends SIGTERM, which its engine raises in the main thread.
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)  # type: ignore[arg-type]
+        else:
+            os.kill(pids[0], signal.SIGKILL)
+
+    with pytest.raises((Interrupted, WorkerFailed)):
+        launch.run(
+            [sys.executable, "-c", SLEEPER], log=tmp_path / "log", name="Training", on_event=stop
+        )
+    assert len(pids) == 3
+    assert _gone(pids)
 
 
 def test_ctrl_c_lets_the_worker_save_and_then_ends_it(tmp_path: Path) -> None:
@@ -153,7 +183,7 @@ def test_ctrl_c_before_the_first_wait_ends_the_worker_too(
 
 
 def test_a_worker_dies_with_its_parent(tmp_path: Path) -> None:
-    """SIGKILL of the parent: worker and grandchild are gone, nobody keeps the GPU."""
+    """SIGKILL of the parent: worker and grandchildren are gone, nobody keeps the GPU."""
     worker = tmp_path / "worker.py"
     worker.write_text(
         "from tasks.worker import main, emit\nfrom pydantic import BaseModel\n"
@@ -161,7 +191,8 @@ def test_a_worker_dies_with_its_parent(tmp_path: Path) -> None:
         "class Job(BaseModel): pass\n"
         "def work(job):\n"
         "    child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
-        f"    open({str(tmp_path / 'pids')!r}, 'w').write(f'{{os.getpid()}} {{child.pid}}')\n"
+        f"    deaf = subprocess.Popen([sys.executable, '-c', {DEAF!r}], start_new_session=True)\n"
+        f"    open({str(tmp_path / 'pids')!r}, 'w').write(f'{{os.getpid()}} {{child.pid}} {{deaf.pid}}')\n"
         "    emit('ready')\n"
         "    time.sleep(600)\n"
         "main(Job, work)\n"
@@ -185,3 +216,59 @@ def test_a_worker_dies_with_its_parent(tmp_path: Path) -> None:
     parent.kill()
     parent.communicate()
     assert _gone(pids)
+
+
+MANY = 'for n in range(3000): print(\'{"event": "step", "step": %d, "pad": "\' % n + \'x\' * 100 + \'"}\')'
+"""More than a pipe holds: nobody who stops reading sees its end."""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the device of a full disk is Linux's")
+def test_a_full_disk_takes_the_log_and_not_the_workers_words(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "worker.log").symlink_to("/dev/full")
+    with pytest.raises(WorkerFailed, match="No space left on device") as failed:
+        _run(f"{MANY}\nprint('the end'); raise SystemExit(3)", tmp_path, stall_seconds=20.0)
+    assert failed.value.reason == "died"
+    assert "  the end" in str(failed.value)
+    assert isinstance(failed.value.__cause__, OSError)
+    assert caplog.text.count("ends here") == 1
+    assert len(_run(MANY, tmp_path, stall_seconds=20.0)) == 3000
+
+
+def test_a_listener_that_fails_stops_nobody_from_hearing_the_end(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    heard = []
+
+    def hear(event: dict[str, Any]) -> None:
+        heard.append(event["step"])
+        if event["step"] < 2000:
+            raise LookupError("the page is gone")
+
+    launch.run(
+        [sys.executable, "-c", MANY],
+        log=tmp_path / "log",
+        name="Training",
+        on_event=hear,
+        stall_seconds=20.0,
+    )
+    assert heard == list(range(3000))
+    assert caplog.text.count("LookupError: the page is gone") == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "limits", "reason"),
+    [
+        ("raise SystemExit(3)", {}, "died"),
+        ("import os; os.kill(os.getpid(), 9)", {}, "killed"),
+        ("import time; time.sleep(60)", {"timeout_seconds": 1.0}, "timed out"),
+        ("import time; time.sleep(60)", {"stall_seconds": 1.0}, "stalled"),
+    ],
+)
+def test_how_a_worker_ended_is_told_apart_and_survives_a_pickle(
+    tmp_path: Path, code: str, limits: dict[str, float], reason: str
+) -> None:
+    with pytest.raises(WorkerFailed) as failed:
+        _run(code, tmp_path, **limits)
+    assert pickle.loads(pickle.dumps(failed.value)).reason == reason

@@ -10,6 +10,7 @@ import pytest
 from tasks.errors import UserError
 from tasks.home import Home
 from tasks.registry import Champion
+from tasks.remote_store import RemoteStore
 from tasks.start import (
     Beginning,
     Start,
@@ -20,6 +21,7 @@ from tasks.start import (
 )
 from tasks.store import Store
 from tasks.tracking import Tracker
+from tasks.training import checkpoints
 
 BASE = "b" * 64
 ASKED, TRAINING = "a" * 64, "f" * 64
@@ -98,6 +100,54 @@ def test_a_training_with_checkpoints_goes_on_from_what_it_started_from(
     assert ask(later) != first
     (working_folder(tracker.home, TRAINING) / "checkpoints" / "checkpoint-5").mkdir(parents=True)
     assert ask(later) == first
+
+
+@pytest.mark.parametrize("how", ["checkpoint", "output", "nothing"])
+def test_another_home_with_the_same_store_takes_the_start_that_the_first_one_had(
+    tmp_path: Path, how: str
+) -> None:
+    remote = RemoteStore((tmp_path / "mounted").as_uri())
+
+    def home(name: str) -> tuple[Store, Tracker]:
+        own = Home(tmp_path / name)
+        return Store(own.store, remote), Tracker(own, uri="sqlite:///unused.db")
+
+    def asked(champion_: Champion, store: Store, tracker: Tracker) -> Start | None:
+        return start_at_champion(ASKED, champion_, base_sha256=BASE, store=store, tracker=tracker)
+
+    store, tracker = home("first")
+    first = asked(champion(tmp_path, 3), store, tracker)
+    note_start(Beginning(first, ASKED), TRAINING, store)
+    if how == "checkpoint":
+        checkpoint = tmp_path / "checkpoint-5"
+        checkpoint.mkdir()
+        (checkpoint / "weights").write_text("w")
+        checkpoints.mark_complete(checkpoint)
+        place = f"checkpoints/{TRAINING}/checkpoint-5"
+        remote.push(checkpoint, place, checkpoints.MANIFEST)
+    elif how == "output":
+        publish(store)
+    there = asked(champion(tmp_path, 4), *home("second"))
+    assert (there == first) == (how != "nothing")
+
+
+def test_a_store_that_is_away_costs_a_warning_and_no_training(
+    tmp_path: Path, tracker: Tracker, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    remote = RemoteStore((tmp_path / "mounted").as_uri())
+
+    def away(*_: Any) -> None:
+        raise PermissionError("the credentials have run out")
+
+    monkeypatch.setattr(remote, "_put", away)
+    store = Store(tracker.home.store, remote)
+    note_start(Beginning(None, ASKED), TRAINING, store)
+    assert "Other homes do not learn" in caplog.text
+    monkeypatch.setattr(remote, "_exists", away)
+    start = start_at_champion(
+        ASKED, champion(tmp_path, 3), base_sha256=BASE, store=store, tracker=tracker
+    )
+    assert start is not None
 
 
 def test_a_training_whose_output_was_torn_keeps_nothing(

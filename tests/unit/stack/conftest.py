@@ -29,6 +29,7 @@ class StandIn:
     """Runs that were asked for, by their idempotency key."""
     events: list[dict[str, Any]] = field(default_factory=list)
     variables: dict[str, Any] = field(default_factory=dict)
+    pool_type: str = "process"
 
     @property
     def api(self) -> PrefectApi:
@@ -63,6 +64,8 @@ class StandIn:
                 self.runs[run]["state"] = body["state"]
                 self.runs[run]["end_time"] = datetime.now(UTC).isoformat()
                 return {}
+            case ["api", "work_pools", _]:
+                return {"type": self.pool_type}
             case ["api", "work_pools", _, "workers", "filter"]:
                 return self.workers
             case ["api", "deployments", "filter"]:

@@ -95,6 +95,45 @@ def test_both_databases_are_created_once_and_migrated_each_with_its_own_version(
     assert not (home.prefect / "prefect.db").exists()
 
 
+def test_the_documented_backup_of_both_databases_can_be_put_back(
+    empty: str, tmp_path: Path
+) -> None:
+    """The page's own lines, typed as they stand there, over databases that changed meanwhile."""
+    page = (Path(__file__).resolve().parents[3] / "docs" / "operations.md").read_text()
+    lines = {
+        program: [line for line in page.splitlines() if line.startswith(program)]
+        for program in ("pg_dump ", "pg_restore ")
+    }
+    assert [len(found) for found in lines.values()] == [2, 2]
+    ready_databases(f"postgresql://tester:x@{empty}")
+    names = ("loraline_prefect", "loraline_mlflow")
+    for name in names:
+        query(empty, name, "CREATE TABLE kept (what text PRIMARY KEY)")
+        query(empty, name, f"INSERT INTO kept VALUES ('{name}')")
+
+    def typed(program: str) -> None:
+        for line in lines[program]:
+            done = subprocess.run(
+                ["bash", "-c", line],
+                cwd=tmp_path,
+                env={**os.environ, "LORALINE_POSTGRES": f"postgresql://tester:x@{empty}"},
+                capture_output=True,
+                text=True,
+                timeout=120,
+            )
+            assert done.returncode == 0, f"{line}\n{done.stderr}"
+
+    typed("pg_dump ")
+    for name in names:
+        query(empty, name, "DELETE FROM kept")
+    query(empty, "loraline_mlflow", "DROP TABLE kept")
+    typed("pg_restore ")
+    for name in names:
+        assert query(empty, name, "SELECT what FROM kept") == [(name,)]
+    # The extension came back with it.
+    assert query(empty, "loraline_prefect", "SELECT 1 FROM pg_extension WHERE extname = 'pg_trgm'")
+
+
 @pytest.mark.slow
 def test_a_whole_stack_keeps_its_data_in_postgresql(empty: str, tmp_path: Path) -> None:
     ports = []
@@ -134,6 +173,12 @@ def test_a_whole_stack_keeps_its_data_in_postgresql(empty: str, tmp_path: Path) 
         for file in home.root.rglob("*"):
             if file.is_file():
                 assert b"geheim" not in file.read_bytes(), file
+        for name in ("loraline_prefect", "loraline_mlflow"):
+            dump = subprocess.run(
+                ["pg_dump", f"postgresql://tester@{empty}/{name}"], capture_output=True, timeout=120
+            )
+            assert dump.returncode == 0, dump.stderr
+            assert b"geheim" not in dump.stdout, name
         # A fresh server process finds the data again.
         assert loraline("down").returncode == 0
         assert loraline("up").returncode == 0

@@ -286,3 +286,15 @@ print([name for name in heavy if name in sys.modules])
     )
 
     assert result.stdout.strip() == "[]"
+
+
+def test_the_list_of_copies_travels_with_the_test_rows(tmp_path: Path, base: Base) -> None:
+    """Without it, evaluation would take copies of what the champion was trained on for unseen."""
+    prepared = dataset(tmp_path, [row(1), row(2)])
+    (prepared.path / "test_copies.npy").write_bytes(b"the dataset's")
+
+    tokens = tokenize_dataset(
+        Store(tmp_path / "store"), TokenizationSettings(), dataset=prepared, base=base
+    )
+
+    assert (tokens.path / "test_copies.npy").read_bytes() == b"the dataset's"

@@ -91,11 +91,11 @@ def write_history(folder: Path) -> Path:
 def train_and_register(run: RunRecord, server: Server, folder: Path) -> None:
     with run:
         hear_of_steps(server, range(20, 31))
-        run._send_missing_steps(write_history(folder))
+        run.mlflow.send_missing_steps(write_history(folder))
 
 
 def stored(run: RunRecord) -> list[tuple[int, float]]:
-    points = run.tracker.client.get_metric_history(run.run_id, "train.loss")
+    points = run.tracker.client.get_metric_history(run.mlflow.id, "train.loss")
     return sorted((point.step, point.value) for point in points)
 
 
@@ -111,9 +111,9 @@ def test_no_point_is_lost_and_none_comes_twice(
         server.down = before
         hear_of_steps(server, during)
         server.down = False
-        run._send_missing_steps(write_history(tmp_path))
+        run.mlflow.send_missing_steps(write_history(tmp_path))
     assert stored(run) == [(step, loss_at(step)) for step in STEPS]
-    assert run.tracker.client.get_run(run.run_id).info.status == "FINISHED"
+    assert run.tracker.client.get_run(run.mlflow.id).info.status == "FINISHED"
 
 
 def test_away_at_the_very_end_the_run_says_so_and_the_next_one_sends_all(
@@ -124,9 +124,9 @@ def test_away_at_the_very_end_the_run_says_so_and_the_next_one_sends_all(
         train_and_register(run, server, tmp_path)
     assert time.monotonic() - began < 30
     server.down = False
-    again = RunRecord(run.recipe_path, (), False, PrefectRun(None, None))
+    again = RunRecord(run.facts.recipe_path, (), False, PrefectRun(None, None))
     with again:
-        again._send_missing_steps(write_history(tmp_path))
+        again.mlflow.send_missing_steps(write_history(tmp_path))
     assert stored(again) == [(step, loss_at(step)) for step in STEPS]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tasks.errors import StageFailed
+from tasks.errors import OverBudget, StageFailed
 from tasks.training import budget, trainer, worker
 from tasks.training.budget import BudgetWatch, Spent
 from tasks.training.guard_settings import Budget
@@ -142,7 +142,8 @@ def test_a_stopped_training_registers_nothing_and_goes_on_with_a_larger_budget(
     )
     values = {"training": {"save_steps": 100}}
     task = make_job(tmp_path / "limited", **values, budget=Budget(wall_minutes=8))
-    with pytest.raises(StageFailed, match="stopped after step 4 of 14"):
+    # Told apart from other failures, for who is to be told of it.
+    with pytest.raises(OverBudget, match="stopped after step 4 of 14"):
         worker.train(task)
     assert not task.result.exists()
     assert [c.name for c in task.checkpoints.glob("checkpoint-*")] == ["checkpoint-4"]

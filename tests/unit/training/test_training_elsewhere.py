@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -139,3 +140,84 @@ def test_a_checkpoint_that_cannot_be_copied_ends_no_training(
         write(folder, 6)
         mirror.hear(saved(6))
     assert remote.folders("checkpoints/t") == ["checkpoint-6"]
+
+
+class Slow(RemoteStore):
+    """A store whose every file takes longer than a checkpoint."""
+
+    def _put(self, *arguments: Any) -> None:
+        time.sleep(0.05)
+        super()._put(*arguments)
+
+
+def complete(remote: RemoteStore) -> list[str]:
+    names = remote.folders("checkpoints/t")
+    return [n for n in names if remote.has(f"checkpoints/t/{n}", checkpoints.MANIFEST)]
+
+
+def test_a_store_slower_than_the_saves_holds_a_whole_checkpoint_all_the_time(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    remote = Slow((tmp_path / "mounted").as_uri())
+    folder = tmp_path / "checkpoints"
+    seen = []
+    with Mirror(remote, "t", folder) as mirror:
+        for step in range(1, 31):
+            write(folder, step)
+            mirror.hear(saved(step))
+            checkpoints.keep_newest(folder, 1)
+            time.sleep(0.02)
+            seen.append(complete(remote))
+        # One was copied before the last was saved, and from the first one on there is always one.
+        first = next(at for at, names in enumerate(seen) if names)
+        assert first < 25
+        assert all(seen[first:])
+    assert complete(remote) == remote.folders("checkpoints/t") == ["checkpoint-30"]
+    assert not (folder / ".mirror").exists()
+    assert "was not copied" not in caplog.text
+    with Mirror(remote, "t", tmp_path / "other"):
+        assert checkpoints.is_complete(tmp_path / "other" / "checkpoint-30")
+
+
+def test_a_copy_that_fails_half_way_leaves_no_part_and_the_one_before_it(
+    remote: RemoteStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "checkpoints"
+    put = remote._put
+
+    def fails(place: Path, target: str, name: str) -> None:
+        if target.endswith("-2") and name == checkpoints.MANIFEST:
+            raise PermissionError("the credentials have run out")
+        put(place, target, name)
+
+    monkeypatch.setattr(remote, "_put", fails)
+    for step in (1, 2):
+        with Mirror(remote, "t", folder) as mirror:
+            write(folder, step)
+            mirror.hear(saved(step))
+    assert complete(remote) == remote.folders("checkpoints/t") == ["checkpoint-1"]
+
+
+def test_what_a_killed_run_left_there_goes_with_the_next_copy(
+    remote: RemoteStore, tmp_path: Path
+) -> None:
+    left = tmp_path / "mounted/checkpoints/t/checkpoint-7"
+    left.mkdir(parents=True)
+    (left / "weights").write_text("half")
+    folder = tmp_path / "checkpoints"
+    with Mirror(remote, "t", folder) as mirror:
+        write(folder, 5)
+        mirror.hear(saved(5))
+    assert remote.folders("checkpoints/t") == ["checkpoint-5"]
+
+
+def test_a_checkpoint_that_is_there_already_is_not_copied_again(
+    remote: RemoteStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "checkpoints"
+    remote.push(write(folder, 20), "checkpoints/t/checkpoint-20", checkpoints.MANIFEST)
+    monkeypatch.setattr(remote, "push", lambda *_: pytest.fail("it was copied again"))
+    with Mirror(remote, "t", folder) as mirror:
+        # As the worker says when it goes on from its own.
+        mirror.hear(saved(20))
+    assert complete(remote) == ["checkpoint-20"]

@@ -1,6 +1,7 @@
 """What stops a training: numbers that are none, a base that was not loaded, modules that learn nothing."""
 
 import math
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +12,20 @@ import torch
 from peft import LoraConfig, PrefixTuningConfig
 
 from tasks.errors import StageFailed
-from tasks.training import checkpoints, guards, loading, method_trainer, saving, trainer, worker
+from tasks.training import (
+    checkpoints,
+    engine,
+    guards,
+    inspect_worker,
+    loading,
+    method_trainer,
+    saving,
+    trainer,
+    worker,
+)
 from tasks.training.guard_settings import Guards
 from tasks.training.job import TrainingJob, TrainingResult
+from tasks.training.settings import TrainingSettings
 
 pytestmark = pytest.mark.usefixtures("own_signals_and_threads")
 
@@ -189,3 +201,72 @@ def test_a_training_without_a_step_is_refused(
         worker.train(task)
     assert not task.result.exists()
     assert checkpoints.newest_complete(task.checkpoints) is None
+
+
+NOTHING = {"max_steps": 1, "warmup_steps": 5}
+"""Its only step is made at a learning rate of zero."""
+
+
+@pytest.mark.parametrize(
+    "peft",
+    [
+        {"init_lora_weights": "eva", "r": 4},
+        {"target_modules": ["embed_tokens"]},
+        {"init_lora_weights": "pissa"},
+        {"peft_type": "VERA"},
+        {"peft_type": "IA3", "target_modules": ["down_proj"], "feedforward_modules": ["down_proj"]},
+        {"modules_to_save": ["lm_head"], "init_lora_weights": "orthogonal"},
+    ],
+    ids=lambda peft: " ".join(map(str, peft.values()))[:40],
+)
+def test_an_adapter_of_any_kind_that_learned_nothing_is_refused(
+    job: MakeJob, peft: dict[str, Any]
+) -> None:
+    settings = TrainingSettings(peft_config=peft)
+    task = job(peft_config=settings.resolved_peft_config(), training=NOTHING)
+    with pytest.raises(StageFailed, match="Training changed nothing"):
+        worker.train(task)
+    assert not task.result.exists()
+
+
+def test_one_changed_number_is_a_change() -> None:
+    model = torch.nn.Linear(4, 4)
+    begun = saving.digests(model)
+    with pytest.raises(StageFailed, match="all 2 trained tensors"):
+        saving.refuse_unchanged(model, begun, None)
+    with pytest.raises(StageFailed, match="still that of models:/m/3"):
+        saving.refuse_unchanged(model, begun, "models:/m/3")
+    with torch.no_grad():
+        model.bias[2] += 1e-6
+    saving.refuse_unchanged(model, begun, None)
+
+
+def test_another_count_of_parameters_than_check_predicts_is_refused_with_both(
+    job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = engine.build_peft_config
+
+    def wider(values: dict[str, Any], steps: int) -> Any:
+        return real({**values, "r": 5}, steps)
+
+    monkeypatch.setattr(engine, "build_peft_config", wider)
+    task = job()
+    # Four to five ranks: each module's inputs and outputs once more.
+    with pytest.raises(
+        StageFailed, match=r"predicts ([0-9,]+) trainable .* has ([0-9,]+)"
+    ) as found:
+        worker.train(task)
+    predicted, trained = (
+        int(n.replace(",", ""))
+        for n in re.findall(r"([\d,]+)(?= trainable|\. The base)", str(found.value))
+    )
+    assert trained * 4 == predicted * 5
+    assert not list(task.checkpoints.glob("checkpoint-*"))
+
+
+def test_counting_beforehand_uses_up_no_random_number(job: MakeJob) -> None:
+    task = job()
+    before = torch.get_rng_state()
+    with pytest.raises(StageFailed, match="has 1"):
+        inspect_worker.refuse_other_count(1, task, 26)
+    assert torch.equal(before, torch.get_rng_state())

@@ -1,5 +1,6 @@
 """Lines of examples through our kernels give the loss and the gradients that the model gives."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -238,3 +239,38 @@ def test_a_training_by_kernels_is_the_training_without_them(
         ours.train()
         histories[used] = [h["loss"] for h in ours.state.log_history if "loss" in h]
     assert histories[True] == pytest.approx(histories[False], abs=0.05 if dropout else 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, r"our kernels: attention by examples, fused adapters of 8 of 8 modules, \d+ small"),
+        ({"peft": {"lora_dropout": 0.1}}, r"libraries' kernels: with dropout"),
+        ({"peft": {"modules_to_save": ["lm_head"]}}, "the libraries' kernels: the output head is"),
+        ({"training": {"label_smoothing_factor": 0.1}}, r"libraries' kernels: .*\(loss_type"),
+    ],
+)
+def test_which_kernels_compute_is_told(job: MakeJob, changes: dict[str, Any], words: str) -> None:
+    plain = {"lora_dropout": 0.0}
+    task = job(**changes | {"peft": plain | changes.get("peft", {})})
+    made = engine.build_trainer(
+        task, engine.read_rows(task.tokens / "train.parquet"), loading.choose_precision(task.dtype)
+    )
+    assert re.search(words, made.kernels_said)
+
+
+def test_a_model_that_calls_its_parts_otherwise_is_told_and_not_passed_over() -> None:
+    said: list[str] = []
+    assert proof.proved_kernels(adapted("Gemma2"), rows([30]), no_autocast, said.append) is None
+    assert "libraries' kernels, more slowly than with ours: they do not fit" in said[0]
+    assert "NotImplementedError: attention with dropout, soft caps" in said[0]
+
+
+def test_kernels_that_compute_something_else_are_told_with_how_far_they_are_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = losses.sum_over_line
+    monkeypatch.setattr(losses, "sum_over_line", lambda *a: real(*a) * 1.5)
+    said: list[str] = []
+    assert proof.proved_kernels(adapted("Phi3"), rows([30]), no_autocast, said.append) is None
+    assert "by 50.00% and 50.00%; allowed are 0.01% and 0.10%" in said[0]

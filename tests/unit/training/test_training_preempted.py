@@ -101,7 +101,9 @@ def test_a_training_that_is_stopped_for_its_time_is_not_called_preempted(
 ) -> None:
     def runs_out(argv: list[str], *, on_event: Any, **_: Any) -> None:
         on_event({"event": "interrupted", "step": 9})
-        raise WorkerFailed("Training ran longer than 60 s. Last lines:")
+        failure = WorkerFailed("Training ran longer than 60 s. Last lines:")
+        failure.reason = "timed out"
+        raise failure
 
     monkeypatch.setattr(launch, "run", runs_out)
     with pytest.raises(WorkerFailed, match="checkpoint of step 9") as failed:

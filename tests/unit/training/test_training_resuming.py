@@ -41,7 +41,7 @@ def test_a_first_checkpoint_that_holds_something_else_stops_the_training(
 ) -> None:
     real = checkpoints.mark_complete
 
-    def another(checkpoint: Path, inputs: Any = None) -> None:
+    def another(checkpoint: Path, inputs: Any = None, made_with: Any = None) -> None:
         """Written wrongly, and declared complete with the wrong bytes."""
         if part == "state":
             path = checkpoint / "trainer_state.json"
@@ -61,7 +61,7 @@ def test_a_first_checkpoint_that_holds_something_else_stops_the_training(
             else:
                 held["last_epoch"] += 1
             torch.save(held, path)
-        real(checkpoint, inputs)
+        real(checkpoint, inputs, made_with)
 
     monkeypatch.setattr(checkpoints, "mark_complete", another)
     with pytest.raises(StageFailed, match="cannot be gone on from"):
@@ -73,10 +73,10 @@ def test_a_first_checkpoint_that_does_not_load_stops_the_training(
 ) -> None:
     real = checkpoints.mark_complete
 
-    def truncated(checkpoint: Path, inputs: Any = None) -> None:
+    def truncated(checkpoint: Path, inputs: Any = None, made_with: Any = None) -> None:
         path = checkpoint / "optimizer.pt"
         path.write_bytes(path.read_bytes()[:50])
-        real(checkpoint, inputs)
+        real(checkpoint, inputs, made_with)
 
     monkeypatch.setattr(checkpoints, "mark_complete", truncated)
     with pytest.raises(StageFailed, match="reading it fails with"):

@@ -212,7 +212,7 @@ def test_a_worker_sees_one_device_of_those_it_was_given(monkeypatch: pytest.Monk
 
 
 def test_the_fingerprint_changes_with_everything_that_decides_the_adapter_and_nothing_else(
-    settings: TrainingSettings, base: Base, tokens: Tokens
+    settings: TrainingSettings, base: Base, tokens: Tokens, tmp_path: Path
 ) -> None:
     from dataclasses import replace
 
@@ -223,10 +223,14 @@ def test_the_fingerprint_changes_with_everything_that_decides_the_adapter_and_no
     def changed(**fields: Any) -> TrainingSettings:
         return TrainingSettings.model_validate(settings.model_dump() | fields)
 
+    # Another place, and the same width: the default learning rate follows it.
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "config.json").write_bytes((base.path / "config.json").read_bytes())
     same = [
         key(changed(stall_minutes=1)),
         key(changed(timeout_minutes=5)),
-        key(base=replace(base, path=Path("/elsewhere"), model="./x")),
+        key(base=replace(base, path=elsewhere, model="./x")),
     ]
     assert set(same) == {key()}
     others = [

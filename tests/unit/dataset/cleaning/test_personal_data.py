@@ -10,6 +10,7 @@ from tasks.dataset.rows import Row
 from tasks.dataset.spool import as_line
 
 KEY = "ghp_" + "a1B2" * 9
+TOKEN = ".".join(["eyJhbGciOiJIUzI1NiJ9", "eyJzdWIiOiIxMjM0NTY3ODkwIn0", "dozjgNryP4J3jVmNHl0w5N"])
 
 
 def row(prompt: str, answer: str = "Yes.", **more: Any) -> Row:
@@ -89,3 +90,56 @@ def test_a_row_without_findings_is_the_same_object() -> None:
 def test_a_region_that_is_no_country_code_is_refused(region: str) -> None:
     with pytest.raises(ValueError, match="two capitals such as US"):
         PersonalDataSettings(phone_regions=[region])
+
+
+@pytest.mark.parametrize(
+    ("before", "key", "behind"),
+    [
+        ('Set api_key="', "sk_live_" + "4eC39HqLyjWDarjtT1zdp7dc", '" in the file. Then rest.'),
+        ("Authorization: Bearer ", TOKEN, " and then the rest."),
+        ("Authorization: Bearer ", TOKEN + "~more/1", " and then the rest."),
+        ("password = '", "ghp_" + "a1B2" * 9, "'; mail jane@acme.org"),
+    ],
+)
+def test_the_text_behind_a_key_that_is_found_twice_stays(
+    before: str, key: str, behind: str
+) -> None:
+    """By its form and by the name it is assigned to."""
+    redacted, counts = by_policy(row("Hi", f"{before}{key}{behind}"))["redact"]
+
+    left = behind.replace("jane@acme.org", "[EMAIL]")
+    assert redacted.messages[1]["content"] == f"{before}[KEY]{left}"
+    assert counts["key"] == 1
+
+
+@pytest.mark.parametrize("column", ["prompt", "text", "instruction", "customer"])
+@pytest.mark.parametrize("secret", ["jane@acme.org", "4111111111111111", "+49 30 901820"])
+def test_a_column_of_any_name_gives_away_no_person_as_group(column: str, secret: str) -> None:
+    given = row("Hi", group=f"{column}-{secret}")
+
+    for policy in ("redact", "drop"):
+        kept, counts = by_policy(given)[policy]
+        assert secret.encode() not in as_line(kept)
+        assert counts.total() == 1
+    assert secret.encode() not in as_line(PersonalData(PersonalDataSettings()).masked(given))
+
+
+def test_default_groups_are_hashes_and_stay() -> None:
+    for name in ("prompt", "text", "instruction"):
+        given = row("Mail jane@acme.org", group=f"{name}-{'0123456789abcdef'}")
+        assert by_policy(given)["redact"][0].group == given.group
+
+
+@pytest.mark.parametrize(
+    ("name", "masked"),
+    [
+        ("jane@acme.org.jsonl:12", "[EMAIL].jsonl:12"),
+        ("chats/jane@acme.org.csv.gz", "chats/[EMAIL].csv.gz"),
+        ("jane@acme.org/a.jsonl", "[EMAIL]/a.jsonl"),
+        ("of.2026-10.jsonl:3", "of.2026-10.jsonl:3"),
+    ],
+)
+def test_a_files_name_shows_no_address_to_readers(name: str, masked: str) -> None:
+    data = PersonalData(PersonalDataSettings())
+
+    assert data.masked_name(name) == masked

@@ -1,6 +1,7 @@
 """Whatever is broken in a file is reported with its exact line, and nothing else is lost."""
 
 import csv
+import gzip
 import io
 import json
 from pathlib import Path
@@ -316,3 +317,25 @@ def test_a_text_of_a_table_in_another_encoding_takes_no_other_row_with_it(
 
     assert [row.source for row in found.rows] == ["rows.parquet:1", "rows.parquet:3"]
     assert "rows.parquet:2" in (tmp_path / "quarantine.jsonl").read_text()
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv"])
+@pytest.mark.parametrize(
+    ("begin", "words"),
+    [
+        (gzip.compress(LINE * 30), r"compressed by gzip.* End its name with \.gz"),
+        (b"\x28\xb5\x2f\xfd" + bytes(40), r"compressed by zstd.* End its name with \.zst"),
+        (b"PAR1" + bytes(40), r"a Parquet file.* End its name with \.parquet"),
+        (b"ARROW1" + bytes(40), r"an Arrow file.* End its name with \.arrow"),
+        (b"PK\x03\x04" + bytes(40), r"a zip archive or a spreadsheet.* export it as CSV"),
+        (b"SQLite format 3\x00" + bytes(40), r"an SQLite database.* `type: sql`"),
+    ],
+    ids=["gzip", "zstd", "parquet", "arrow", "zip", "sqlite"],
+)
+def test_bytes_that_are_no_text_are_called_what_they_are(
+    reader, write, begin: bytes, words: str, kind: str
+) -> None:
+    write(f"rows.{kind}", begin)
+
+    with pytest.raises(DataError, match=rf"rows\.{kind} is {words}"):
+        reader(path=f"rows.{kind}")

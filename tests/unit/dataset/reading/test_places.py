@@ -42,7 +42,8 @@ def test_a_folder_gives_its_files_in_the_order_of_their_names(reader, folder) ->
     ]
     counts = found.source.counts
     assert (counts["files"], counts["file_kinds"]) == (3, {"csv": 1, "jsonl": 2})
-    assert counts["passed_over"] == ["README.md"]
+    # Hidden ones are named where they look like rows, and marks such as _SUCCESS are not.
+    assert counts["passed_over"] == [".cache/d.jsonl", ".hidden.jsonl", "README.md"]
 
 
 def test_what_a_folder_holds_and_nobody_reads_is_told(reader, folder) -> None:
@@ -53,7 +54,7 @@ def test_what_a_folder_holds_and_nobody_reads_is_told(reader, folder) -> None:
 
     assert source.counts["broken_links"] == ["gone.jsonl"]
     told = source_notes({"name": source.name, **source.counts})
-    assert "2 files passed over: README.md, notes.txt" in told
+    assert "4 files passed over: .cache/d.jsonl, .hidden.jsonl, README.md, notes.txt" in told
     assert "1 broken link: gone.jsonl" in told
 
 
@@ -63,7 +64,22 @@ def test_of_many_files_that_are_passed_over_the_first_are_named(reader, folder) 
 
     told = source_notes(reader(path="chats").source.counts)
 
-    assert "10 files passed over: 0.txt, 1.txt, 2.txt, 3.txt, 4.txt and 5 more" in told
+    assert (
+        "12 files passed over: .cache/d.jsonl, .hidden.jsonl, 0.txt, 1.txt, 2.txt and 7 more"
+        in told
+    )
+
+
+@pytest.mark.parametrize("path", ["chats", "chats/**/*.jsonl"])
+def test_a_linked_folder_which_nobody_searches_is_told(path, reader, folder, write) -> None:
+    write("elsewhere/e.jsonl", lines("9"))
+    (folder / "more").symlink_to(folder.parent / "elsewhere")
+    write("chats/_b.jsonl", lines("8"))
+
+    found = reader(path=path)
+
+    assert "9" not in [row.messages[0]["content"] for row in found.rows]
+    assert {"more/ (a linked folder)", "_b.jsonl"} <= set(found.source.counts["passed_over"])
 
 
 def test_a_folder_of_broken_links_says_so(reader, tmp_path: Path) -> None:

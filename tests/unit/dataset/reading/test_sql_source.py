@@ -201,6 +201,125 @@ def test_newer_rows_of_another_run_are_not_passed_off_as_ours(query, database, r
         list(ours.rows(BadRows()))
 
 
+def test_of_a_row_that_changes_the_newest_is_used_where_the_source_names_a_key(
+    query, database
+) -> None:
+    database.add(1, 2, at="2026-01-01 00:00:00")
+    database.add(3, at="2026-01-01 12:00:00")
+    _, before = query(watermark="at", key="id")
+    database.run("UPDATE tickets SET answer = 'corrected', at = '2026-01-02 00:00:00' WHERE id = 1")
+    database.add(4, at="2026-01-02 00:00:00")
+
+    again, after = query(watermark="at", key="id")
+    database.run("UPDATE tickets SET answer = 'again', at = '2026-01-02 00:00:00' WHERE id = 4")
+    last, _ = query(watermark="at", key="id")
+
+    assert sorted(numbers(again)) == [1, 2, 3, 4]
+    answers = {n: row.messages[1]["content"] for n, row in zip(numbers(again), again, strict=True)}
+    assert answers[1] == "corrected"
+    assert answers[2].startswith("Answer 2")
+    assert [row.messages[1]["content"] for row in last if row.source].count("again") == 1
+    assert sorted(numbers(last)) == [1, 2, 3, 4]
+    assert after.counts["replaced_rows"] == 1
+    assert before.counts["replaced_rows"] == 0
+    assert before.digest != after.digest
+
+
+def test_without_a_key_a_changed_row_stands_beside_its_old_self(query, database) -> None:
+    """As the setting says: no column tells which row it was."""
+    database.add(1)
+    database.add(2, at="2026-01-01 12:00:00")
+    query(watermark="at")
+    database.run("UPDATE tickets SET answer = 'corrected', at = '2026-01-02 00:00:00' WHERE id = 1")
+
+    rows, _ = query(watermark="at")
+
+    assert sorted(numbers(rows)) == [1, 1, 2]
+
+
+def test_an_unchanged_table_with_a_key_gives_the_same_digest(query, database) -> None:
+    database.add(*range(1, 8))
+
+    assert len({query(watermark="at", key="id")[1].digest for _ in range(3)}) == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "words"), [("absent", "no column 'absent', which dataset"), ("customer", "is null in")]
+)
+def test_a_row_without_its_key_is_refused(key: str, words: str, query, database) -> None:
+    database.add(4)
+
+    with pytest.raises(DataError, match=words):
+        query(watermark="id", key=key)
+
+
+def test_a_key_needs_a_watermark(query, database) -> None:
+    with pytest.raises(ValueError, match="`key` needs a `watermark`"):
+        query(key="id")
+
+
+@pytest.mark.parametrize(
+    "end", [" -- all; of them", "; -- all", ";\n/* all */ ;", " /* all */", "\n-- all\n"]
+)
+@pytest.mark.parametrize("more", [{}, {"watermark": "id"}])
+def test_a_comment_may_end_a_query(end: str, more, query, database) -> None:
+    database.add(1, 2)
+    select = "SELECT id, question AS prompt, ';--' AS completion FROM tickets ORDER BY id"
+
+    for _ in range(2):
+        rows, _ = query(query=f"-- tickets\n{select}{end}", **more)
+        assert numbers(rows) == [1, 2]
+        assert rows[0].messages[1]["content"] == ";--"
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "DROP TABLE tickets",
+        "-- SELECT\nDELETE FROM tickets",
+        "UPDATE tickets SET answer = 'x'",
+        "INSERT INTO tickets SELECT * FROM tickets",
+        "PRAGMA user_version = 1",
+        ";",
+    ],
+)
+def test_what_is_no_query_is_refused_before_it_is_sent(statement: str, query, database) -> None:
+    database.add(1)
+
+    with pytest.raises(ValueError, match="begin the query with SELECT, WITH or VALUES"):
+        query(query=statement)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "WITH a AS (SELECT 1) DELETE FROM tickets",
+        "WITH a AS (DELETE FROM tickets RETURNING *) SELECT * FROM a",
+        "SELECT 1 AS id; DELETE FROM tickets",
+    ],
+)
+def test_a_query_that_writes_all_the_same_is_refused_by_the_database(
+    statement: str, query, database
+) -> None:
+    database.add(1)
+
+    with pytest.raises(DataError, match="answers: "):
+        query(query=statement)
+
+    assert len(query()[0]) == 1
+
+
+def test_a_select_that_writes_is_refused_by_postgresql(query, database) -> None:
+    """A sequence is not rolled back: only a transaction that may not write protects it."""
+    if database.engine.dialect.name != "postgresql":
+        return
+    database.run("DROP SEQUENCE IF EXISTS numbers")
+    database.run("CREATE SEQUENCE numbers")
+
+    with pytest.raises(DataError, match="read-only transaction"):
+        query(query="SELECT nextval('numbers') AS id ORDER BY 1")
+
+
 def test_a_null_watermark_is_refused_for_it_would_be_lost(query, database) -> None:
     database.add(1, 2)
     database.run("UPDATE tickets SET customer = NULL")
@@ -222,7 +341,7 @@ def test_a_later_null_watermark_is_refused_too(query, database) -> None:
     ("more", "words"),
     [
         ({"query": "SELECT nothing FROM tickets"}, "source tickets: the database .* answers: "),
-        ({"query": "SELEKT 1"}, "answers: "),
+        ({"query": "SELECT id FROM"}, "answers: "),
         ({"watermark": "absent"}, "absent"),
         ({"query": "SELECT id, id FROM tickets"}, "names a column twice"),
     ],

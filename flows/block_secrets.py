@@ -1,0 +1,69 @@
+"""Secrets of a recipe from Prefect's Secret blocks, where the environment does not have them.
+
+A recipe names environment variables and holds no secret. What a worker's environment lacks is looked for in
+the Secret block of the same name in Prefect's spelling: `SHOP_DATABASE_URL` in `shop-database-url`.
+"""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from prefect.client.orchestration import get_client
+from prefect.exceptions import ObjectNotFound
+
+from tasks.errors import LoralineError, UserError
+from tasks.recipe_file import apply_override, read_document
+from tasks.recipe_secrets import block_name, secret_variables
+
+_log = logging.getLogger(__name__)
+
+
+@contextmanager
+def secrets_of(recipe: Path, overrides: tuple[str, ...] = ()) -> Iterator[None]:
+    """For the block, put what the environment lacks into it: this process's, and its workers'.
+
+    Raises: UserError for a block that holds no text. One that is not there is no mistake: whoever needs
+    the variable says so.
+    """
+    found = {}
+    for variable in _missing(recipe, overrides):
+        if (value := _value(variable)) is not None:
+            found[variable] = value
+            _log.info("%s comes from the Secret block %s", variable, block_name(variable))
+    os.environ.update(found)
+    try:
+        yield
+    finally:
+        for variable in found:
+            os.environ.pop(variable, None)
+
+
+def _missing(recipe: Path, overrides: tuple[str, ...]) -> list[str]:
+    # A recipe that cannot be read is refused with all its mistakes by whoever checks it.
+    with suppress(LoralineError):
+        document = read_document(recipe.expanduser())
+        for override in overrides:
+            apply_override(document, override)
+        return [name for name in secret_variables(document.data) if not os.environ.get(name)]
+    return []
+
+
+def _value(variable: str) -> str | None:
+    name = block_name(variable)
+    try:
+        with get_client(sync_client=True) as client:
+            stored = client.read_block_document_by_name(name, "secret", include_secrets=True)
+    except ObjectNotFound:
+        return None
+    except Exception as error:
+        _log.warning("Prefect could not be asked for the Secret block %s: %s", name, error)
+        return None
+    value = stored.data.get("value")
+    if not isinstance(value, str) or not value:
+        raise UserError(
+            f"The Secret block {name!r} holds no text, and the recipe's variable {variable} is taken from "
+            "it. Write its value as a plain text, or set the variable on the worker."
+        )
+    return value

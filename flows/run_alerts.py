@@ -1,0 +1,79 @@
+"""Tell of a retraining that failed or was refused, from within: also where no watchdog of ours looks on.
+
+A run of a deployment only: who runs `loraline run` on a terminal reads there how it ended.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from prefect.context import FlowRunContext
+
+from flows.orderly import NotNow
+from flows.run_names import heading_of
+from flows.stack.alerts import Alert, Alerts, memory_of
+from tasks.errors import Interrupted, OverBudget
+from tasks.home import home
+from tasks.promotion.task import home_notices
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import FlowRun
+
+    from flows.run_record import RunRecord
+    from tasks.artifacts import Report
+
+_log = logging.getLogger(__name__)
+
+
+@contextmanager
+def failure_told(recipe: str) -> Iterator[None]:
+    """Tell of the error that leaves the block, unless somebody wanted the run to end."""
+    try:
+        yield
+    except (Interrupted, NotNow):
+        raise
+    except Exception as error:
+        if (run := _unattended()) is not None:
+            kind = "budget" if isinstance(error, OverBudget) else "failed"
+            what = "was stopped for its budget" if kind == "budget" else "failed"
+            name = _name(run, recipe)
+            text = f"The retraining {run.name} {what}: {str(error)[:1000] or type(error).__name__}"
+            _tell(Alert(kind, str(run.id), name, text, _details(run)))
+        raise
+
+
+def tell_refusal(run: "RunRecord", report: "Report") -> None:
+    """Tell that the gate refused an adapter: once for a verdict, however often it is read again."""
+    if (flow_run := _unattended()) is None:
+        return
+    details = {**_details(flow_run), "mlflow_run": run.outcome.mlflow_run_id}
+    text = f"{run.name}: {run.outcome.reason} The champion stays."
+    _tell(Alert("refused", report.fingerprint, run.recipe.name, text, details))
+
+
+def _unattended() -> "FlowRun | None":
+    """This flow run, when a deployment started it: from a schedule, an event or a form."""
+    context = FlowRunContext.get()
+    run = context.flow_run if context is not None else None
+    return run if run is not None and run.deployment_id is not None else None
+
+
+def _name(run: "FlowRun", recipe: str) -> str:
+    slug = run.created_by.display_value if run.created_by is not None and not recipe else None
+    return slug or heading_of(recipe)[0] or "retrain"
+
+
+def _details(run: "FlowRun") -> dict[str, str]:
+    return {"flow_run": str(run.id), "run_name": run.name}
+
+
+def _tell(alert: Alert) -> None:
+    """Never the reason why a run ends otherwise than it would."""
+    try:
+        here = home()
+        alerts = Alerts(memory_of(here), home_notices(here))
+        if alerts.tell(alert):
+            alerts.deliver()
+    except Exception:
+        _log.warning("The alert could not be told: %s", alert.text, exc_info=True)

@@ -1,0 +1,146 @@
+"""A retraining tells by itself how it failed, and that it was refused; a command on a terminal does not."""
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from tasks.errors import Interrupted, OverBudget, StageFailed
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _server() -> Iterator[None]:
+    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+    from prefect.testing.utilities import prefect_test_harness
+
+    with (
+        prefect_test_harness(server_startup_timeout=300),
+        temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
+    ):
+        from prefect.flows import EntrypointType
+
+        from flows.retrain import retrain
+
+        retrain.to_deployment("retrain", entrypoint_type=EntrypointType.MODULE_PATH).apply()
+        yield
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
+    """What a webhook of this home is sent."""
+    found: list[dict[str, Any]] = []
+
+    class Receiver(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            found.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Receiver)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("LORALINE_WEBHOOKS", f"http://127.0.0.1:{server.server_port}/")
+    yield found
+    server.shutdown()
+    server.server_close()
+
+
+def of_the_deployment(recipe: Path) -> Any:
+    """A run of the deployment, in this process; its final state."""
+    from prefect.client.orchestration import get_client
+    from prefect.flow_engine import run_flow
+
+    from flows.retrain import retrain
+
+    parameters = {"recipe": str(recipe)}
+    with get_client(sync_client=True) as client:
+        deployment = client.read_deployment_by_name("retrain/retrain")
+        run = client.create_flow_run_from_deployment(deployment.id, parameters=parameters)
+    return run_flow(retrain, flow_run=run, parameters=parameters, return_type="state")
+
+
+@pytest.mark.parametrize(
+    ("error", "kinds"),
+    [
+        (StageFailed("The disk is full."), ["failed"]),
+        (OverBudget("training.budget.wall_minutes is 5."), ["budget"]),
+        (KeyError("a bug"), ["failed"]),
+        (Interrupted("Somebody stopped it."), []),
+    ],
+    ids=["failed", "budget", "bug", "interrupted"],
+)
+def test_a_run_of_a_deployment_tells_how_it_failed(
+    told: list[dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    kinds: list[str],
+) -> None:
+    from flows import retrain
+
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(retrain, "_retrained", fail)
+    recipe = tmp_path / "support.yaml"
+    recipe.write_text("name: helpdesk\n")
+    state = of_the_deployment(recipe)
+    assert state.is_failed() is bool(kinds)
+    assert [it["data"]["kind"] for it in told] == kinds
+    for it in told:
+        assert it["type"] == "loraline.alert"
+        assert it["data"]["name"] == "helpdesk"
+        assert it["data"]["run_name"] == "helpdesk · manual"
+        assert str(error.args[0]) in it["data"]["text"]
+    outbox = tmp_path / "loraline-home" / "outbox"
+    assert not list(outbox.glob("[0-9]*.json"))
+
+
+def test_who_runs_it_on_a_terminal_is_not_told_by_an_alert(
+    told: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    from flows.retrain import retrain
+
+    state = retrain(recipe=str(tmp_path / "missing.yaml"), return_state=True)
+    assert state.is_failed()
+    assert told == []
+
+
+def test_a_receiver_that_is_away_costs_no_run_and_gets_the_alert_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LORALINE_WEBHOOKS", "http://127.0.0.1:9/canary-of-an-address")
+    state = of_the_deployment(tmp_path / "missing.yaml")
+    assert state.is_failed()
+    assert "there is no such file" in str(state.message)
+    (waiting,) = (tmp_path / "loraline-home" / "outbox").glob("[0-9]*.json")
+    assert "canary" not in waiting.read_text()
+
+
+def test_a_verdict_is_told_once_however_often_it_is_read_again(
+    told: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows import run_alerts
+
+    here = SimpleNamespace(id=uuid4(), name="small · nightly", deployment_id=uuid4())
+    monkeypatch.setattr(run_alerts, "_unattended", lambda: here)
+    run: Any = SimpleNamespace(
+        name="small · 60 rows · nightly",
+        recipe=SimpleNamespace(name="small"),
+        outcome=SimpleNamespace(reason="The gate refused the adapter.", mlflow_run_id="m1"),
+    )
+    for fingerprint in ("one", "one", "two"):
+        run_alerts.tell_refusal(run, SimpleNamespace(fingerprint=fingerprint))  # type: ignore[arg-type]
+    assert [it["data"]["kind"] for it in told] == ["refused", "refused"]
+    assert told[0]["data"]["text"] == (
+        "small · 60 rows · nightly: The gate refused the adapter. The champion stays."
+    )
+    assert told[0]["data"]["mlflow_run"] == "m1"

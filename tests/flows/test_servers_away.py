@@ -1,0 +1,116 @@
+"""A server that is stopped for five minutes while a run is under way: the run finishes, and nothing is missing.
+
+OUTAGE_SECONDS (default 300) is how long they are away.
+"""
+
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.running_stack import Stack, running_stack, until
+
+OUTAGE_SECONDS = float(os.environ.get("OUTAGE_SECONDS", "300"))
+STEPS = 60
+ARTIFACTS = {
+    "loraline-dataset",
+    "loraline-tokenization",
+    "loraline-training",
+    "loraline-evaluation",
+    "loraline-registration",
+    "loraline-verdict",
+}
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
+
+
+@pytest.fixture(scope="module")
+def stack(small: Any) -> Iterator[Stack]:
+    """The servers' parts are stopped by their supervisor, which then starts them when it is told to."""
+    with running_stack(small) as found:
+        yield found
+
+
+def away(stack: Stack, part: str) -> float:
+    """Stop a server; `time.monotonic` when nothing listened any more."""
+    port = int(stack.ports[1 if part == "prefect" else 3])
+    stack.stop_part(part)
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", port)) != 0
+    return time.monotonic()
+
+
+def back_after(stack: Stack, part: str, since: float) -> None:
+    time.sleep(max(0.0, OUTAGE_SECONDS - (time.monotonic() - since)))
+    stack.start_part(part)
+    until(lambda: stack.status()["healthy"], 300)
+
+
+def output_of(stack: Stack, stage: str, before: set[Path]) -> Path | None:
+    new = set(stack.home.store.glob(f"{stage}/*/manifest.json")) - before
+    return next(iter(new), None)
+
+
+def test_a_run_ends_well_that_prefects_server_was_away_from(stack: Stack) -> None:
+    """Log lines, artifacts and states of the stages that end meanwhile wait, and so does the run's own."""
+    run = stack.start_long_run("prefect-away", STEPS)
+    until(stack.checkpoints)
+    stack.told.clear()
+    before = set(stack.home.store.glob("evaluation/*/manifest.json"))
+    since = away(stack, "prefect")
+    # The training does not stop for that, nor does what follows it.
+    until(lambda: output_of(stack, "evaluation", before), OUTAGE_SECONDS)
+    assert time.monotonic() - since < OUTAGE_SECONDS
+    back_after(stack, "prefect", since)
+
+    state = stack.end_of(run, 900)
+    assert state["type"] == "COMPLETED", state
+    # Its process ends when the log lines are delivered that wait for the server.
+    until(lambda: not stack.processes_of(run), 400)
+    assert STEPS in stack.steps_of(run, STEPS)
+    assert any("is version" in line for line in stack.log_of(run))
+    shown = stack.api.ask(
+        "POST", "/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run]}}, "limit": 200}
+    )
+    assert {it["key"] for it in shown} >= ARTIFACTS
+    where = {"task_runs": {"flow_run_id": {"any_": [run]}}}
+    tasks = stack.api.ask("POST", "/task_runs/filter", where)
+    assert len(tasks) >= 6
+    assert {it["name"]: it["state"]["type"] for it in tasks} == dict.fromkeys(
+        (it["name"] for it in tasks), "COMPLETED"
+    )
+    # Nobody was needed, so nobody is alarmed, and nothing was started a second time.
+    time.sleep(45)
+    assert [it["data"].get("kind") for it in stack.told if it["type"] == "loraline.alert"] == []
+    (version,) = stack.tracker.client.search_model_versions("name = 'prefect-away'")
+    assert "champion" in stack.tracker.client.get_registered_model("prefect-away").aliases
+    assert version.status == "READY"
+
+
+def test_a_version_is_registered_once_that_mlflows_server_was_away_from(stack: Stack) -> None:
+    before = set(stack.home.store.glob("evaluation/*/manifest.json"))
+    run = stack.start_long_run("mlflow-away", STEPS, seed=7)
+    until(stack.checkpoints)
+    mlflow_run = stack.mlflow_run()
+    # Judged, and about to be registered.
+    until(lambda: output_of(stack, "evaluation", before), 400)
+    since = away(stack, "mlflow")
+    back_after(stack, "mlflow", since)
+    assert stack.run(run)["state"]["type"] == "RUNNING"
+
+    state = stack.end_of(run, 900)
+    assert state["type"] == "COMPLETED", state
+    client = stack.tracker.client
+    (version,) = client.search_model_versions("name = 'mlflow-away'")
+    assert version.status == "READY"
+    assert client.get_registered_model("mlflow-away").aliases["champion"] == version.version
+    found = client.get_run(mlflow_run)
+    assert found.info.status == "FINISHED"
+    assert version.run_id == mlflow_run
+    points = client.get_metric_history(mlflow_run, "train.loss")
+    assert sorted(point.step for point in points) == [1, *range(2, STEPS + 1, 2)]
+    assert {"report", "recipe", "dataset"} <= {it.path for it in client.list_artifacts(mlflow_run)}
+    assert stack.alerts_of(run) == []

@@ -1,0 +1,133 @@
+"""What dies in a training, and what comes of it: the table of crashes, on a stack with its real servers."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.running_stack import AGAIN, Stack, kill, running_stack, until
+
+STEPS = 60
+WITHIN_SECONDS = 120
+pytestmark = [pytest.mark.torture, pytest.mark.timeout(1800)]
+
+
+@dataclass(frozen=True)
+class Crash:
+    """A line of the table."""
+
+    victims: tuple[str, ...]
+    """`worker`, `trainer`, `run` (the process that runs the flow), or `everything`."""
+    state: str
+    """What the run is then in Prefect."""
+    mlflow: str
+    """What it is in MLflow."""
+    alerts: tuple[str, ...]
+    goes_on: str
+    """Who finishes it: `itself`, `the watchdog` with a run of its own, or `the next run` of the recipe."""
+
+
+TABLE = [
+    # A training does not need the worker that started it.
+    Crash(("worker",), "COMPLETED", "FINISHED", (), "itself"),
+    # The run lives, and tells why itself: in most cases the kernel did it for lack of memory, and
+    # would do it again.
+    Crash(("trainer",), "FAILED", "FAILED", ("failed",), "the next run"),
+    Crash(("worker", "trainer"), "FAILED", "FAILED", ("failed",), "the next run"),
+    # The worker lives to tell.
+    Crash(("run",), "CRASHED", "KILLED", ("crashed",), "the watchdog"),
+    # Nobody lives to tell.
+    Crash(("worker", "run"), "CRASHED", "KILLED", ("crashed",), "the watchdog"),
+    Crash(("worker", "trainer", "run"), "CRASHED", "KILLED", ("crashed",), "the watchdog"),
+    Crash(("everything",), "CRASHED", "KILLED", ("crashed",), "the watchdog"),
+]
+
+
+@pytest.fixture(scope="module")
+def stack(small: Any) -> Iterator[Stack]:
+    with running_stack(small) as found:
+        yield found
+
+
+@pytest.mark.parametrize("crash", TABLE, ids=lambda crash: " and ".join(crash.victims))
+def test_a_crash_ends_in_a_finished_retraining_and_one_message_at_most(
+    stack: Stack, crash: Crash
+) -> None:
+    name = "-".join(("crash", *crash.victims))
+    run = stack.start_long_run(name, STEPS, seed=100 + TABLE.index(crash))
+    until(lambda: len(stack.checkpoints()) > 1)
+    mlflow_run = stack.mlflow_run()
+    stack.told.clear()
+    strike(stack, crash, run)
+
+    began = time.monotonic()
+    if crash.state == "COMPLETED":
+        assert stack.end_of(run)["type"] == "COMPLETED"
+    until(lambda: stack.state(run) == crash.state, WITHIN_SECONDS)
+    status = stack.tracker.client.get_run
+    until(lambda: status(mlflow_run).info.status == crash.mlflow, left_of(began, crash))
+    # Processes of it would hold its lock and its GPU.
+    until(lambda: not stack.processes_of(run), left_of(began, crash))
+    if crash.goes_on == "the watchdog":
+        finisher = stack.repetition_of(run)
+    elif crash.goes_on == "the next run":
+        assert not stack.is_trained(name)
+        finisher = stack.start("retrain", stack.run(run)["parameters"])
+    else:
+        finisher = run
+    done = stack.end_of(finisher)
+    assert done["type"] == "COMPLETED", done
+    (version,) = stack.tracker.client.search_model_versions(f"name = '{name}'")
+    assert version.status == "READY"
+    if finisher != run:
+        # It goes on from the last complete checkpoint, and has the adapter's lock to itself.
+        steps = stack.steps_of(finisher, STEPS)
+        assert steps
+        assert min(steps) > 5
+    until(lambda: len(stack.alerts_of(run)) >= len(crash.alerts), 60)
+    # Time for a second one that should not come.
+    time.sleep(30)
+    assert tuple(stack.alerts_of(run)) == crash.alerts
+    repetitions = [it for it in stack.api.flow_runs(AGAIN) if name in str(it["parameters"])]
+    assert len(repetitions) == (crash.goes_on == "the watchdog")
+    until(lambda: stack.status()["healthy"])
+
+
+def test_a_pending_run_of_a_dead_worker_is_closed_and_the_next_one_runs(stack: Stack) -> None:
+    """The worker has taken the run and dies before it starts its process."""
+    recipe = stack.write_recipe("stranded", seed="name: stranded\nseed: 200")
+    stack.stop_part("worker")
+    run = stack.start("retrain", {"recipe": str(recipe)})
+    stack.api.ask(
+        "POST", f"/flow_runs/{run}/set_state", {"state": {"type": "PENDING"}, "force": True}
+    )
+    began = time.monotonic()
+    until(lambda: stack.state(run) == "CRASHED", WITHIN_SECONDS)
+    stack.start_part("worker")
+    assert stack.end_of(stack.repetition_of(run))["type"] == "COMPLETED"
+    assert time.monotonic() - began < WITHIN_SECONDS + 600
+
+
+def strike(stack: Stack, crash: Crash, run: str) -> None:
+    """SIGKILL of the victims, all at once."""
+    if crash.victims == ("everything",):
+        stack.kill_everything()
+        stack.up()
+        return
+    found = {
+        "worker": [psutil.Process(stack.part("worker")["pid"])],
+        "trainer": stack.trainers_of(run),
+        "run": [p for p in stack.processes_of(run) if "tasks.training.worker" not in p.cmdline()],
+    }
+    assert all(found[victim] for victim in crash.victims)
+    kill([process for victim in crash.victims for process in found[victim]])
+
+
+def left_of(began: float, crash: Crash) -> float:
+    """Seconds; a run that ended in order took its time."""
+    if crash.state == "COMPLETED":
+        return 60
+    return max(1.0, WITHIN_SECONDS - (time.monotonic() - began))
