@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from flows.run_facts import RunFacts
 from flows.stage_arguments import StageArguments
 from tasks.artifacts import Artifact, Dataset, Report, Stage
-from tasks.errors import Interrupted, Preempted
+from tasks.errors import Interrupted, Killed, Preempted
 from tasks.progress import Event, listening
 
 if TYPE_CHECKING:
@@ -62,7 +62,9 @@ class MlflowRun:
         if self._id is None:
             return
         # Ctrl-C, SIGTERM and Prefect's cancellation are not errors of the run.
-        stopped = isinstance(error, Interrupted | Preempted) or not isinstance(error, Exception)
+        stopped = isinstance(error, Interrupted | Killed | Preempted) or not isinstance(
+            error, Exception
+        )
         status: Literal["FINISHED", "KILLED", "FAILED"] = (
             "FINISHED" if error is None else "KILLED" if stopped else "FAILED"
         )

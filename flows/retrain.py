@@ -5,17 +5,17 @@ from typing import Any
 
 from prefect import State, flow
 from prefect.runtime import flow_run
-from prefect.states import Cancelled, Completed
+from prefect.states import Cancelled, Completed, Crashed
 
 from flows.block_secrets import secrets_of
-from flows.orderly import NotNow, orderly, refuse_outdated, started_by
+from flows.orderly import NotNow, orderly, refuse_outdated
 from flows.recipe_memory import RecipePath, recipe_of_run
-from flows.run_alerts import failure_told, tell_refusal
+from flows.run_alerts import failure_told, tell_refusal, unattended
 from flows.run_names import first_name, this_cause
 from flows.run_record import PrefectRun, RunRecord
 from flows.verdict_page import show_verdict
 from tasks.dataset.task import compare_with_champion, prepare_dataset, replay_rows
-from tasks.errors import Interrupted
+from tasks.errors import Interrupted, Killed
 from tasks.evaluation.task import evaluate_adapter
 from tasks.outage import bridged
 from tasks.promotion.task import promote_version
@@ -55,15 +55,18 @@ def retrain(
                 return _retrained(Path(recipe), changes, force, here)
 
             with secrets_of(Path(recipe), changes):
-                if started_by() == "person":
+                if unattended() is None:
                     return attempt()
-                # Nobody is there to run it again. What is complete by then is not repeated.
+                # Nobody watches it, to run it again. What is complete by then is not repeated.
                 return bridged(attempt, doing="go on")
     except NotNow as other:
         return other.state
     except Interrupted as stop:
         # Somebody wanted it to end: in Prefect that is no failure, and sets off no alarm.
         return Cancelled(message=str(stop), data=stop)
+    except Killed as death:
+        # Nothing of ours is known to be wrong: as when the whole machine dies, the next run goes on.
+        return Crashed(message=str(death), data=death)
 
 
 def _retrained(

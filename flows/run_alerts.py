@@ -13,9 +13,10 @@ from prefect.context import FlowRunContext
 from flows.orderly import NotNow
 from flows.run_names import heading_of
 from flows.stack.alerts import Alert, Alerts, memory_of
-from tasks.errors import Interrupted, OverBudget
+from tasks.errors import Interrupted, Killed, OverBudget
 from tasks.home import home
 from tasks.promotion.task import home_notices
+from tasks.stack import process_lives, read_stack
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from flows.run_record import RunRecord
     from tasks.artifacts import Report
 
+_KINDS: dict[type[Exception], tuple[str, str]] = {
+    OverBudget: ("budget", "was stopped for its budget"),
+    Killed: ("crashed", "crashed"),
+}
 _log = logging.getLogger(__name__)
 
 
@@ -34,9 +39,10 @@ def failure_told(recipe: str) -> Iterator[None]:
     except (Interrupted, NotNow):
         raise
     except Exception as error:
-        if (run := _unattended()) is not None:
-            kind = "budget" if isinstance(error, OverBudget) else "failed"
-            what = "was stopped for its budget" if kind == "budget" else "failed"
+        # The run crashed: the watchdog tells of it as it starts it once more.
+        left = isinstance(error, Killed) and _is_watched()
+        if not left and (run := unattended()) is not None:
+            kind, what = _KINDS.get(type(error), ("failed", "failed"))
             name = _name(run, recipe)
             text = f"The retraining {run.name} {what}: {str(error)[:1000] or type(error).__name__}"
             _tell(Alert(kind, str(run.id), name, text, _details(run)))
@@ -45,18 +51,24 @@ def failure_told(recipe: str) -> Iterator[None]:
 
 def tell_refusal(run: "RunRecord", report: "Report") -> None:
     """Tell that the gate refused an adapter: once for a verdict, however often it is read again."""
-    if (flow_run := _unattended()) is None:
+    if (flow_run := unattended()) is None:
         return
     details = {**_details(flow_run), "mlflow_run": run.outcome.mlflow_run_id}
     text = f"{run.name}: {run.outcome.reason} The champion stays."
     _tell(Alert("refused", report.fingerprint, run.recipe.name, text, details))
 
 
-def _unattended() -> "FlowRun | None":
+def unattended() -> "FlowRun | None":
     """This flow run, when a deployment started it: from a schedule, an event or a form."""
     context = FlowRunContext.get()
     run = context.flow_run if context is not None else None
     return run if run is not None and run.deployment_id is not None else None
+
+
+def _is_watched() -> bool:
+    """Whether a stack of this home runs, and with it the watchdog."""
+    server = read_stack(home()).get("prefect")
+    return server is not None and server.supervised and process_lives(server.pid)
 
 
 def _name(run: "FlowRun", recipe: str) -> str:

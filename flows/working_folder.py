@@ -49,9 +49,11 @@ class Written:
 
 
 def write_working_folder(
-    folder: Path, *, name: str, base: str | None, data: Data | None
+    folder: Path, *, name: str, base: str | None, data: Data | None, context: int | None = None
 ) -> Written:
     """Write the folder; `base` None means a copy of the starter model.
+
+    `context` is the longest row in tokens that the base takes, None where that is not known.
 
     Nothing that exists is changed: a README, a .gitignore and a starter of the same bytes stay.
 
@@ -60,7 +62,7 @@ def write_working_folder(
     recipe = folder / "recipes" / f"{name}.yaml"
     schema = recipe.with_name("recipe.schema.json")
     texts = {
-        recipe: recipe_text(recipe, name=name, base=base, data=data),
+        recipe: recipe_text(recipe, name=name, base=base, data=data, context=context),
         schema: (shared("recipes") / schema.name).read_text(encoding="utf-8"),
         folder / ".gitignore": _GITIGNORE,
         folder / "README.md": _readme(name),
@@ -86,13 +88,17 @@ def write_working_folder(
     return Written(recipe, tuple(kept))
 
 
-def recipe_text(recipe: Path, *, name: str, base: str | None, data: Data | None) -> str:
+def recipe_text(
+    recipe: Path, *, name: str, base: str | None, data: Data | None, context: int | None = None
+) -> str:
     """The recipe's YAML, with a comment at each knob that a newcomer turns first.
 
     Without data and base it is the shipped quickstart, whose values are tuned for the starter.
+    `context` is the base's in tokens, where it is known.
     """
     if data is None and base is None:
         return _quickstart(recipe, name)
+    longest = 512 if base is None else min(2048, context or 2048)
     return "\n".join(
         [
             f"# loraline run {recipe.parent.name}/{recipe.name}",
@@ -102,7 +108,7 @@ def recipe_text(recipe: Path, *, name: str, base: str | None, data: Data | None)
             *_base(recipe, base),
             "dataset:",
             *_dataset(recipe, data),
-            *_tokenization(base),
+            *_tokenization(longest),
             *_training(base),
             *_evaluation(data),
             "promotion:",
@@ -184,10 +190,10 @@ def _dataset(recipe: Path, data: Data | None) -> list[str]:
     ]
 
 
-def _tokenization(base: str | None) -> list[str]:
+def _tokenization(longest: int) -> list[str]:
     return [
         "tokenization:",
-        f"  max_length: {512 if base is None else 2048}  # tokens; an answer is never cut",
+        f"  max_length: {longest}  # tokens; an answer is never cut",
         "  long_rows: drop  # counted in the stage's summary; `error` refuses the data instead",
     ]
 

@@ -6,7 +6,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from tasks.addresses import without_passwords
-from tasks.errors import StageFailed, UserError
+from tasks.errors import ServerAway, StageFailed, UserError
 
 
 class AdvisoryLock:
@@ -38,7 +38,8 @@ class AdvisoryLock:
     def acquire(self, wait_seconds: float = 0.0) -> bool:
         """Take the lock, or give up after `wait_seconds`.
 
-        Raises: UserError without the driver; StageFailed when the server cannot be reached.
+        Raises: UserError without the driver; ServerAway when the server cannot be reached; StageFailed
+        when it refuses.
         """
         try:
             import psycopg
@@ -66,8 +67,11 @@ class AdvisoryLock:
             return False
         except psycopg.Error as error:
             self.close()
-            raise StageFailed(
-                f"PostgreSQL at {self.shown}, whose lock keeps others away, cannot be reached "
+            kind, what = (
+                (ServerAway, "cannot be reached") if _is_away(error) else (StageFailed, "refuses")
+            )
+            raise kind(
+                f"PostgreSQL at {self.shown}, whose lock keeps others away, {what} "
                 f"({without_passwords(str(error).strip())}). Nothing was begun. Mend "
                 "LORALINE_LOCK_DATABASE or the server."
             ) from None
@@ -95,3 +99,9 @@ class AdvisoryLock:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+
+def _is_away(error: Exception) -> bool:
+    """Whether nobody answered; what a server says to a login begins with its severity."""
+    said = str(error)
+    return "FATAL" not in said or "the database system is" in said

@@ -7,6 +7,7 @@
     │   └── BaseModelError        the base model cannot be found or is not the recorded one
     ├── StageFailed               a stage could not finish, exit code 1
     │   ├── WorkerFailed          a worker process died, timed out or stalled
+    │   │   └── Killed            somebody or the kernel killed it: the run crashed
     │   ├── OutOfMemory           a training needs more memory than there is: once more, in smaller batches
     │   ├── OverBudget            a training would cost more than its recipe allows; a checkpoint is left
     │   ├── ServerAway            a server does not answer: what nobody watches waits for it, and goes on
@@ -56,6 +57,10 @@ class WorkerFailed(StageFailed):
     the instance's dictionary, which pickles."""
     unheard: str = ""
     """Why its last words were not all read; empty where they were."""
+
+
+class Killed(WorkerFailed):
+    """A worker process was killed from outside, and could not say why; its checkpoints are left."""
 
 
 class OutOfMemory(StageFailed):

@@ -104,6 +104,11 @@ def base_width(folder: Path) -> int | None:
     return ModelFiles(_config(folder), {}).width
 
 
+def base_context(folder: Path) -> int | None:
+    """`ModelFiles.context`, from the config alone. Raises: Unreadable for one that is no JSON."""
+    return ModelFiles(_config(folder), {}).context
+
+
 def _config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     try:

@@ -44,15 +44,26 @@ def run(args: argparse.Namespace) -> int:
             f"The name {args.name!r} cannot be used: a name {NAME_IN_WORDS}. "
             f"How about --name {name}?"
         )
+    context = None
     if args.base and looks_local(args.base):
         # And not Path's, which fails where the user after a `~` does not exist.
         given = Path(os.path.expanduser(args.base))  # noqa: PTH111
         if problem := folder_problem(given.absolute()):
             raise UserError(f"--base {args.base} {problem}")
-    written = write_working_folder(folder, name=name, base=args.base, data=data)
+        context = _context(given)
+    written = write_working_folder(folder, name=name, base=args.base, data=data, context=context)
     load_recipe(written.recipe)
     _tell(folder, written, data, starter=args.base is None)
     return 0
+
+
+def _context(base: Path) -> int | None:
+    from tasks.model_files import Unreadable, base_context
+
+    try:
+        return base_context(base)
+    except Unreadable as error:
+        raise UserError(f"--base: {error}") from error
 
 
 def _tell(folder: Path, written: Written, data: Data | None, *, starter: bool) -> None:

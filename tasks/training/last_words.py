@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tasks.errors import OutOfMemory, OverBudget, Preempted, StageFailed, WorkerFailed
+from tasks.errors import Killed, OutOfMemory, OverBudget, Preempted, StageFailed, WorkerFailed
 from tasks.training import disk
 
 Event = dict[str, Any]
@@ -94,6 +94,6 @@ class LastWords:
             return OutOfMemory(
                 f"{ended} The kernel did it, for lack of memory. {self._advice}\n{text}"
             )
-        return WorkerFailed(
+        return Killed(
             f"{ended} When nobody did that, the kernel did for lack of memory. {self._advice}\n{text}"
         )

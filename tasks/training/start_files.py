@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tasks.methods import Method
 from tasks.registry import EARLIER_ROWS, VersionFiles
-from tasks.seen import SeenPolicy, seen_by_champion
+from tasks.seen import TEST_COPIES, SeenPolicy, seen_by_champion
 from tasks.start import Beginning
 from tasks.training.job import StartJob, StartResult, TrainingResult
 
@@ -46,7 +46,7 @@ def refuse_seen_rows(test: Path, files: VersionFiles, policy: SeenPolicy) -> Non
         (files.earlier_rows, f"a version that {uri} started from"),
     ):
         if seen is not None and len(ids):
-            seen_by_champion(ids, seen, policy, whose)
+            seen_by_champion(ids, seen, policy, whose, copies=test.with_name(TEST_COPIES))
 
 
 def with_beginning(result: TrainingResult, beginning: Beginning) -> TrainingResult:

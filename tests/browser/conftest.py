@@ -58,7 +58,7 @@ class Stack:
 
     @property
     def api(self) -> PrefectApi:
-        return PrefectApi(f"{self.prefect_url}/api")
+        return PrefectApi(f"{self.prefect_url}/api", timeout_seconds=120)
 
     @property
     def tracker(self) -> Tracker:

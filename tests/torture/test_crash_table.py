@@ -33,10 +33,9 @@ class Crash:
 TABLE = [
     # A training does not need the worker that started it.
     Crash(("worker",), "COMPLETED", "FINISHED", (), "itself"),
-    # The run lives, and tells why itself: in most cases the kernel did it for lack of memory, and
-    # would do it again.
-    Crash(("trainer",), "FAILED", "FAILED", ("failed",), "the next run"),
-    Crash(("worker", "trainer"), "FAILED", "FAILED", ("failed",), "the next run"),
+    # The run lives to tell.
+    Crash(("trainer",), "CRASHED", "KILLED", ("crashed",), "the watchdog"),
+    Crash(("worker", "trainer"), "CRASHED", "KILLED", ("crashed",), "the watchdog"),
     # The worker lives to tell.
     Crash(("run",), "CRASHED", "KILLED", ("crashed",), "the watchdog"),
     # Nobody lives to tell.

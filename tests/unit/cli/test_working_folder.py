@@ -89,6 +89,8 @@ def test_a_local_base_is_named_relative_to_the_recipe(tmp_path: Path, starter: P
     path = folder / "recipes" / "local.yaml"
     recipe = load_recipe(path)
     assert recipe.base.model.startswith("../")
+    # Its context, which is shorter than what a recipe for another model begins with.
+    assert recipe.tokenization.max_length == 1024
     assert resolve_base(recipe.base, path, home()).path == starter
 
 

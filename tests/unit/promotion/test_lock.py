@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tasks.errors import StageFailed, UserError
+from tasks.errors import ServerAway, StageFailed, UserError
 from tasks.home import Home
 from tasks.promotion.lock import LOCK_DATABASE, lock_database, promoting
 from tasks.promotion.promoting import promote
@@ -110,11 +110,23 @@ def test_a_lock_whose_connection_broke_is_noticed_before_the_next_step(
 def test_a_database_that_is_away_is_named_without_its_password(own_tracker: Tracker) -> None:
     url = "postgresql://u:geheim@127.0.0.1:9/d"
     with (
-        pytest.raises(StageFailed, match="cannot be reached") as caught,
+        # An outage, which a scheduled run waits for.
+        pytest.raises(ServerAway, match="cannot be reached") as caught,
         promoting(own_tracker, "a", environ={LOCK_DATABASE: url}),
     ):
         pass
     assert "geheim" not in str(caught.value)
+
+
+def test_a_login_that_the_database_refuses_is_no_outage(
+    own_tracker: Tracker, postgres: str
+) -> None:
+    with (
+        pytest.raises(StageFailed, match="refuses") as caught,
+        promoting(own_tracker, "a", environ={LOCK_DATABASE: f"{postgres}_that_is_not"}),
+    ):
+        pass
+    assert not isinstance(caught.value, ServerAway)
 
 
 def test_several_machines_without_postgresql_are_refused_with_the_reason(tmp_path: Path) -> None:
