@@ -38,7 +38,11 @@ def _run_name() -> str:
 
 @flow(name="approve", flow_run_name=_run_name, persist_result=False)
 def approve(
-    name: str, version: str, hours: float = 72.0, recipe: str = ""
+    name: str,
+    version: str,
+    hours: float = 72.0,
+    recipe: str = "",
+    overrides: list[str] | None = None,
 ) -> State[dict[str, Any]]:
     """Wait, suspended, until somebody answers the form; then do what the answer says, if it still holds.
 
@@ -47,6 +51,7 @@ def approve(
         version: The candidate.
         hours: How long the form waits. After that the run ends as `Completed(name="Expired")`.
         recipe: By whose rows and rules the version is judged again, where another one was promoted meanwhile.
+        overrides: Fields of the recipe that were changed when the version was made.
 
     A suspended run holds no worker: its process ends, and another begins at the top when the form is
     answered. Ends as Promoted, Rejected, Refused (the verdict does not hold for today's champion),
@@ -66,7 +71,7 @@ def approve(
             data={},
         )
     if recipe and answer.decision == "promote" and needs_new_verdict(tracker, name, version):
-        _judge_again(tracker, name, version, recipe)
+        _judge_again(tracker, name, version, recipe, overrides or [])
     settled = carry_out_approval(
         tracker,
         name,
@@ -84,10 +89,12 @@ def approve(
     )
 
 
-def _judge_again(tracker: Tracker, name: str, version: str, recipe: str) -> None:
+def _judge_again(
+    tracker: Tracker, name: str, version: str, recipe: str, overrides: list[str]
+) -> None:
     """The form showed a comparison with a champion that is none any more: compare with the one of this moment."""
     try:
-        found: Any = evaluate(recipe, version)
+        found: Any = evaluate(recipe, version, overrides)
     except LoralineError:
         # Without a new verdict the old one does not count, and the answer is refused in words.
         get_run_logger().exception("Version %s of %s could not be judged again", version, name)

@@ -37,6 +37,7 @@ class RunFacts:
     tracker: Tracker
     recipe: Recipe
     recipe_path: Path
+    overrides: tuple[str, ...]
     recipe_text: str
     """As it was run, with the overrides as comments, and without absolute paths: it travels far."""
     base: Base
@@ -80,6 +81,7 @@ def gather_facts(
         tracker=tracker,
         recipe=loaded.recipe,
         recipe_path=path,
+        overrides=overrides,
         recipe_text=_portable(loaded.recipe, _with_overrides(path, overrides)),
         base=base,
         force=force,

@@ -187,6 +187,7 @@ class StageArguments:
             "comparable": self._comparable(champion),
             "gated": bool(facts.recipe.evaluation.gate),
             "recipe": str(facts.recipe_path),
+            "overrides": facts.overrides,
         }
 
     def registration_key(self, tokens: Tokens, adapter: Adapter) -> str:

@@ -42,13 +42,14 @@ def promote_version(
     comparable: bool = True,
     gated: bool = True,
     recipe: str = "",
+    overrides: tuple[str, ...] = (),
 ) -> "tuple[Version, Decision]":
     """Move the alias `champion` if the policy says so; the version with its aliases as they are then.
 
     `judged_against` is the number of the champion that the report compares with (None: there was
     none); promotion fails when another one was promoted since. `comparable` is False when there is a
-    champion on another base. `verify` proves the version before anything is moved. By `recipe` a form that
-    is answered late has the version judged again.
+    champion on another base. `verify` proves the version before anything is moved. By `recipe`, changed by
+    `overrides`, a form that is answered late has the version judged again.
     """
     from tasks.promotion.promoting import promote
     from tasks.promotion.work import decide, note_judgement
@@ -68,7 +69,13 @@ def promote_version(
             flow_run=flow_run.id,
         ).version
     elif settings.policy == "approval" and (
-        form := _ask(version, settings.approval_hours, judged_against, recipe)
+        form := _ask(
+            version,
+            judged_against,
+            hours=settings.approval_hours,
+            recipe=recipe,
+            overrides=list(overrides),
+        )
     ):
         decision = replace(decision, reason=f"{decision.reason} Answer the form: {form}")
     get_run_logger().info(
@@ -241,8 +248,11 @@ def carry_out_approval(
     return settled
 
 
-def _ask(version: Version, hours: float, judged_against: str | None, recipe: str) -> str | None:
-    """Start a run that waits with a form; its page, or None where the command line is the way."""
+def _ask(version: Version, judged_against: str | None, **form: Any) -> str | None:
+    """Start a run that waits with a form; its page, or None where the command line is the way.
+
+    `form` is what the flow `approve` is given beside name and version.
+    """
     from tasks.promotion.approval import FORM_DEPLOYMENT
 
     logger = get_run_logger()
@@ -252,12 +262,7 @@ def _ask(version: Version, hours: float, judged_against: str | None, recipe: str
             deployment = client.read_deployment_by_name(FORM_DEPLOYMENT)
             run = client.create_flow_run_from_deployment(
                 deployment.id,
-                parameters={
-                    "name": version.name,
-                    "version": version.version,
-                    "hours": hours,
-                    "recipe": recipe,
-                },
+                parameters={"name": version.name, "version": version.version, **form},
                 # A repeated run asks the same question once.
                 idempotency_key=f"approve {version.uri} instead of {judged_against}",
             )

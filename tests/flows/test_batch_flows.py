@@ -151,23 +151,20 @@ def test_an_approval_that_comes_late_is_judged_against_the_champion_of_that_mome
     from tasks.tracking import Tracker
 
     recipe = small.folder / "recipes" / "late.yaml"
-    text = (
-        (small.folder / "recipes" / "small.yaml").read_text().replace("name: small", "name: late")
-    )
-    recipe.write_text(text)
+    small_one = small.folder / "recipes" / "small.yaml"
+    recipe.write_text(small_one.read_text().replace("name: small", "name: late"))
     assert small.json("run", "recipes/late.yaml", "--set", "seed=5")["outcome"] == "registered"
     manual = ("--set", "seed=6", "--set", "promotion.policy=manual")
     number = small.json("run", "recipes/late.yaml", *manual)["model_version"]["version"]
     tracker = Tracker(home)
     # The form showed a comparison with version 9, which is champion no more.
     tracker.client.set_model_version_tag("late", number, "loraline.judged_against", "9")
-    gate = "evaluation:\n  gate: [{metric: rougeL, against: champion, min_gain: 0.9}]"
-    recipe.write_text(text.replace("evaluation:", gate))
+    gate = "evaluation.gate=[{metric: rougeL, against: champion, min_gain: 0.9}]"
 
     @flow
     def answered() -> None:
         assert needs_new_verdict(tracker, "late", number)
-        _judge_again(tracker, "late", number, str(recipe))
+        _judge_again(tracker, "late", number, str(recipe), [gate])
         assert not needs_new_verdict(tracker, "late", number)
 
     answered()
