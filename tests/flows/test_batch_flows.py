@@ -1,7 +1,9 @@
 """`predict` and `evaluate` on a registered version, and what a retraining leaves behind it, with a real pipeline."""
 
 import json
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +143,7 @@ def test_gc_says_what_goes_and_keeps_what_the_champion_needs(home: Home, small: 
 
 @pytest.mark.slow
 def test_an_approval_that_comes_late_is_judged_against_the_champion_of_that_moment(
-    home: Home, small: Any
+    home: Home, small: Any, tmp_path: Path
 ) -> None:
     from prefect import flow
 
@@ -155,8 +157,19 @@ def test_an_approval_that_comes_late_is_judged_against_the_champion_of_that_mome
     recipe.write_text(small_one.read_text().replace("name: small", "name: late"))
     assert small.json("run", "recipes/late.yaml", "--set", "seed=5")["outcome"] == "registered"
     manual = ("--set", "seed=6", "--set", "promotion.policy=manual")
-    number = small.json("run", "recipes/late.yaml", *manual)["model_version"]["version"]
+    done = small.json("run", "recipes/late.yaml", *manual)
+    number = done["model_version"]["version"]
     tracker = Tracker(home)
+    # The second one had a champion, with whose data today's is compared where a person looks.
+    with closing(sqlite3.connect(home.prefect / "prefect.db")) as database:
+        query = "SELECT data FROM artifact WHERE key = 'loraline-drift' AND flow_run_id = ?"
+        ((shown,),) = database.execute(query, (done["prefect_flow_run_id"],)).fetchall()
+    logged = tracker.client.download_artifacts(
+        done["mlflow_run_id"], "summaries/drift/summary.md", str(tmp_path)
+    )
+    text = Path(logged).read_text(encoding="utf-8")
+    assert "version 1" in text
+    assert text.strip() in json.loads(shown)
     # The form showed a comparison with version 9, which is champion no more.
     tracker.client.set_model_version_tag("late", number, "loraline.judged_against", "9")
     gate = "evaluation.gate=[{metric: rougeL, against: champion, min_gain: 0.9}]"
