@@ -4,7 +4,6 @@
 """
 
 import gc
-import json
 import sys
 import tempfile
 import time
@@ -31,6 +30,8 @@ WARM, MEASURED = 3, 8
 """Optimizer steps."""
 PROMPTS, NEW_TOKENS = 256, 256
 TINY_ASKED = "--tiny" in sys.argv
+FAILED: list[str] = []
+"""Why parts have no figures."""
 
 
 class Steps(TrainerCallback):
@@ -191,13 +192,10 @@ def measure(quick: bool) -> Result:
         lengths = [len(row["input_ids"]) for row in rows]
         # A token attends to half of its own example on average.
         mean = sum(n * n for n in lengths) / sum(lengths)
-        values["lora_tokens_per_second"] = max(speeds, default=0.0)
-        values["lora_model_tflops_share"] = (
-            values["lora_tokens_per_second"]
-            * flop_per_token(shape, mean)
-            / 1e12
-            / values["gemm_tflops"]
-        )
+        if speeds:
+            values["lora_tokens_per_second"] = max(speeds)
+            used = max(speeds) * flop_per_token(shape, mean) / 1e12
+            values["lora_model_tflops_share"] = used / values["gemm_tflops"]
         for name, quantization in (("lora", "none"), ("qlora", "nf4")):
             found = attempt(
                 train,
@@ -209,10 +207,9 @@ def measure(quick: bool) -> Result:
                 checkpointing=True,
             )
             values |= {f"{name}_2x4096_{key}": value for key, value in found.items()}
-        if "qlora_2x4096_seconds_per_step" in values:
-            values["qlora_time_of_lora"] = (
-                values["qlora_2x4096_seconds_per_step"] / values["lora_2x4096_seconds_per_step"]
-            )
+        quantized, plain = (f"{name}_2x4096_seconds_per_step" for name in ("qlora", "lora"))
+        if quantized in values and plain in values:
+            values["qlora_time_of_lora"] = values[quantized] / values[plain]
         values |= attempt(answers, shape, base)
     return result
 
@@ -222,9 +219,7 @@ def attempt(run: Callable[..., dict[str, float]], *args: Any, **options: Any) ->
     try:
         return run(*args, **options)
     except Exception as error:
-        print(
-            json.dumps({"failed": type(error).__name__, "why": str(error)[:500]}), file=sys.stderr
-        )
+        FAILED.append(f"{type(error).__name__}: {str(error)[:500]}")
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -234,3 +229,6 @@ def attempt(run: Callable[..., dict[str, float]], *args: Any, **options: Any) ->
 if __name__ == "__main__":
     sys.argv = [word for word in sys.argv if word != "--tiny"]
     main(measure, __doc__ or "")
+    if FAILED:
+        # After the figures of the other parts, which are not lost.
+        sys.exit("\n".join(["Not measured:", *FAILED]))
