@@ -264,6 +264,10 @@ def measure(quick: bool) -> Result:
             result.values[f"{name}_gflop_{part}"] = value / 1e9
         if name == "deep":
             peaks = {way: [one[way]["peak_mb"] for one in found] for way in WAYS}
+            result.values["product_all_rows_peak_mb"] = middle(peaks["product"])
+            # The same rows for all: what is kept from one step to the next grows with their number.
+            fewer = [in_a_process("product", name, counts["trl_best"]) for _ in range(rounds)]
+            peaks["product"] = [one["peak_mb"] for one in fewer]
             result.ratios["memory_vs_trl"] = ratio(peaks["trl_best"], peaks["product"])
             result.values |= {f"{way}_peak_mb": middle(peak) for way, peak in peaks.items()}
         if not quick:

@@ -1,6 +1,7 @@
 """Rows of token ids to a batch: each row alone, or several one behind the other."""
 
 from collections.abc import Iterator, Sequence
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -69,6 +70,23 @@ class LineCollator:
             "position_ids": positions[None],
             LENGTHS: lengths,
             NUM_TOKENS: torch.tensor(len(positions)),
+        }
+
+
+def line_parts(line: Batch, tokens: int) -> Iterator[Batch]:
+    """A `LineCollator`'s line cut between examples into parts of about `tokens`, as even as they come."""
+    lengths: tuple[int, ...] = line[LENGTHS]
+    ends = list(accumulate(lengths, initial=0))
+    count = max(1, round(ends[-1] / tokens))
+    even = [ends[-1] * part / count for part in range(count + 1)]
+    # The example's end that is nearest to each; a long example may be nearest to several.
+    cuts = sorted({min(range(len(ends)), key=lambda at: abs(ends[at] - place)) for place in even})
+    for first, last in pairwise(cuts):
+        begin, end = ends[first], ends[last]
+        yield {
+            **{name: line[name][:, begin:end] for name in ("input_ids", "labels", "position_ids")},
+            LENGTHS: lengths[first:last],
+            NUM_TOKENS: torch.tensor(end - begin),
         }
 
 

@@ -19,6 +19,9 @@ _FILES: dict[Sharding, str] = {
 }
 ALONE = Spread()
 """One process."""
+KEPT_PRODUCTS = 96
+"""Kinds of matrix products that stay compiled on a CPU. One line of examples has about sixty, and a line
+of another length has others: a thousand, as the libraries keep, are half a gigabyte that no step needs."""
 
 
 def worker_command(module: str, job: Path, spread: Spread = ALONE) -> list[str]:
@@ -57,6 +60,7 @@ def worker_environment(processes: int = 1) -> dict[str, str]:
 
     Memory is given back at the end alone. glibc returns large freed blocks to the system, and each
     step's activations would find their pages cleared anew: `benchmarks/train.py` shows what it costs.
+    And few products of the past are kept ready, by oneDNN and by torch's layer over it.
 
     Raises: UserError when fewer devices may be used than there are processes.
     """
@@ -77,6 +81,8 @@ def worker_environment(processes: int = 1) -> dict[str, str]:
         "WANDB_DISABLED": "true",
         "MALLOC_MMAP_THRESHOLD_": str(1 << 32),
         "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
+        "ONEDNN_PRIMITIVE_CACHE_CAPACITY": str(KEPT_PRODUCTS),
+        "LRU_CACHE_CAPACITY": str(KEPT_PRODUCTS),
     }
 
 

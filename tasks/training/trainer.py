@@ -7,7 +7,8 @@ from peft import PromptLearningConfig
 from trl import SFTTrainer
 
 from tasks.training import losses, ranks
-from tasks.training.collators import NO_LOSS, NUM_TOKENS, LineCollator
+from tasks.training.batches import LINE_TOKENS
+from tasks.training.collators import NO_LOSS, NUM_TOKENS, LineCollator, line_parts
 from tasks.training.guards import refuse_first_loss, starts_as_base
 from tasks.training.kernels.proof import proved_kernels
 from tasks.training.method_trainer import MethodTrainer
@@ -63,6 +64,20 @@ class AdapterTrainer(MethodTrainer, SFTTrainer):
             # Of all processes, whose gradients are averaged and not summed.
             return (total * self._share.processes / num_items_in_batch).float()
         return (total / (inputs["labels"][:, 1:] != NO_LOSS).sum().clamp(min=1)).float()
+
+    def training_step(
+        self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> Any:
+        """A long line goes through in parts: the loss is a sum, and memory follows the longest part.
+
+        Several processes would wait for each other at every part, of which each has its own number.
+        """
+        if self._kernels is None or num_items_in_batch is None or self._share.processes > 1:
+            return super().training_step(model, inputs, num_items_in_batch)
+        loss = torch.zeros(())
+        for part in line_parts(inputs, LINE_TOKENS):
+            loss += super().training_step(model, part, num_items_in_batch)
+        return loss
 
     def judge_base(self, first_loss: float) -> None:
         """Raises: StageFailed for a base no better than guessing, unless the recipe allows it."""

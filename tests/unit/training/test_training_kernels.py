@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from tasks.training import engine, loading, losses, worker
 from tasks.training.batches import micro_batches_together
-from tasks.training.collators import NO_LOSS, Collator, LineCollator
+from tasks.training.collators import NO_LOSS, Collator, LineCollator, line_parts
 from tasks.training.job import TrainingJob
 from tasks.training.kernels import attention, install, proof
 from tasks.training.kernels.install import Kernels
@@ -101,6 +101,36 @@ def test_a_line_gives_the_loss_and_gradients_of_its_rows(name: str, lengths: lis
     assert found.item() == pytest.approx(expected.item(), rel=1e-6)
     assert functional.cosine_similarity(gradient, wanted, dim=0) >= 0.99999
     assert (gradient - wanted).norm() <= 1e-4 * wanted.norm()
+
+
+@pytest.mark.parametrize(
+    ("lengths", "sizes"),
+    [
+        ([9, 9, 9, 30], [57]),
+        ([64, 5, 18, 200, 19, 17], [59, 64, 200]),
+        # An example is never cut.
+        ([700, 40], [40, 700]),
+        ([20] * 12, [80, 80, 80]),
+    ],
+)
+def test_a_long_line_goes_through_in_parts_with_the_same_loss_and_gradients(
+    lengths: list[int], sizes: list[int]
+) -> None:
+    model = adapted("Phi3")
+    move(model)
+    kernels = Kernels(model, no_autocast)
+    kernels.install(pointwise_too=True)
+    line = LineCollator()(rows(lengths))
+    whole = losses.sum_over_line(kernels, line)
+    parts = list(line_parts(line, 80))
+    assert [part["input_ids"].numel() for part in parts] == sizes
+    assert [int(part["num_tokens"]) for part in parts] == sizes
+    assert sum((part[attention.LENGTHS] for part in parts), ()) == line[attention.LENGTHS]
+    found = sum(losses.sum_over_line(kernels, part) for part in parts)
+    assert found.item() == pytest.approx(whole.item(), rel=1e-6)
+    torch.testing.assert_close(
+        gradients(found, model), gradients(whole, model), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_every_kernel_of_the_default_architecture_is_in_place() -> None:
