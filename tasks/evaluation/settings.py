@@ -105,7 +105,7 @@ class EvaluationSettings(Settings):
     """Load the base in 4 or 8 bits. Needed where the GPU cannot hold it otherwise; answers change a little, for all models alike."""
     bootstrap_samples: int = Field(default=2000, ge=100)
     """Resamples of the paired bootstrap behind every interval."""
-    sample_answers: int = Field(default=12, ge=0)
+    sample_answers: int = Field(default=20, ge=0)
     """Answers shown side by side in the report. 0 also keeps the predictions out of MLflow."""
     stall_minutes: float = Field(default=30, gt=0)
     """Stop an evaluation that reports nothing for this long."""
