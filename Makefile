@@ -8,7 +8,7 @@ PYTEST = $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile --n
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-all torture check lint types imports format ui schema starter lock clean
+.PHONY: help install run test test-long test-all torture check lint types imports format ui schema starter lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,8 +30,11 @@ run: install  ## run the quickstart: data, training, evaluation, a registered ve
 ui: install  ## serve this folder's Prefect (4200) and MLflow (5000) on loopback
 	@$(BIN)/loraline ui
 
-test: install  ## run the tests (a quarter of an hour on two cores)
-	@$(PYTEST) -m "not slow and not torture"
+test: install  ## run the tests (under ten minutes on two cores)
+	@$(PYTEST) -m "not long and not slow and not torture"
+
+test-long: install  ## run what starts whole runs and many processes, and is left out of `make test`
+	@$(PYTEST) -m "long and not slow and not torture"
 
 test-all: install  ## run every test, the slow ones too
 	@$(PYTEST) -m "not torture"

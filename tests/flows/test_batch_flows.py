@@ -12,6 +12,8 @@ import pytest
 from tasks.home import Home
 from tasks.turn import adapter_turn
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _server() -> Iterator[None]:

@@ -17,6 +17,8 @@ import pytest
 from tasks.home import Home
 from tasks.tracking import Tracker
 
+pytestmark = pytest.mark.long
+
 
 def arguments_of(name: str, *training: str) -> list[str]:
     """Of a run under another name, with fields of `training.training_config` set."""

@@ -9,6 +9,8 @@ import pytest
 
 from tasks import stage_report
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _server() -> Iterator[None]:

@@ -16,6 +16,8 @@ import pytest
 from tasks.home import Home
 from tasks.tracking import Tracker
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

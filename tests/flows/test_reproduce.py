@@ -4,6 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+pytestmark = pytest.mark.long
+
 
 def test_a_registered_version_is_made_again_byte_for_byte(
     small: Any, first_run: dict[str, Any]

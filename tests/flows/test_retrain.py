@@ -169,6 +169,7 @@ def test_a_comment_or_a_schedule_changes_nothing(small: Any, first_run: dict[str
     assert again["outcome"] == "skipped", again["reason"]
 
 
+@pytest.mark.long
 def test_another_gate_evaluates_again_and_trains_nothing(
     small: Any, first_run: dict[str, Any]
 ) -> None:
@@ -183,6 +184,7 @@ def test_another_gate_evaluates_again_and_trains_nothing(
     assert "registration" not in refused["stages"]
 
 
+@pytest.mark.long
 def test_one_command_after_a_forced_run_the_same_adapter_is_still_one_version(
     small: Any, first_run: dict[str, Any]
 ) -> None:
@@ -205,6 +207,7 @@ def test_split_names_of_the_source_notebooks_are_refused_with_the_right_ones(sma
     assert "Traceback" not in refused["stderr"]
 
 
+@pytest.mark.long
 def test_another_adapter_is_compared_with_the_champion_on_the_same_rows(
     small: Any, first_run: dict[str, Any]
 ) -> None:
@@ -253,6 +256,7 @@ def test_verify_recomputes_digests_files_and_logits(small: Any, first_run: dict[
     ]
 
 
+@pytest.mark.long
 def test_rows_that_the_champion_was_trained_on_are_not_tested_with(
     small: Any, first_run: dict[str, Any]
 ) -> None:

@@ -13,6 +13,8 @@ import pytest
 
 from tasks.errors import Interrupted, OverBudget, StageFailed
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _server() -> Iterator[None]:

@@ -30,4 +30,6 @@ def test_every_part_of_the_gpu_benchmark_runs_on_a_small_shape() -> None:
         "generated_tokens_per_second",
         "generation_share_of_bandwidth",
     }
-    assert {name: found["values"].get(name, 0) > 0 for name in wanted} == dict.fromkeys(wanted, True)
+    assert {name: found["values"].get(name, 0) > 0 for name in wanted} == dict.fromkeys(
+        wanted, True
+    )

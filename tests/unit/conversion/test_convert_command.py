@@ -10,6 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+pytestmark = pytest.mark.long
+
 BLOCKS = [True, False, True]
 NAME = "transformer.h.0.attn.c_attn"
 

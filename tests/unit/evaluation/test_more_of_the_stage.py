@@ -21,6 +21,8 @@ from tasks.evaluation.settings import EvaluationSettings
 from tasks.home import Home
 from tasks.store import Store
 
+pytestmark = pytest.mark.long
+
 ASKED: dict[str, Any] = {
     "max_new_tokens": 8,
     "batch_size": 4,

@@ -7,6 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+pytestmark = pytest.mark.long
+
 
 def loraline(
     project: Any, *arguments: str | Path, **environment: str

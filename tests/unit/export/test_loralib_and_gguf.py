@@ -14,6 +14,8 @@ from tasks.export.gguf import complete_tokenizer
 from tasks.export.reach import gguf_problems
 from tasks.export.version import read_version
 
+pytestmark = pytest.mark.long
+
 CONVERTER = """\
 #!{python}
 import json, os, sys

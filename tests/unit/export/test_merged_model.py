@@ -15,6 +15,8 @@ from tasks.export.version import ExportedVersion, read_version
 from tasks.home import Home
 from tasks.registration.package import hashes
 
+pytestmark = pytest.mark.long
+
 
 def test_merged_fp32_weights_answer_as_the_adapter_on_its_base(
     project: Any, tmp_path: Path

@@ -12,6 +12,8 @@ from tasks.artifacts import Version
 from tasks.errors import DataError, UserError
 from tasks.registration.prediction import model_uri, read_rows
 
+pytestmark = pytest.mark.long
+
 
 def parsed(command: Any, *arguments: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()

@@ -90,6 +90,7 @@ def _gone(pids: list[int], within: float = 10) -> bool:
     return False
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("limit", "words"),
     [
@@ -113,6 +114,7 @@ def test_time_out_and_stall_end_the_worker_and_every_descendant_within_half_a_mi
     assert _gone(events[0]["pids"])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("end", ["cancelled", "killed by the kernel"])
 def test_no_descendant_outlives_a_worker_that_did_not_end_in_order(
     tmp_path: Path, end: str

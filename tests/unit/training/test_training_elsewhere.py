@@ -22,6 +22,8 @@ from tasks.training.job import TrainingResult
 from tasks.training.mirrored import Mirror
 from tasks.training.settings import TrainingSettings
 
+pytestmark = pytest.mark.long
+
 STEPS = 60
 LONG = {
     "learning_rate": 1e-3,

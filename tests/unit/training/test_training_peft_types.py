@@ -18,6 +18,8 @@ from tasks.training import engine, fields, inspect_worker, worker
 from tasks.training.job import InspectionJob, TrainingJob, TrainingResult
 from tasks.training.settings import TrainingSettings
 
+pytestmark = pytest.mark.long
+
 MakeJob = Callable[..., TrainingJob]
 QUICK = {
     "max_steps": 2,

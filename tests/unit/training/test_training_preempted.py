@@ -16,6 +16,8 @@ from tasks.training import task, work
 from tasks.training.job import TrainingResult
 from tasks.training.settings import TrainingSettings
 
+pytestmark = pytest.mark.long
+
 Train = Callable[..., Adapter]
 STEPS = 150
 

@@ -27,6 +27,8 @@ from tasks.training.job import TrainingJob, TrainingResult
 from tasks.training.settings import TrainingSettings
 from tasks.training.sharing import RowsOrNothing, Share, SharedOrder
 
+pytestmark = pytest.mark.long
+
 Train = Callable[..., Adapter]
 
 

@@ -25,6 +25,8 @@ from tasks.training.job import TrainingJob, TrainingResult
 from tasks.training.settings import TrainingSettings
 from tasks.training.spread import Spread
 
+pytestmark = pytest.mark.long
+
 HERE = Path(__file__).parent
 FILES = sorted((Path(starting.__file__).parent / "accelerate").glob("*.yaml"))
 Job = Callable[..., TrainingJob]

@@ -55,6 +55,7 @@ def started(files: VersionFiles | None, sha256: str = SHA) -> Beginning:
     )
 
 
+@pytest.mark.long
 def test_a_training_goes_on_records_its_start_and_is_found_again_without_it(
     train: Train, tmp_path: Path, settings: TrainingSettings
 ) -> None:

@@ -19,6 +19,8 @@ from tasks.training import adalora, data_start, engine, loading, method_trainer,
 from tasks.training.job import TrainingJob, TrainingResult
 from tasks.training.settings import TrainingSettings
 
+pytestmark = pytest.mark.long
+
 MakeJob = Callable[..., TrainingJob]
 LOUD = {"max_steps": 4, "warmup_steps": 0, "lr_scheduler_type": "constant"}
 # Nothing of ours, and nothing but the untouched base: what any server computes from the adapter.

@@ -17,6 +17,8 @@ from tasks.training import engine, fields, loading, worker
 from tasks.training.job import StartJob, TrainingJob, TrainingResult
 from tasks.training.settings import TrainingSettings
 
+pytestmark = pytest.mark.long
+
 MakeJob = Callable[..., TrainingJob]
 LOUD = {"max_steps": 4, "warmup_steps": 0, "lr_scheduler_type": "constant"}
 QUIET = {"lora_dropout": 0.0}
@@ -216,6 +218,7 @@ def _kinds() -> list[str]:
     return kinds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", _kinds())
 def test_every_type_goes_on_with_its_own_adapter(
     name: str, tmp_path: Path, make_job: MakeJob

@@ -48,6 +48,7 @@ def worker_of(job: Path) -> psutil.Process:
     return max(found, key=lambda process: process.pid)
 
 
+@pytest.mark.long
 def test_interrupted_then_killed_then_finished_gives_the_uninterrupted_adapter(
     train: Train,
     home: Home,
