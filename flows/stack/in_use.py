@@ -78,6 +78,7 @@ def _listener(port: int) -> str:
 
 def _stack_of(process: psutil.Process) -> str | None:
     try:
-        return process.environ().get(STACK)
+        environment: dict[str, str] = process.environ()
     except psutil.Error:
         return None
+    return environment.get(STACK)
