@@ -42,7 +42,8 @@ def retrain(
     Returns an `artifacts.Outcome` as a dictionary. A run that finds nothing to do ends as
     `Completed(name="Skipped")`, and so does a scheduled one whose adapter another run trains just now,
     or which a later one catches up for. One that the gate stops ends as `Completed(name="Refused")`,
-    an interrupted one as `Cancelled`.
+    an interrupted one as `Cancelled`, and one that nobody watches and whose training was killed as
+    `Crashed`: the watchdog starts it once more.
     """
     try:
         with failure_told(recipe):
@@ -65,6 +66,9 @@ def retrain(
         # Somebody wanted it to end: in Prefect that is no failure, and sets off no alarm.
         return Cancelled(message=str(stop), data=stop)
     except Killed as death:
+        if unattended() is None:
+            # Whoever gave the command reads there what happened: for the watchdog that is no crash.
+            raise
         # Nothing of ours is known to be wrong: as when the whole machine dies, the next run goes on.
         return Crashed(message=str(death), data=death)
 

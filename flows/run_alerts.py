@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from prefect.context import FlowRunContext
+from prefect.settings import PREFECT_API_URL
 
 from flows.orderly import NotNow
 from flows.run_names import heading_of
@@ -16,7 +17,7 @@ from flows.stack.alerts import Alert, Alerts, memory_of
 from tasks.errors import Interrupted, Killed, OverBudget
 from tasks.home import home
 from tasks.promotion.task import home_notices
-from tasks.stack import process_lives, read_stack
+from tasks.stack import read_stack
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
@@ -66,9 +67,11 @@ def unattended() -> "FlowRun | None":
 
 
 def _is_watched() -> bool:
-    """Whether a stack of this home runs, and with it the watchdog."""
+    """Whether a stack of this home runs, and with it the watchdog, which sees the runs of its own server."""
     server = read_stack(home()).get("prefect")
-    return server is not None and server.supervised and process_lives(server.pid)
+    if server is None or not server.supervised or server.url != PREFECT_API_URL.value():
+        return False
+    return server.lives
 
 
 def _name(run: "FlowRun", recipe: str) -> str:

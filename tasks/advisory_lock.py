@@ -2,11 +2,23 @@
 
 import hashlib
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from tasks.addresses import without_passwords
 from tasks.errors import ServerAway, StageFailed, UserError
+
+if TYPE_CHECKING:
+    import psycopg
+
+
+_FOR_A_WHILE = (
+    "the database system is",
+    "terminating connection due to administrator command",
+    "too many clients",
+    "remaining connection slots",
+)
+"""With these a server ends a connection that it would have taken otherwise."""
 
 
 class AdvisoryLock:
@@ -101,7 +113,16 @@ class AdvisoryLock:
             self._connection = None
 
 
-def _is_away(error: Exception) -> bool:
-    """Whether nobody answered; what a server says to a login begins with its severity."""
+def _is_away(error: "psycopg.Error") -> bool:
+    """Whether the server is down, starting or full: it then takes the same login a while later.
+
+    A login that is refused has no SQLSTATE in this library; the server's words begin with FATAL.
+    """
+    import psycopg
+
+    if not isinstance(error, psycopg.OperationalError):
+        return False
     said = str(error)
-    return "FATAL" not in said or "the database system is" in said
+    if "FATAL" in said:
+        return any(words in said for words in _FOR_A_WHILE)
+    return "no password supplied" not in said

@@ -30,6 +30,15 @@ class Server:
     """Of the server, or of the supervisor that starts it again when it dies."""
     supervised: bool = False
     """Whether it comes back by itself: a client then waits for it, and looks for no other."""
+    started: int | None = None
+    """`start_ticks` of that process: after a reboot another one may bear its id. None: not known."""
+
+    @property
+    def lives(self) -> bool:
+        """Whether that process has not ended."""
+        now = start_ticks(self.pid)
+        another = now is not None and self.started is not None and now != self.started
+        return not another and process_lives(self.pid)
 
 
 def write_stack(home: Home, servers: dict[ServerName, Server]) -> None:
@@ -45,7 +54,12 @@ def read_stack(home: Home) -> dict[str, Server]:
     try:
         entries = json.loads(home.stack_file.read_text(encoding="utf-8"))
         return {
-            name: Server(str(entry["url"]), int(entry["pid"]), bool(entry.get("supervised", False)))
+            name: Server(
+                str(entry["url"]),
+                int(entry["pid"]),
+                bool(entry.get("supervised", False)),
+                None if entry.get("started") is None else int(entry["started"]),
+            )
             for name, entry in entries.items()
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -59,12 +73,12 @@ def running(home: Home, name: ServerName) -> Server | None:
     answer then: it stays the only one that has the data.
     """
     server = read_stack(home).get(name)
-    if server is None or not process_lives(server.pid):
+    if server is None or not server.lives:
         return None
     deadline = time.monotonic() + (RESTART_SECONDS if server.supervised else 0.0)
     while not answers(server.url + HEALTH_PATHS[name]):
         if time.monotonic() >= deadline:
-            return server if server.supervised and process_lives(server.pid) else None
+            return server if server.supervised and server.lives else None
         time.sleep(0.5)
     return server
 
@@ -92,10 +106,21 @@ def answers(url: str, *, timeout_seconds: float = 5.0) -> bool:
         return False
 
 
+def start_ticks(pid: int) -> int | None:
+    """When a process of this machine began, in the kernel's ticks since it booted; None where unknown."""
+    fields = _stat(pid)
+    return int(fields[19]) if len(fields) > 19 else None
+
+
 def _is_zombie(pid: int) -> bool:
+    return _stat(pid)[:1] == ["Z"]
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat (proc(5)) from the third one, the state, on."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
     except OSError:
-        return False
-    # The state follows the command name, which is in brackets and may itself hold brackets.
-    return text.rpartition(")")[2].split()[:1] == ["Z"]
+        return []
+    # They follow the command name, which is in brackets and may itself hold brackets.
+    return text.rpartition(")")[2].split()

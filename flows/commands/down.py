@@ -14,6 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Return 0, also when nothing ran. Raises: UserError when another command is at work on the stack."""
     from flows.stack.starting import bring_down
+    from flows.stack.state import elsewhere
 
     state = home()
     stopped = bring_down(state, lambda text: print(text, file=sys.stderr))
@@ -26,5 +27,5 @@ def run(args: argparse.Namespace) -> int:
             f"The stack of {state.root} is stopped. Unfinished runs go on after the next `loraline up`."
         )
     else:
-        print(f"No stack of {state.root} was running.")
+        print(f"No stack of {state.root} was running.{elsewhere(state)}")
     return 0

@@ -18,7 +18,8 @@ from flows.signals import stop_signals
 from tasks.addresses import without_passwords
 from tasks.errors import UserError
 from tasks.home import Home, home
-from tasks.stack import Server, process_lives, read_stack, running, write_stack
+from tasks.stack import Server, read_stack, running, write_stack
+from tasks.tracking import Tracker
 
 ADDRESS = "127.0.0.1"
 
@@ -94,6 +95,9 @@ def serving(
         stack.callback(prefect.stop)
         prefect_url = f"http://{ADDRESS}:{prefect_port}/api"
         mlflow_url = f"http://{ADDRESS}:{mlflow_port}"
+        if not (state.mlflow / "mlflow.db").exists():
+            # Whole or not at all, which the server does not know how to do.
+            _ = Tracker(state, f"sqlite:///{state.mlflow / 'mlflow.db'}").client
         # MLflow migrates its database as it starts. A run that opens it directly takes this lock too.
         with FileLock(state.locks / "mlflow-database.lock"):
             mlflow = start_mlflow(state, mlflow_port)
@@ -155,7 +159,7 @@ def start_mlflow(state: Home, port: int) -> ServerProcess:
 def served_by_stack(state: Home) -> str | None:
     """The lines that name the pages of a stack that runs on this home; None without one."""
     servers = read_stack(state)
-    if not any(server.supervised and process_lives(server.pid) for server in servers.values()):
+    if not any(server.supervised and server.lives for server in servers.values()):
         return None
     # With the supervisor alive a server that is just away comes back at the same address.
     shown = {"prefect": "Prefect ", "mlflow": "MLflow  "}

@@ -6,6 +6,8 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
+
 from flows.connection import user_connection
 from flows.signals import stop_signals
 from flows.stack import supervisor
@@ -93,7 +95,12 @@ def wanted_settings(args: argparse.Namespace, state: Home) -> StackSettings:
             chosen[name] = value
     chosen["project"] = Path(chosen["project"]).expanduser().resolve()
     if not chosen["project"].is_dir():
-        raise UserError(f"--project {chosen['project']} is no folder.")
+        if args.project is not None:
+            raise UserError(f"--project {chosen['project']} is no folder.")
+        raise UserError(
+            f"{chosen['project']}, where the stack of {state.root} had its recipes the last time, is no "
+            "folder any more. Say where they are now: loraline up --project DIR."
+        )
     try:
         return StackSettings.model_validate(chosen)
     except ValidationError as error:
@@ -104,18 +111,31 @@ def wanted_settings(args: argparse.Namespace, state: Home) -> StackSettings:
 
 
 def _stay(state: Home) -> int:
-    """Until a signal comes; what systemd or a container waits for."""
+    """Until a signal comes, or `loraline down`; what systemd or a container waits for.
+
+    Raises: StageFailed when the supervisor was killed: whoever waits starts the stack again then.
+    """
     from flows.stack.starting import bring_down
 
     try:
         while (process := supervisor.find(state)) is not None:
-            while process.is_running() and process.status() != "zombie":
+            while _lives(process):
                 time.sleep(0.5)
-        raise StageFailed("The supervisor ended by itself; its parts ended with it.")
     except KeyboardInterrupt:
-        return 0
-    finally:
         bring_down(state, _say)
+        return 0
+    if not state.stack_file.exists():
+        _say("The stack was stopped by `loraline down`.")
+        return 0
+    bring_down(state, _say)
+    raise StageFailed("The supervisor ended by itself; its parts ended with it.")
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _notes() -> list[str]:

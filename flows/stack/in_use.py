@@ -1,10 +1,13 @@
 """Refuse to start where something is in use already: the database, a port; and say by whom."""
 
+import errno
+import shlex
 import socket
 
 import psutil
 
 from flows.server_lock import ServerLock
+from flows.stack.leftovers import STACK
 from flows.stack.settings import StackSettings
 from tasks.errors import UserError
 from tasks.home import Home
@@ -39,13 +42,21 @@ def _refuse_taken(host: str, port: int, option: str) -> None:
             probe.bind((host, port))
         except OSError as error:
             raise UserError(
-                f"Port {port} of {host} cannot be used ({error.strerror}){_listener(port)}. "
-                f"Stop what listens there, or choose another with {option}."
+                f"Port {port} of {host} cannot be used ({error.strerror}){_way_out(error, port, option)}"
             ) from error
 
 
+def _way_out(error: OSError, port: int, option: str) -> str:
+    if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+        return ". The address is none of this machine's: choose another with --host."
+    if error.errno == errno.EACCES:
+        return f". Ports below 1024 are the administrator's: choose another with {option}."
+    return f"{_listener(port)} Or choose another with {option}."
+
+
 def _listener(port: int) -> str:
-    """` by python3 (process 123)`, where the system tells."""
+    """Who listens, where the system tells, and how to end that."""
+    stop = "Stop what listens there."
     try:
         for connection in psutil.net_connections("tcp"):
             if (
@@ -55,7 +66,19 @@ def _listener(port: int) -> str:
             ):
                 process = psutil.Process(connection.pid)
                 command = " ".join(process.cmdline()[:5])
-                return f": process {connection.pid} listens there ({command})"
+                if stack := _stack_of(process):
+                    stop = (
+                        f"It belongs to another stack: loraline down --home {shlex.quote(stack)}."
+                    )
+                return f": process {connection.pid} listens there ({command}). {stop}"
     except (psutil.Error, OSError):
         pass
-    return ""
+    return f". {stop}"
+
+
+def _stack_of(process: psutil.Process) -> str | None:
+    try:
+        environment: dict[str, str] = process.environ()
+    except psutil.Error:
+        return None
+    return environment.get(STACK)

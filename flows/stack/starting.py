@@ -21,7 +21,7 @@ from flows.stack.settings import StackSettings, folder, read_settings, write_set
 from flows.stack.state import StackState, stack_state
 from tasks.errors import StageFailed, UserError
 from tasks.home import Home
-from tasks.stack import Server, write_stack
+from tasks.stack import Server, ServerName, start_ticks, write_stack
 
 HEALTHY_SECONDS = 300.0
 """Longest wait for a new stack: its servers import a lot, on a machine that may be busy."""
@@ -40,9 +40,7 @@ def bring_up(home: Home, wanted: StackSettings, say: Say) -> StackState:
         if supervisor.find(home) is not None:
             settings = _refuse_other(home, wanted)
             say("The stack is already running.")
-            state = _wait_until_healthy(home, say)
-            _deploy(home, settings, say)
-            return state
+            return _ready(home, settings, say)
         _clear(home, say)
         where = databases(home, os.environ)
         refuse_in_use(home, wanted)
@@ -61,11 +59,16 @@ def bring_up(home: Home, wanted: StackSettings, say: Say) -> StackState:
 
 def bring_down(home: Home, say: Say) -> bool:
     """End everything that the stack of this home started; False when there was nothing."""
+    if not home.root.exists() and not leftovers.processes(home):
+        # Nothing was ever started here, and a folder of state would be a surprise.
+        return False
     home.prepare()
     with _alone(home):
         settings = read_settings_or_none(home)
-        if supervisor.find(home) is None and not leftovers.processes(home):
-            home.stack_file.unlink(missing_ok=True)
+        there = supervisor.find(home) is not None or leftovers.processes(home)
+        # First, so that who waits for the stack sees that it was wanted: a killed one leaves the file.
+        home.stack_file.unlink(missing_ok=True)
+        if not there:
             return False
         known: list[Part] = parts(settings) if settings else []
         left = supervisor.stop(home, known)
@@ -86,26 +89,26 @@ def _start(home: Home, settings: StackSettings, where: Databases, say: Say) -> S
     (home.mlflow / "artifacts").mkdir(parents=True, exist_ok=True)
     forget_starts(home)
     (folder(home) / "watchdog.json").unlink(missing_ok=True)
-    process = supervisor.start(home, parts(settings))
+    supervisor.start(home, parts(settings))
     say(f"Waiting until each part is healthy (logs: {home.logs}).")
+    return _ready(home, settings, say)
+
+
+def _ready(home: Home, settings: StackSettings, say: Say) -> StackState:
+    """Wait until it is healthy, name its servers, and deploy; also for one whose `up` was killed half way."""
     state = _wait_until_healthy(home, say)
-    # Named last: a run that reads it may use both at once.
+    assert state.supervisor_pid is not None
+    pid = state.supervisor_pid
+    urls: dict[ServerName, str] = {"prefect": settings.prefect_api, "mlflow": settings.mlflow_url}
+    # Named only now: a run that reads it may use both at once.
     write_stack(
-        home,
-        {
-            "prefect": Server(settings.prefect_api, process.pid, supervised=True),
-            "mlflow": Server(settings.mlflow_url, process.pid, supervised=True),
-        },
+        home, {name: Server(url, pid, True, start_ticks(pid)) for name, url in urls.items()}
     )
-    _deploy(home, settings, say)
-    return state
-
-
-def _deploy(home: Home, settings: StackSettings, say: Say) -> None:
     environ: Mapping[str, str] = client_of_stack(
         home, settings, databases(home, os.environ), os.environ
     )
     apply(home, settings, environ, say)
+    return state
 
 
 @contextmanager
@@ -155,10 +158,15 @@ def _wait_until_healthy(home: Home, say: Say) -> StackState:
     told: set[str] = set()
     # Of a stack that runs for months, only what happens from now on says that a part does not start.
     before = {part.name: part.restarts for part in stack_state(home, os.environ).parts}
+    heard = time.monotonic()
     while True:
         state = stack_state(home, os.environ)
         if state.healthy:
             return state
+        if any(part.state != "UNKNOWN" for part in state.parts):
+            heard = time.monotonic()
+        elif state.running and time.monotonic() - heard > supervisor.START_SECONDS:
+            raise StageFailed(state.message)
         for part in state.parts:
             if part.health == "healthy" and part.name not in told:
                 told.add(part.name)

@@ -1,5 +1,6 @@
 """How the stack is: each part's state, since when, how often it was started again, whether it is well."""
 
+import shlex
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -63,8 +64,13 @@ def stack_state(home: Home, environ: Mapping[str, str]) -> StackState:
     settings = read_settings(home)
     process = supervisor.find(home)
     if settings is None or process is None:
+        message = _not_running(home, settings) if process is None else _without_settings(home)
         return StackState(
-            running=False, healthy=False, home=str(home.root), message=_not_running(home, settings)
+            running=process is not None,
+            healthy=False,
+            home=str(home.root),
+            supervisor_pid=None if process is None else process.pid,
+            message=message,
         )
     told = {info["name"]: info for info in supervisor.infos(home) or []}
     with ThreadPoolExecutor() as pool:
@@ -149,13 +155,28 @@ def _age_seconds(iso: str) -> float:
 
 def _not_running(home: Home, settings: StackSettings | None) -> str:
     if settings is None:
-        return f"No stack was ever started for {home.root}. `loraline up` starts it."
-    if home.stack_file.exists():
-        return (
+        told = f"No stack was ever started for {home.root}. `loraline up` starts it."
+    elif home.stack_file.exists():
+        told = (
             f"The stack of {home.root} was killed, or the machine was started anew. "
             "`loraline up` starts it again; `loraline up --at-boot` lets the system do so."
         )
-    return f"The stack of {home.root} is not running. `loraline up` starts it."
+    else:
+        told = f"The stack of {home.root} is not running. `loraline up` starts it."
+    return told + elsewhere(home)
+
+
+def _without_settings(home: Home) -> str:
+    return (
+        f"A supervisor of {home.root} runs, but its settings are gone: was the folder deleted? "
+        "`loraline down`, then `loraline up`."
+    )
+
+
+def elsewhere(home: Home) -> str:
+    """A sentence on the other stacks of this user: who asks in another folder means one of these."""
+    found = supervisor.others(home)
+    return "".join(f"\nAnother stack is running: --home {shlex.quote(str(it))}" for it in found)
 
 
 def _advice(home: Home, told: Mapping[str, object], states: list[PartState]) -> str:

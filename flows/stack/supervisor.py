@@ -2,6 +2,7 @@
 
 import http.client
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -18,9 +19,12 @@ from flows.stack.parts import Part
 from flows.stack.settings import folder
 from tasks.errors import StageFailed
 from tasks.home import Home
+from tasks.marked import environments
 
 START_SECONDS = 60.0
 """Until the supervisor answers."""
+ANSWER_SECONDS = 5.0
+"""For one answer: one that is stopped (SIGSTOP) takes a connection and never says anything."""
 MARGIN_SECONDS = 20.0
 """What the end of a stack may take beyond its parts' own times."""
 Info = dict[str, Any]
@@ -29,13 +33,19 @@ Info = dict[str, Any]
 
 def find(home: Home) -> psutil.Process | None:
     """The living supervisor of this home. A pid file alone proves nothing: pids are given again."""
-    for process in leftovers.processes(home):
-        try:
-            if "supervisor.supervisord" in process.cmdline():
-                return process
-        except psutil.Error:
-            continue
-    return None
+    return next((it for it in leftovers.processes(home) if _is_supervisor(it)), None)
+
+
+def others(home: Home) -> list[Path]:
+    """The state folders of the other stacks that this user runs on this machine."""
+    return sorted(
+        {
+            Path(environment[leftovers.STACK])
+            for process, environment in environments()
+            if environment.get(leftovers.STACK, str(home.root)) != str(home.root)
+            and _is_supervisor(process)
+        }
+    )
 
 
 def start(home: Home, parts: list[Part]) -> "subprocess.Popen[bytes]":
@@ -43,9 +53,9 @@ def start(home: Home, parts: list[Part]) -> "subprocess.Popen[bytes]":
 
     Raises: StageFailed with the end of its log.
     """
-    socket = socket_file(home)
-    configuration = write_configuration(home, parts, socket)
-    socket.unlink(missing_ok=True)
+    listening = socket_file(home)
+    configuration = write_configuration(home, parts, listening)
+    listening.unlink(missing_ok=True)
     output = folder(home) / "supervisor-start.log"
     with output.open("wb") as stream:
         process = subprocess.Popen(
@@ -84,10 +94,8 @@ def environment(home: Home, environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def infos(home: Home) -> list[Info] | None:
-    """What the supervisor says of each part; None when it does not answer."""
-    from supervisor.xmlrpc import SupervisorTransport
-
-    transport = SupervisorTransport(None, None, f"unix://{socket_file(home)}")
+    """What the supervisor says of each part; None when it does not answer within `ANSWER_SECONDS`."""
+    transport = _UnixTransport(socket_file(home))
     try:
         proxy: Any = xmlrpc.client.ServerProxy("http://localhost", transport)
         return list(proxy.supervisor.getAllProcessInfo())
@@ -120,6 +128,37 @@ def stop(home: Home, parts: list[Part]) -> int:
     (folder(home) / "supervisord.pid").unlink(missing_ok=True)
     home.stack_file.unlink(missing_ok=True)
     return left
+
+
+class _UnixTransport(xmlrpc.client.Transport):
+    """Speaks through a socket file; the supervisor's own transport would wait for ever."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+
+    def make_connection(self, host: Any) -> http.client.HTTPConnection:
+        connection = _UnixConnection("localhost", timeout=ANSWER_SECONDS)
+        connection.path = self._path
+        # Where `close` looks for it.
+        self._connection = host, connection
+        return connection
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    path: Path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self.path))
+
+
+def _is_supervisor(process: psutil.Process) -> bool:
+    try:
+        return "supervisor.supervisord" in process.cmdline()
+    except psutil.Error:
+        return False
 
 
 def _tail(path: Path) -> str:

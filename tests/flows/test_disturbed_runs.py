@@ -68,6 +68,61 @@ def test_a_killed_training_goes_on_from_its_checkpoint(small: Any, tmp_path: Pat
 
 
 @pytest.mark.slow
+def test_a_run_whose_trainer_is_killed_says_so_and_the_same_command_goes_on(small: Any) -> None:
+    """SIGKILL to the training process alone, as the kernel does for lack of memory."""
+    arguments = arguments_of("trainer-killed", "max_steps=120", "save_steps=5")
+    process = start(small, arguments)
+    work = small.folder / ".loraline" / "work"
+    before = set(work.glob("training-*"))
+    try:
+        end = time.monotonic() + 240
+        while not any(
+            list(new.glob("**/checkpoint-*/adapter_model.safetensors"))
+            for new in set(work.glob("training-*")) - before
+        ):
+            assert process.poll() is None, "ended before its trainer could be killed"
+            assert time.monotonic() < end
+            time.sleep(0.2)
+        trainer_of(process).kill()
+        out, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 1, err[-3000:]
+    answer = json.loads(out)
+    assert answer["outcome"] == "failed"
+    assert "ended from outside after step" in answer["reason"]
+    assert "goes on from the checkpoint of step" in answer["reason"]
+    assert "error: The training process was ended from outside" in err
+    database = small.folder / ".loraline" / "prefect" / "prefect.db"
+    with closing(sqlite3.connect(database)) as connection:
+        (state,) = connection.execute(
+            "select state_type from flow_run where id = ?", (answer["prefect_flow_run_id"],)
+        ).fetchone()
+    assert state == "FAILED"
+    client = Tracker(Home(small.folder / ".loraline")).client
+    assert client.get_run(answer["mlflow_run_id"]).info.status == "KILLED"
+    resumed = small.json(*arguments)
+    assert resumed["outcome"] == "registered", resumed["stderr"][-3000:]
+    (result,) = (small.folder / ".loraline" / "store" / "training").glob(
+        f"{resumed['stages']['training']['fingerprint']}/result.json"
+    )
+    assert json.loads(result.read_text())["resumed_from_step"] >= 5
+
+
+def trainer_of(process: "subprocess.Popen[str]") -> psutil.Process:
+    """The process of a run that trains, without the one that only starts it."""
+    return max(
+        (
+            p
+            for p in psutil.Process(process.pid).children(recursive=True)
+            if "tasks.training.worker" in p.cmdline()
+        ),
+        key=lambda p: p.create_time(),
+    )
+
+
+@pytest.mark.slow
 def test_a_preempted_training_is_retried_within_its_run_and_registered(small: Any) -> None:
     """SIGTERM to the training process alone, as a scheduler sends that takes a GPU back."""
     process = start(small, arguments_of("preempted", "max_steps=120", "save_steps=1000"))
@@ -82,15 +137,7 @@ def test_a_preempted_training_is_retried_within_its_run_and_registered(small: An
             time.sleep(0.2)
             new = [log for log in logs.glob("training-*.log") if log not in before]
             steps = sum(log.read_text().count('"event": "step"') for log in new)
-        worker = max(
-            (
-                p
-                for p in psutil.Process(process.pid).children(recursive=True)
-                if "tasks.training.worker" in p.cmdline()
-            ),
-            key=lambda p: p.create_time(),
-        )
-        worker.terminate()
+        trainer_of(process).terminate()
         out, err = process.communicate(timeout=400)
     finally:
         process.kill()

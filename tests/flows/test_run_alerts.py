@@ -1,6 +1,7 @@
 """A retraining tells by itself how it failed, and that it was refused; a command on a terminal does not."""
 
 import json
+import os
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -11,7 +12,9 @@ from uuid import uuid4
 
 import pytest
 
-from tasks.errors import Interrupted, OverBudget, StageFailed
+from tasks.errors import Interrupted, Killed, OverBudget, StageFailed
+from tasks.home import home
+from tasks.stack import Server, write_stack
 
 pytestmark = pytest.mark.long
 
@@ -70,14 +73,15 @@ def of_the_deployment(recipe: Path) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("error", "kinds"),
+    ("error", "kinds", "state_type"),
     [
-        (StageFailed("The disk is full."), ["failed"]),
-        (OverBudget("training.budget.wall_minutes is 5."), ["budget"]),
-        (KeyError("a bug"), ["failed"]),
-        (Interrupted("Somebody stopped it."), []),
+        (StageFailed("The disk is full."), ["failed"], "FAILED"),
+        (OverBudget("training.budget.wall_minutes is 5."), ["budget"], "FAILED"),
+        (Killed("The training process was ended from outside."), ["crashed"], "CRASHED"),
+        (KeyError("a bug"), ["failed"], "FAILED"),
+        (Interrupted("Somebody stopped it."), [], "CANCELLED"),
     ],
-    ids=["failed", "budget", "bug", "interrupted"],
+    ids=["failed", "budget", "killed", "bug", "interrupted"],
 )
 def test_a_run_of_a_deployment_tells_how_it_failed(
     told: list[dict[str, Any]],
@@ -85,17 +89,10 @@ def test_a_run_of_a_deployment_tells_how_it_failed(
     monkeypatch: pytest.MonkeyPatch,
     error: Exception,
     kinds: list[str],
+    state_type: str,
 ) -> None:
-    from flows import retrain
-
-    def fail(*_: Any) -> None:
-        raise error
-
-    monkeypatch.setattr(retrain, "_retrained", fail)
-    recipe = tmp_path / "support.yaml"
-    recipe.write_text("name: helpdesk\n")
-    state = of_the_deployment(recipe)
-    assert state.is_failed() is bool(kinds)
+    state = ended_by(error, tmp_path, monkeypatch)
+    assert state.type == state_type
     assert [it["data"]["kind"] for it in told] == kinds
     for it in told:
         assert it["type"] == "loraline.alert"
@@ -104,6 +101,67 @@ def test_a_run_of_a_deployment_tells_how_it_failed(
         assert str(error.args[0]) in it["data"]["text"]
     outbox = tmp_path / "loraline-home" / "outbox"
     assert not list(outbox.glob("[0-9]*.json"))
+
+
+def ended_by(error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The final state of a run of the deployment that the error stops."""
+    from flows import retrain
+
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(retrain, "_retrained", fail)
+    recipe = tmp_path / "support.yaml"
+    recipe.write_text("name: helpdesk\n")
+    return of_the_deployment(recipe)
+
+
+@pytest.mark.parametrize(
+    ("pid", "supervised", "elsewhere", "error", "kinds"),
+    [
+        (os.getpid(), True, "", Killed("Ended from outside."), []),
+        # What the watchdog has nothing to do about, the run tells itself.
+        (os.getpid(), True, "", StageFailed("The disk is full."), ["failed"]),
+        # Nobody looks on: the stack was killed, it is one of `loraline ui`, or it is not this run's.
+        (2**22 + 1, True, "", Killed("Ended from outside."), ["crashed"]),
+        (os.getpid(), False, "", Killed("Ended from outside."), ["crashed"]),
+        (os.getpid(), True, "/elsewhere", Killed("Ended from outside."), ["crashed"]),
+    ],
+    ids=["watched", "failed", "dead-stack", "ui", "other-server"],
+)
+def test_a_killed_training_is_left_to_a_watchdog_that_looks_on(
+    told: list[dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    pid: int,
+    supervised: bool,
+    elsewhere: str,
+    error: Exception,
+    kinds: list[str],
+) -> None:
+    from prefect.settings import PREFECT_API_URL
+
+    home().prepare()
+    address = f"{PREFECT_API_URL.value()}{elsewhere}"
+    write_stack(home(), {"prefect": Server(address, pid, supervised)})
+    ended_by(error, tmp_path, monkeypatch)
+    assert [it["data"]["kind"] for it in told] == kinds
+
+
+def test_a_killed_training_on_a_terminal_raises_what_happened_and_alarms_nobody(
+    told: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows import retrain
+
+    def fail(*_: Any) -> None:
+        raise Killed("Ended from outside after step 4.")
+
+    monkeypatch.setattr(retrain, "_retrained", fail)
+    with pytest.raises(Killed, match="after step 4"):
+        retrain.retrain(recipe=str(tmp_path / "support.yaml"))
+    # Of a run that crashed the watchdog would tell.
+    assert retrain.retrain(str(tmp_path / "support.yaml"), return_state=True).type == "FAILED"
+    assert told == []
 
 
 def test_who_runs_it_on_a_terminal_is_not_told_by_an_alert(
@@ -133,7 +191,7 @@ def test_a_verdict_is_told_once_however_often_it_is_read_again(
     from flows import run_alerts
 
     here = SimpleNamespace(id=uuid4(), name="small · nightly", deployment_id=uuid4())
-    monkeypatch.setattr(run_alerts, "_unattended", lambda: here)
+    monkeypatch.setattr(run_alerts, "unattended", lambda: here)
     run: Any = SimpleNamespace(
         name="small · 60 rows · nightly",
         recipe=SimpleNamespace(name="small"),

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
-from flows.stack import leftovers
+from flows.stack import leftovers, supervisor
 from tasks.stack import running
 from tests.running_stack import AGAIN, Stack, running_stack, until
 
@@ -63,6 +63,19 @@ def test_a_killed_part_is_started_again_and_counted(stack: Stack, name: str) -> 
     until(lambda: stack.part(name)["restarts"] == before["restarts"] + 1)
     until(lambda: stack.status()["healthy"])
     assert stack.part(name)["pid"] != before["pid"]
+
+
+def test_a_supervisor_that_hangs_is_told_by_a_status_that_does_not(stack: Stack) -> None:
+    pid = stack.status()["supervisor_pid"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        found = stack.status()
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert found["running"] is True
+    assert found["healthy"] is False
+    assert "lives and does not answer" in found["message"]
+    until(lambda: stack.status()["healthy"])
 
 
 def test_a_killed_supervisor_takes_its_parts_along_and_up_starts_them_again(stack: Stack) -> None:
@@ -182,22 +195,45 @@ def test_a_backup_put_back_brings_runs_versions_and_schedules_back(stack: Stack)
     assert stack.api.flow_runs({"state": {"type": {"any_": ["SCHEDULED"]}}})
 
 
-def test_in_the_foreground_it_stays_until_it_is_told_to_end(stack: Stack) -> None:
+def test_a_start_that_was_killed_half_way_is_finished_by_the_next_one(stack: Stack) -> None:
     stack.cli("down")
-    process = subprocess.Popen(
-        [str(stack.cli.python), "-P", "-m", "flows.cli", "up", "--foreground", *stack.ports],
+    with starting(stack) as process:
+        until(lambda: supervisor.find(stack.home), 120)
+        process.kill()
+    assert not stack.home.stack_file.exists()
+    assert stack.up()["healthy"] is True
+    # Who reads this file would wait for ever without it, since the database is in use.
+    server = running(stack.home, "prefect")
+    assert server is not None
+    assert server.supervised
+    assert server.lives
+
+
+@pytest.mark.parametrize("by", ["SIGTERM", "down"])
+def test_in_the_foreground_it_stays_until_it_is_told_to_end(stack: Stack, by: str) -> None:
+    stack.cli("down")
+    with starting(stack, "--foreground") as process:
+        assert process.stdout is not None
+        # Its addresses are printed when everything is healthy.
+        lines = [process.stdout.readline(), process.stdout.readline()]
+        assert [line.split()[0] for line in lines] == ["Prefect", "MLflow"]
+        assert stack.status()["healthy"] is True
+        if by == "SIGTERM":
+            process.send_signal(signal.SIGTERM)
+        else:
+            stack.cli("down")
+        # Any other code would let systemd start it again.
+        assert process.wait(timeout=180) == 0
+    assert not leftovers.processes(stack.home)
+
+
+def starting(stack: Stack, *options: str) -> "subprocess.Popen[str]":
+    """`loraline up`, under way."""
+    return subprocess.Popen(
+        [str(stack.cli.python), "-P", "-m", "flows.cli", "up", *options, *stack.ports],
         cwd=stack.cli.folder,
         env=stack.cli.environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
     )
-    with process:
-        assert process.stdout is not None
-        # Its addresses are printed when everything is healthy.
-        lines = [process.stdout.readline(), process.stdout.readline()]
-        assert [line.split()[0] for line in lines] == ["Prefect", "MLflow"]
-        assert stack.status()["healthy"] is True
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=180) == 0
-    assert not leftovers.processes(stack.home)

@@ -129,6 +129,33 @@ def test_a_login_that_the_database_refuses_is_no_outage(
     assert not isinstance(caught.value, ServerAway)
 
 
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        ("connection failed: FATAL:  sorry, too many clients already", ServerAway),
+        ("connection failed: FATAL:  the database system is starting up", ServerAway),
+        ("server closed the connection unexpectedly", ServerAway),
+        ('connection failed: FATAL:  password authentication failed for user "u"', StageFailed),
+        ("connection failed: fe_sendauth: no password supplied", StageFailed),
+    ],
+)
+def test_only_what_passes_by_itself_is_an_outage(
+    own_tracker: Tracker, monkeypatch: pytest.MonkeyPatch, said: str, kind: type[StageFailed]
+) -> None:
+    import psycopg
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise psycopg.OperationalError(said)
+
+    monkeypatch.setattr(psycopg, "connect", fail)
+    with (
+        pytest.raises(kind) as caught,
+        promoting(own_tracker, "a", environ={LOCK_DATABASE: "postgresql://u@127.0.0.1:9/d"}),
+    ):
+        pass
+    assert type(caught.value) is kind
+
+
 def test_several_machines_without_postgresql_are_refused_with_the_reason(tmp_path: Path) -> None:
     tracker = Tracker(Home(tmp_path), uri="https://u:geheim@mlflow.example.org")
     with (

@@ -1,10 +1,13 @@
 """What keeps a stack from starting is told with the way out; what a killed one left is ended."""
 
+import errno
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +18,13 @@ from filelock import FileLock
 from flows.cli import main
 from flows.server_lock import ServerLock
 from flows.stack import leftovers
+from flows.stack.configuration import socket_file
 from flows.stack.settings import StackSettings, write_settings
 from flows.stack.starting import bring_down, bring_up
 from flows.stack.state import stack_state
-from tasks.errors import UserError
+from tasks.errors import StageFailed, UserError
 from tasks.home import Home
-from tasks.stack import Server, read_stack, running, write_stack
+from tasks.stack import Server, read_stack, running, start_ticks, write_stack
 
 
 def quiet(_: str) -> None:
@@ -54,6 +58,58 @@ def test_a_port_in_use_is_told_with_who_listens(state: Home, settings: StackSett
             bring_up(state, settings, quiet)
     assert f"process {os.getpid()}" in str(refused.value)
     assert not state.stack_file.exists()
+
+
+def test_a_port_of_another_stack_is_told_with_what_ends_that(
+    state: Home, settings: StackSettings
+) -> None:
+    script = (
+        "import socket, sys, time; it = socket.socket(); it.bind(('127.0.0.1', int(sys.argv[1]))); "
+        "it.listen(); print(1, flush=True); time.sleep(600)"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", script, str(settings.prefect_port)],
+        env={**os.environ, leftovers.STACK: "/srv/other one/.loraline"},
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(UserError) as refused:
+            bring_up(state, settings, quiet)
+    finally:
+        other.kill()
+        other.communicate()
+    assert "loraline down --home '/srv/other one/.loraline'" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "way_out"),
+    [
+        (OSError(errno.EACCES, "Permission denied"), "--mlflow-port"),
+        (OSError(errno.EADDRNOTAVAIL, "Cannot assign requested address"), "--host"),
+        (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), "--host"),
+    ],
+    ids=["privileged", "not-ours", "no-such-name"],
+)
+def test_an_address_that_cannot_be_used_is_told_with_the_way_out_that_helps(
+    state: Home,
+    settings: StackSettings,
+    monkeypatch: pytest.MonkeyPatch,
+    error: OSError,
+    way_out: str,
+) -> None:
+    class Refused(socket.socket):
+        def bind(self, address: Any) -> None:
+            if address[1] == settings.mlflow_port:
+                raise error
+            super().bind(address)
+
+    monkeypatch.setattr("flows.stack.in_use.socket.socket", Refused)
+    with pytest.raises(UserError, match=way_out) as refused:
+        bring_up(state, settings, quiet)
+    # Nobody listens there, so there is nothing to stop.
+    assert "Stop what" not in str(refused.value)
 
 
 def test_one_port_for_both_servers_is_refused(state: Home, tmp_path: Path) -> None:
@@ -131,11 +187,56 @@ def test_status_of_no_stack_says_what_to_do_and_ends_with_one(
     assert "was killed" in stack_state(state, {}).message
 
 
-def test_down_without_a_stack_is_no_mistake(
-    state: Home, capsys: pytest.CaptureFixture[str]
+def test_down_without_a_stack_is_no_mistake_and_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setenv("LORALINE_HOME", str(tmp_path / "none"))
     assert main(["down"]) == 0
     assert "No stack" in capsys.readouterr().out
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("command", ["status", "down"])
+def test_who_asks_in_another_folder_is_told_where_the_stack_is(
+    state: Home, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    # As the supervisor's command line and environment look.
+    script = "print(1, flush=True); import time; time.sleep(600)"
+    other = subprocess.Popen(
+        [sys.executable, "-c", script, "supervisor.supervisord"],
+        env={**os.environ, leftovers.STACK: "/srv/other one/.loraline"},
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert other.stdout is not None
+        other.stdout.readline()
+        main([command])
+    finally:
+        other.kill()
+        other.communicate()
+    assert "--home '/srv/other one/.loraline'" in capsys.readouterr().out
+
+
+def test_a_stack_whose_folder_was_deleted_is_told_and_can_be_stopped(
+    state: Home, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = "print(1, flush=True); import time; time.sleep(600)"
+    orphan = subprocess.Popen(
+        [sys.executable, "-c", script, "supervisor.supervisord"],
+        env={**os.environ, leftovers.STACK: str(state.root)},
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert orphan.stdout is not None
+        orphan.stdout.readline()
+        shutil.rmtree(state.root)
+        assert main(["status"]) == 1
+        assert "was the folder deleted?" in capsys.readouterr().out
+        assert main(["down"]) == 0
+        assert orphan.poll() is not None
+    finally:
+        orphan.kill()
+        orphan.communicate()
 
 
 def test_an_open_address_is_refused_before_anything_is_written(
@@ -163,6 +264,9 @@ def test_the_settings_of_the_last_stack_are_kept_unless_options_change_them(
     assert changed == settings.model_copy(update={"trainings": 2})
     with pytest.raises(UserError, match="--prefect-port"):
         wanted_settings(parser.parse_args(["--prefect-port", "70000"]), state)
+    write_settings(state, settings.model_copy(update={"project": settings.project / "moved"}))
+    with pytest.raises(UserError, match=r"moved, where the stack .* --project DIR"):
+        wanted_settings(parser.parse_args([]), state)
 
 
 def test_a_client_stays_with_a_supervised_server_that_is_being_restarted(
@@ -175,3 +279,90 @@ def test_a_client_stays_with_a_supervised_server_that_is_being_restarted(
         write_stack(state, {"prefect": server})
         assert read_stack(state)["prefect"] == server
         assert running(state, "prefect") == (server if supervised else None)
+
+
+def test_after_a_reboot_another_process_is_not_taken_for_the_supervisor(
+    state: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its id is given again; who took it for the supervisor would wait for servers that nobody starts."""
+    monkeypatch.setattr("tasks.stack.RESTART_SECONDS", 1.0)
+    url = f"http://127.0.0.1:{free_port()}/api"
+    ticks = start_ticks(os.getpid())
+    assert ticks is not None
+    assert start_ticks(2**22 + 1) is None
+    for started, found in ((ticks, True), (ticks - 1, False), (None, True)):
+        server = Server(url, os.getpid(), True, started)
+        write_stack(state, {"prefect": server})
+        assert read_stack(state)["prefect"] == server
+        assert (running(state, "prefect") is not None) is found
+
+
+@pytest.mark.parametrize("ended_by", ["down", "kill"])
+def test_in_the_foreground_down_is_no_failure_and_a_killed_supervisor_is_one(
+    state: Home, monkeypatch: pytest.MonkeyPatch, ended_by: str
+) -> None:
+    """A service manager starts again what failed, and must not start what a person stopped."""
+    from flows.commands import up
+    from flows.stack import supervisor
+
+    script = "import time; time.sleep(600)"
+    process = subprocess.Popen([sys.executable, "-c", script])
+    monkeypatch.setattr(
+        supervisor,
+        "find",
+        lambda _: psutil.Process(process.pid) if process.poll() is None else None,
+    )
+    write_stack(state, {"prefect": Server("http://127.0.0.1:9/api", process.pid, True)})
+    ends = bring_down if ended_by == "down" else lambda *_: process.kill()
+    later = threading.Timer(1.0, ends, (state, quiet))
+    later.start()
+    try:
+        if ended_by == "down":
+            assert up._stay(state) == 0
+        else:
+            with pytest.raises(StageFailed, match="ended by itself"):
+                up._stay(state)
+            assert not state.stack_file.exists()
+    finally:
+        later.join()
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.enable_socket
+def test_a_supervisor_that_does_not_answer_is_told_and_not_waited_for(
+    state: Home, settings: StackSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.stack import supervisor
+
+    monkeypatch.setattr(supervisor, "START_SECONDS", 1.0)
+    monkeypatch.setattr(supervisor, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(supervisor, "find", lambda _: psutil.Process())
+    write_settings(state, settings)
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(socket_file(state)))
+        silent.listen(64)
+        with pytest.raises(StageFailed, match="lives and does not answer"):
+            bring_up(state, settings, quiet)
+    # Where the path is too long for one it lies elsewhere.
+    socket_file(state).unlink()
+
+
+def test_a_second_up_names_the_servers_of_a_stack_whose_first_one_was_killed(
+    state: Home, settings: StackSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.stack import starting, supervisor
+    from flows.stack.state import StackState
+
+    me = psutil.Process()
+    monkeypatch.setattr(supervisor, "find", lambda _: me)
+    healthy = StackState(running=True, healthy=True, home=str(state.root), supervisor_pid=me.pid)
+    monkeypatch.setattr(starting, "stack_state", lambda *_: healthy)
+    monkeypatch.setattr(starting, "apply", lambda *_: None)
+    write_settings(state, settings)
+    bring_up(state, settings, quiet)
+    named = read_stack(state)
+    assert named["prefect"] == Server(
+        settings.prefect_api, me.pid, supervised=True, started=start_ticks(me.pid)
+    )
+    assert named["mlflow"].url == settings.mlflow_url

@@ -212,6 +212,31 @@ def test_four_first_clients_at_once_find_one_whole_database(tmp_path: Path) -> N
     assert len(client.search_runs([experiment.experiment_id])) == 4
 
 
+def test_a_first_client_that_is_killed_half_way_leaves_nothing_in_the_way(tmp_path: Path) -> None:
+    """MLflow's first tables are no transaction: it would refuse ever after what it had begun."""
+    home = Home(tmp_path / "home")
+    script = (
+        "import sys; from pathlib import Path; from tasks.home import Home\n"
+        "from tasks.tracking import Tracker\n"
+        "Tracker(Home(Path(sys.argv[1]))).client\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(home.root)],
+        cwd=ROOT,
+        env={**os.environ, **home.environment()},
+    )
+    try:
+        # The first of its tables are there, and by far not the last.
+        while not any(p.stat().st_size > 80_000 for p in home.mlflow.rglob("mlflow.db")):
+            assert process.poll() is None, "ended before it could be killed"
+            time.sleep(0.002)
+    finally:
+        process.kill()
+        process.wait()
+    assert Tracker(home).open_run("e", "r", tags={}, params={})
+    assert not (home.mlflow / "begun").exists()
+
+
 def test_importing_the_module_does_not_import_mlflow() -> None:
     code = "import sys, tasks.tracking, tasks.registry; print('mlflow' in sys.modules)"
     done = subprocess.run(

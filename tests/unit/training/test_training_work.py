@@ -13,7 +13,7 @@ import pytest
 from tasks import launch
 from tasks.artifacts import Adapter, Tokens
 from tasks.base import Base
-from tasks.errors import Interrupted, StageFailed, UserError, WorkerFailed
+from tasks.errors import Interrupted, Killed, StageFailed, UserError, WorkerFailed
 from tasks.home import Home
 from tasks.store import Store
 from tasks.training import starting, work
@@ -80,7 +80,7 @@ def test_interrupted_then_killed_then_finished_gives_the_uninterrupted_adapter(
 
     # SIGKILL: nothing more is written; the message says what is known.
     later = kept + 25
-    with pytest.raises(WorkerFailed) as killed:
+    with pytest.raises(Killed) as killed:
         train(
             settings=long,
             on_event=at(later, lambda: worker_of(working / "job.json").kill()),
@@ -181,6 +181,7 @@ def test_a_crash_with_a_traceback_is_not_called_a_kill(
     monkeypatch.setattr(launch, "run", crashes)
     with pytest.raises(WorkerFailed) as failure:
         train()
+    assert not isinstance(failure.value, Killed)
     assert "RuntimeError: boom" in str(failure.value)
     assert "ended from outside" not in str(failure.value)
     assert "starts training again" in str(failure.value)
