@@ -104,18 +104,27 @@ def wanted_settings(args: argparse.Namespace, state: Home) -> StackSettings:
 
 
 def _stay(state: Home) -> int:
-    """Until a signal comes; what systemd or a container waits for."""
-    from flows.stack.starting import bring_down
+    """Until a signal or `loraline down` comes; what systemd or a container waits for.
 
+    Raises: StageFailed when the supervisor died, so that systemd starts the stack again.
+    """
+    from flows.stack.starting import bring_down, was_brought_down
+
+    brought_down = False
     try:
         while (process := supervisor.find(state)) is not None:
             while process.is_running() and process.status() != "zombie":
                 time.sleep(0.5)
-        raise StageFailed("The supervisor ended by itself; its parts ended with it.")
+            brought_down = was_brought_down(state)
     except KeyboardInterrupt:
-        return 0
-    finally:
         bring_down(state, _say)
+        return 0
+    if brought_down:
+        # Somebody wanted it: whoever keeps this command alive must not begin anew.
+        _say("The stack was stopped by `loraline down`.")
+        return 0
+    bring_down(state, _say)
+    raise StageFailed("The supervisor ended by itself; its parts ended with it.")
 
 
 def _notes() -> list[str]:

@@ -25,6 +25,8 @@ from tasks.stack import Server, write_stack
 
 HEALTHY_SECONDS = 300.0
 """Longest wait for a new stack: its servers import a lot, on a machine that may be busy."""
+AT_WORK_SECONDS = 600.0
+"""Longest wait for another `loraline up` or `loraline down`, where one stays to see what it comes to."""
 Say = Callable[[str], None]
 
 
@@ -74,6 +76,16 @@ def bring_down(home: Home, say: Say) -> bool:
         return True
 
 
+def was_brought_down(home: Home) -> bool:
+    """Whether somebody stopped the stack on purpose; waits while one is at work on it.
+
+    Of a stack that died, the file that names its servers is still there.
+    Raises: UserError when that somebody takes too long.
+    """
+    with _alone(home, AT_WORK_SECONDS):
+        return not home.stack_file.exists()
+
+
 def read_settings_or_none(home: Home) -> StackSettings | None:
     """As `read_settings`; a damaged file must not keep a stack from being stopped."""
     try:
@@ -109,9 +121,9 @@ def _deploy(home: Home, settings: StackSettings, say: Say) -> None:
 
 
 @contextmanager
-def _alone(home: Home) -> Iterator[None]:
+def _alone(home: Home, patience_seconds: float = 5.0) -> Iterator[None]:
     try:
-        with FileLock(home.locks / "stack.lock", timeout=5):
+        with FileLock(home.locks / "stack.lock", timeout=patience_seconds):
             yield
     except Timeout as error:
         raise UserError(

@@ -182,8 +182,8 @@ def test_a_backup_put_back_brings_runs_versions_and_schedules_back(stack: Stack)
     assert stack.api.flow_runs({"state": {"type": {"any_": ["SCHEDULED"]}}})
 
 
-def test_in_the_foreground_it_stays_until_it_is_told_to_end(stack: Stack) -> None:
-    stack.cli("down")
+def in_the_foreground(stack: Stack) -> "subprocess.Popen[str]":
+    """`loraline up --foreground`, healthy."""
     process = subprocess.Popen(
         [str(stack.cli.python), "-P", "-m", "flows.cli", "up", "--foreground", *stack.ports],
         cwd=stack.cli.folder,
@@ -192,12 +192,29 @@ def test_in_the_foreground_it_stays_until_it_is_told_to_end(stack: Stack) -> Non
         stderr=subprocess.DEVNULL,
         text=True,
     )
-    with process:
-        assert process.stdout is not None
-        # Its addresses are printed when everything is healthy.
-        lines = [process.stdout.readline(), process.stdout.readline()]
-        assert [line.split()[0] for line in lines] == ["Prefect", "MLflow"]
+    assert process.stdout is not None
+    # Its addresses are printed when everything is healthy.
+    lines = [process.stdout.readline(), process.stdout.readline()]
+    assert [line.split()[0] for line in lines] == ["Prefect", "MLflow"]
+    return process
+
+
+def test_in_the_foreground_it_stays_until_it_is_told_to_end(stack: Stack) -> None:
+    stack.cli("down")
+    with in_the_foreground(stack) as process:
         assert stack.status()["healthy"] is True
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=180) == 0
+    assert not leftovers.processes(stack.home)
+
+
+def test_what_keeps_it_in_the_foreground_alive_sees_a_death_and_not_a_down(stack: Stack) -> None:
+    """systemd starts it again after a failure: `loraline down` must be none."""
+    stack.cli("down")
+    with in_the_foreground(stack) as process:
+        stack.cli("down")
+        assert process.wait(timeout=60) == 0
+    with in_the_foreground(stack) as process:
+        os.kill(stack.status()["supervisor_pid"], signal.SIGKILL)
+        assert process.wait(timeout=180) == 1
     assert not leftovers.processes(stack.home)
