@@ -19,7 +19,7 @@ from tests.running_stack import Stack, running_stack
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
 PROGRAMS = (
-    *("loraline", "pg_dump", "pg_restore", "tar", "pip", "ssh", "export", "set", "curl"),
+    *("loraline", "pg_dump", "pg_restore", "psql", "tar", "pip", "ssh", "export", "set", "curl"),
     *("systemctl", "journalctl", "sudo", "git", "make"),
 )
 KEPT = "set -a; . .loraline/stack/environment; set +a; loraline up"
@@ -60,6 +60,7 @@ ELSEWHERE = {
         "test_a_whole_stack_keeps_its_data_in_postgresql"
     ),
     "pg_dump": "test_the_documented_backup_of_both_databases_can_be_put_back",
+    "psql": "test_the_documented_backup_of_both_databases_can_be_put_back",
     "pg_restore": "test_the_documented_backup_of_both_databases_can_be_put_back",
     # A mention in a sentence, without its argument.
     "loraline run": "test_everything_passes_with_the_network_unreachable",
