@@ -7,15 +7,18 @@ import json
 
 import pytest
 
-from tests.browser.conftest import TRAINING, Stack, until
+from tests.browser.conftest import TRAINING, WatchedStack
 from tests.browser.mlflow_pages import MlflowPages
 from tests.browser.prefect_pages import PrefectPages
+from tests.running_stack import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 STAGES = ("verdict", "dataset", "tokenization", "training", "evaluation", "registration")
 
 
-def test_a_run_is_started_in_the_form_watched_and_read(stack: Stack, prefect: PrefectPages) -> None:
+def test_a_run_is_started_in_the_form_watched_and_read(
+    stack: WatchedStack, prefect: PrefectPages
+) -> None:
     page = prefect.page
     prefect.open_deployments()
     page.picture("prefect-deployments")
@@ -36,7 +39,7 @@ def test_a_run_is_started_in_the_form_watched_and_read(stack: Stack, prefect: Pr
     page.wait_for("step 6 of 6")
     page.picture("prefect-training")
     page.rest()
-    stack.ended(run)
+    stack.end_of(run)
     prefect.open_run(run)
     prefect.state("Completed")
     given = stack.api.ask("GET", f"/flow_runs/{run}")["parameters"]
@@ -78,7 +81,7 @@ def test_a_run_is_started_in_the_form_watched_and_read(stack: Stack, prefect: Pr
 
 
 def test_a_schedule_is_paused_with_its_switch_and_stays_paused(
-    stack: Stack, prefect: PrefectPages
+    stack: WatchedStack, prefect: PrefectPages
 ) -> None:
     def paused() -> dict[str, bool]:
         rows = stack.cli.json("schedules")["schedules"]
@@ -104,7 +107,7 @@ def test_a_schedule_is_paused_with_its_switch_and_stays_paused(
 
 
 def test_a_person_approves_beside_the_verdict_and_is_remembered(
-    stack: Stack, prefect: PrefectPages, mlflow: MlflowPages
+    stack: WatchedStack, prefect: PrefectPages, mlflow: MlflowPages
 ) -> None:
     page = prefect.page
     assert stack.retrain("reviewed")["name"] == "Completed"
@@ -122,7 +125,7 @@ def test_a_person_approves_beside_the_verdict_and_is_remembered(
     page.press("Submit")
 
     page.rest()
-    stack.ended(form)
+    stack.end_of(form)
     prefect.open_run(form)
     prefect.state("Promoted")
     page.picture("approval-promoted")
@@ -137,7 +140,7 @@ def test_a_person_approves_beside_the_verdict_and_is_remembered(
 
 
 def test_an_alias_set_in_mlflow_is_found_and_stands_in_the_log(
-    stack: Stack, prefect: PrefectPages, mlflow: MlflowPages
+    stack: WatchedStack, prefect: PrefectPages, mlflow: MlflowPages
 ) -> None:
     page = mlflow.page
     client = stack.tracker.client
@@ -171,7 +174,9 @@ def test_an_alias_set_in_mlflow_is_found_and_stands_in_the_log(
     page.picture("mlflow-promotion")
 
 
-def test_a_refusal_is_seen_with_the_table_of_its_rules(stack: Stack, prefect: PrefectPages) -> None:
+def test_a_refusal_is_seen_with_the_table_of_its_rules(
+    stack: WatchedStack, prefect: PrefectPages
+) -> None:
     page = prefect.page
     prefect.open_deployment("retrain")
     prefect.open_form()
@@ -180,7 +185,7 @@ def test_a_refusal_is_seen_with_the_table_of_its_rules(stack: Stack, prefect: Pr
     prefect.submit()
     page.rest()
     run = stack.run_because("to be refused")
-    stack.ended(run)
+    stack.end_of(run)
     prefect.open_run(run)
     prefect.state("Refused")
     artifacts = prefect.artifacts("loraline-evaluation")

@@ -1,5 +1,6 @@
 """Every command of `docs/operations.md` is one that works: the page is read, and what it says is typed."""
 
+import json
 import os
 import re
 import shutil
@@ -17,7 +18,11 @@ from tests.running_stack import Stack, running_stack
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
-PROGRAMS = ("loraline", "pg_dump", "pg_restore", "tar", "pip", "ssh", "export", "systemctl", "curl")
+PROGRAMS = (
+    *("loraline", "pg_dump", "pg_restore", "psql", "tar", "pip", "ssh", "export", "set", "curl"),
+    *("systemctl", "journalctl", "sudo", "git", "make"),
+)
+KEPT = "set -a; . .loraline/stack/environment; set +a; loraline up"
 STORY = [
     "loraline up",
     "loraline status",
@@ -37,7 +42,7 @@ STORY = [
     "loraline down",
     "# move the folder away",
     "tar -xzf loraline-backup.tgz",
-    "loraline up",
+    KEPT,
     "loraline status",
     "loraline schedules",
     "loraline down",
@@ -45,20 +50,38 @@ STORY = [
 """What an operator types, in this order, in a folder with one scheduled recipe."""
 ELSEWHERE = {
     "loraline up --at-boot": "test_the_unit_is_written_enabled_and_one_that_systemd_accepts",
+    "loraline rollback NAME --reason 'what is wrong'": (
+        "test_a_person_promotes_goes_back_and_the_log_says_so"
+    ),
+    "curl": "test_with_passwords_both_servers_may_listen_to_others_and_ask_them",
     "loraline up --foreground": "test_in_the_foreground_it_stays_until_it_is_told_to_end",
     "pip install 'mlflow[auth]'": "test_with_passwords_both_servers_may_listen_to_others_and_ask_them",
     "export LORALINE_POSTGRES=postgresql://user:password@host:5432": (
         "test_a_whole_stack_keeps_its_data_in_postgresql"
     ),
     "pg_dump": "test_the_documented_backup_of_both_databases_can_be_put_back",
+    "psql": "test_the_documented_backup_of_both_databases_can_be_put_back",
     "pg_restore": "test_the_documented_backup_of_both_databases_can_be_put_back",
     # A mention in a sentence, without its argument.
     "loraline run": "test_everything_passes_with_the_network_unreachable",
     "loraline ui": "test_cli_servers",
+    "loraline versions": "test_with_passwords_both_servers_may_listen_to_others_and_ask_them",
 }
 """Command or program -> the test that runs it."""
 NOT_HERE = {
-    "ssh -L 4200:127.0.0.1:4200 -L 5000:127.0.0.1:5000 the-machine": "needs a second machine"
+    "ssh -L 4200:127.0.0.1:4200 -L 5000:127.0.0.1:5000 the-machine": "needs a second machine",
+    **dict.fromkeys(
+        (
+            "systemctl --user start loraline.service",
+            "systemctl --user restart loraline.service",
+            "journalctl --user --unit loraline.service --lines 50",
+            "sudo loginctl enable-linger USER",
+        ),
+        # What the unit starts is `loraline up --foreground`, whose ends have tests.
+        "needs a systemd that runs for this user",
+    ),
+    "git pull": "needs a newer version",
+    "make install": "begins each checkout in which these tests run",
 }
 slow = pytest.mark.slow
 
@@ -115,6 +138,9 @@ def stack(small: Any) -> Iterator[Stack]:
     recipe.write_text(text.replace("name: small", "name: support") + schedule[1])
     with running_stack(small) as found:
         small("down")
+        environment = found.home.root / "stack" / "environment"
+        environment.write_text("LORALINE_WEBHOOK_SECRET='kept in a file'\n")
+        environment.chmod(0o600)
         yield found
 
 
@@ -143,6 +169,9 @@ def test_what_the_page_says_works_as_it_stands_there(stack: Stack, shell: Path) 
         assert done.returncode == 0, said
         if command == "loraline schedules":
             assert "support" in done.stdout, said
+        if command == KEPT:
+            mine = [it.environ() for it in leftovers.processes(stack.home)]
+            assert any(it.get("LORALINE_WEBHOOK_SECRET") == "kept in a file" for it in mine)
     assert not leftovers.processes(stack.home)
     assert not (stack.cli.folder / "user-home" / ".prefect").exists()
 
@@ -190,10 +219,11 @@ def own_network() -> str:
     return ""
 
 
-SECURED = """
+(CURL,) = re.findall(r"^curl .*$", PAGE, re.MULTILINE)
+SECURED = f"""
 set -e
 ip link set lo up
-status() { curl -s -o /dev/null -w '%{http_code}' "$@"; }
+status() {{ curl -s -o /dev/null -w '%{{http_code}}' "$@"; }}
 loraline up --host 0.0.0.0
 loraline status
 test "$(status -X POST http://127.0.0.1:4200/api/flows/filter)" = 401
@@ -202,6 +232,18 @@ test "$(status http://127.0.0.1:5000/api/2.0/mlflow/experiments/search?max_resul
 export PREFECT_API_URL=http://127.0.0.1:4200/api PREFECT_API_AUTH_STRING=$PREFECT_SERVER_API_AUTH_STRING
 python -m prefect deployment run retrain/retrain --watch --param "recipe=$PWD/recipes/secured.yaml"
 unset PREFECT_API_URL PREFECT_API_AUTH_STRING
+loraline versions secured
+# A new password for each.
+mlflow_api=http://127.0.0.1:5000/api/2.0/mlflow/experiments/search?max_results=1
+{CURL}
+loraline down
+before=$MLFLOW_TRACKING_PASSWORD
+export MLFLOW_TRACKING_PASSWORD=geheim-rotated-mlflow PREFECT_SERVER_API_AUTH_STRING=operator:geheim-rotated
+loraline up
+test "$(status --user "admin:$before" $mlflow_api)" = 401
+test "$(status --user "admin:$MLFLOW_TRACKING_PASSWORD" $mlflow_api)" = 200
+test "$(status --user operator:geheim-prefect -X POST http://127.0.0.1:4200/api/flows/filter)" = 401
+loraline status
 loraline versions secured
 loraline down
 """
@@ -221,6 +263,15 @@ def test_with_passwords_both_servers_may_listen_to_others_and_ask_them(
     values["PREFECT_SERVER_API_AUTH_STRING"] = "operator:geheim-prefect"
     values["MLFLOW_TRACKING_USERNAME"] = "admin"
     values["MLFLOW_TRACKING_PASSWORD"] = values["MLFLOW_AUTH_ADMIN_PASSWORD"]
+    (tmp_path / "new-password.json").write_text(
+        json.dumps(
+            {
+                "username": "admin",
+                "current_password": values["MLFLOW_AUTH_ADMIN_PASSWORD"],
+                "password": "geheim-rotated-mlflow",
+            }
+        )
+    )
     (tmp_path / "recipes").mkdir()
     text = (small.folder / "recipes" / "small.yaml").read_text()
     recipe = tmp_path / "recipes" / "secured.yaml"

@@ -237,3 +237,14 @@ def starting(stack: Stack, *options: str) -> "subprocess.Popen[str]":
         stderr=subprocess.DEVNULL,
         text=True,
     )
+
+
+def test_who_waits_for_the_stack_sees_its_death_as_a_failure(stack: Stack) -> None:
+    """systemd starts it again then."""
+    stack.cli("down")
+    with starting(stack, "--foreground") as process:
+        assert process.stdout is not None
+        assert [process.stdout.readline().split()[0] for _ in range(2)] == ["Prefect", "MLflow"]
+        os.kill(stack.status()["supervisor_pid"], signal.SIGKILL)
+        assert process.wait(timeout=180) == 1
+    assert not leftovers.processes(stack.home)

@@ -102,9 +102,9 @@ def test_the_documented_backup_of_both_databases_can_be_put_back(
     page = (Path(__file__).resolve().parents[3] / "docs" / "operations.md").read_text()
     lines = {
         program: [line for line in page.splitlines() if line.startswith(program)]
-        for program in ("pg_dump ", "pg_restore ")
+        for program in ("pg_dump ", "psql ", "pg_restore ")
     }
-    assert [len(found) for found in lines.values()] == [2, 2]
+    assert [len(found) for found in lines.values()] == [2, 1, 2]
     ready_databases(f"postgresql://tester:x@{empty}")
     names = ("loraline_prefect", "loraline_mlflow")
     for name in names:
@@ -127,6 +127,13 @@ def test_the_documented_backup_of_both_databases_can_be_put_back(
     for name in names:
         query(empty, name, "DELETE FROM kept")
     query(empty, "loraline_mlflow", "DROP TABLE kept")
+    typed("pg_restore ")
+    for name in names:
+        assert query(empty, name, "SELECT what FROM kept") == [(name,)]
+    # Onto another server, which has neither database.
+    for name in names:
+        query(empty, "postgres", f"DROP DATABASE {name} WITH (FORCE)")
+    typed("psql ")
     typed("pg_restore ")
     for name in names:
         assert query(empty, name, "SELECT what FROM kept") == [(name,)]
