@@ -242,9 +242,9 @@ def measure(quick: bool) -> Result:
     """Each round trains by each way, one after the other, each in a process of its own."""
     torch.set_num_threads(available_cores())
     result = Result("train", ("torch", "transformers", "trl", "peft"))
-    rounds, count = (1, 64) if quick else (5, ROWS)
-    # The slow ways take a quarter of the rows: their speed does not depend on how many.
-    counts = {"product": count, "notebook": count // 4, "trl_best": count // 4}
+    rounds, count = (1, 64) if quick else (3, ROWS)
+    # The slow ways take fewer of the rows: their speed does not depend on how many.
+    counts = {"product": count, "notebook": count // 8, "trl_best": count // 4}
     equal = True
     for name, shape in SHAPES.items():
         found = [{way: in_a_process(way, name, counts[way]) for way in WAYS} for _ in range(rounds)]
