@@ -85,15 +85,15 @@ def _plain() -> Iterator[Callable[[Path], None]]:
     from flows.run_record import PrefectRun
 
     tasks = {name: it for name, it in vars(retraining).items() if isinstance(it, Task)}
-    show = stage_report.create_markdown_artifact
+    deliver = stage_report.deliver
     for name, it in tasks.items():
         setattr(retraining, name, it.fn)
-    stage_report.create_markdown_artifact = lambda *_, **__: None  # type: ignore[assignment]
+    stage_report.deliver = lambda *_: None
     try:
         with disable_run_logger():
             yield lambda recipe: retraining._retrained(recipe, (), False, PrefectRun(None, None))
     finally:
-        stage_report.create_markdown_artifact = show
+        stage_report.deliver = deliver
         for name, it in tasks.items():
             setattr(retraining, name, it)
 

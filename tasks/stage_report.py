@@ -1,6 +1,7 @@
 """What the Prefect task of every stage does around its work: announce it, log it, leave an artifact."""
 
 import contextvars
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import TYPE_CHECKING
 from prefect import get_run_logger
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactCreate
-from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+from prefect.context import SettingsContext, get_settings_context
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, Settings
 from prefect.utilities.context import get_task_and_flow_run_ids
 
 from tasks.artifacts import Artifact, Stage
@@ -18,6 +20,10 @@ from tasks.progress import announce
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
+
+_making = threading.Lock()
+_once: "tuple[Settings, Settings, SyncPrefectClient] | None" = None
+"""The settings of a run, the same with one attempt a request, and a client that lives as long as the process."""
 
 
 def started(stage: Stage) -> None:
@@ -67,11 +73,19 @@ def show(key: str, markdown: str, description: str) -> None:
 def asking_once() -> "Iterator[SyncPrefectClient]":
     """A client of its own for `tasks.late`, which asks again by itself.
 
-    The run's client would ask for minutes, and is closed when a late delivery is made.
+    The run's client would ask for minutes, and is closed when a late delivery is made. Settings and client
+    are made once: that takes a tenth of a second, and a run delivers ten times.
     """
-    with (
-        temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),
-        # With settings of its own it is no other's.
-        get_client(httpx_settings={"timeout": 30.0}, sync_client=True) as client,
-    ):
+    global _once
+    context = get_settings_context()
+    with _making:
+        if _once is None or _once[0] is not context.settings:
+            changed = context.settings.copy_with_update(updates={PREFECT_CLIENT_MAX_RETRIES: 0})
+            settings = SettingsContext(profile=context.profile, settings=changed)
+            with settings:
+                # With settings of its own it is no other's.
+                client = get_client(httpx_settings={"timeout": 30.0}, sync_client=True)
+            _once = context.settings, changed, client.__enter__()
+        _, changed, client = _once
+    with SettingsContext(profile=context.profile, settings=changed):
         yield client
