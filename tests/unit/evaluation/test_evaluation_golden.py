@@ -12,7 +12,7 @@ from tasks.evaluation import score_worker, work
 from tasks.evaluation.job import AnswerResult, ScoreJob, ScoreResult
 from tasks.evaluation.settings import EvaluationSettings
 
-EXPECTED_VERSION = 4
+EXPECTED_VERSION = 5
 EXPECTED_SHA256 = {
     "metrics.json": "20b1614068760a0842109bcf16f3574ae66f8ead7b59966d596d4c1fe873afb1",
     "scores": "cdb3b53eeb94863c5468abda8c22cba764d55885f3389e5505e5779d2d0a198f",
