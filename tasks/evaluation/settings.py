@@ -1,5 +1,6 @@
 """The recipe's section `evaluation`: what is measured, and the gate that a version must pass."""
 
+import json
 from typing import Annotated, Literal, get_args
 
 from pydantic import Field, JsonValue, field_validator, model_validator
@@ -85,6 +86,10 @@ class JudgeSettings(Settings):
                 f"{', '.join(ours)} cannot be set here: a request asks `model` one question, and one "
                 "whole reply is read"
             )
+        try:
+            json.dumps(values, allow_nan=False)
+        except ValueError as error:
+            raise ValueError("every number in it must be finite: JSON has no others") from error
         return values
 
 

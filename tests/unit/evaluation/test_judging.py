@@ -274,7 +274,9 @@ def test_the_recipe_says_what_is_sent_beside_model_and_messages(serve: Any, tmp_
 
     server = serve(thinks)
     memory = tmp_path / "verdicts.jsonl"
-    with pytest.raises(UserError, match=r"Unsupported parameter.*whether the model takes") as caught:
+    with pytest.raises(
+        UserError, match=r"Unsupported parameter.*whether the model takes"
+    ) as caught:
         judge_answers(judge(server), ["challenger"], COLUMNS, memory)
     assert '{"temperature": 0, "max_tokens": 64}' in str(caught.value)
     settings = judge(server, parameters={"max_completion_tokens": 2000}, parallel=1)
@@ -290,6 +292,8 @@ def test_the_recipe_says_what_is_sent_beside_model_and_messages(serve: Any, tmp_
     assert len(server.bodies) == asked + 3
     with pytest.raises(ValueError, match="messages, model cannot be set here"):
         judge(server, parameters={"model": "other", "messages": []})
+    with pytest.raises(ValueError, match="must be finite"):
+        judge(server, parameters={"temperature": float("nan")})
 
 
 @pytest.mark.parametrize(
