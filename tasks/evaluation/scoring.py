@@ -18,9 +18,9 @@ from tasks.evaluation.gate_evidence import (
 )
 from tasks.evaluation.job import AnswerResult, ScoreJob, ScoreResult
 from tasks.evaluation.report import report, summary
-from tasks.evaluation.samples import choose
 from tasks.evaluation.settings import EvaluationSettings
 from tasks.evaluation.slicing import slice_rows
+from tasks.samples import choose
 
 OnEvent = Callable[[dict[str, Any]], None]
 TEST, RETENTION = "predictions.parquet", "retention.parquet"
@@ -138,9 +138,7 @@ def write_output(
             "gate": [rule.model_dump(mode="json", exclude_unset=True) for rule in settings.gate],
         },
     }
-    samples = choose(
-        folder / TEST, scores_path(folder, TEST), list(models), settings.sample_answers
-    )
+    samples = choose(folder, models, "base", settings.sample_answers)
     text = json.dumps(facts, indent=1, allow_nan=False)
     (folder / "metrics.json").write_text(text + "\n", encoding="utf-8")
     (folder / "report.md").write_text(report(facts, samples), encoding="utf-8")
