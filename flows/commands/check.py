@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from flows.recipe_check import RecipeCheck
+    from tasks.recipe import Recipe
     from tasks.training.job import Inspection
 
 GIB = 1024**3
@@ -87,9 +88,21 @@ def _check(args: argparse.Namespace, console: "Console", facts: dict[str, Any]) 
 def _recipe(check: "RecipeCheck", console: "Console") -> dict[str, Any]:
     loaded = check.loaded
     _title(console, "Recipe", f"{check.path}: valid, named {check.recipe.name}")
-    for warning in loaded.warnings:
+    warnings = [*loaded.warnings, *_cautions(check.recipe)]
+    for warning in warnings:
         console.print(f"  warning: {warning}", style="yellow", markup=False, highlight=False)
-    return {"name": check.recipe.name, "warnings": list(loaded.warnings)}
+    return {"name": check.recipe.name, "warnings": warnings}
+
+
+def _cautions(recipe: "Recipe") -> list[str]:
+    """What is no mistake, and seldom meant."""
+    if recipe.promotion.policy != "automatic" or recipe.evaluation.gate:
+        return []
+    return [
+        "promotion.policy is automatic, and evaluation.gate has no rule: every adapter that trains takes the "
+        "champion's place, a worse one too. Add a rule, such as {metric: rougeL, against: champion, min_gain: "
+        "0}, or write promotion.policy: approval."
+    ]
 
 
 def _dataset(check: "RecipeCheck", console: "Console") -> dict[str, Any]:

@@ -32,7 +32,7 @@ _COLUMNS: Mapping[str, Mapping[str, str]] = {
         "rejected_nll": "{}_rejected_nll",
         "rejected_tokens": "rejected_tokens",
     },
-    "stop_rate": {"stopped": "{}_stopped"},
+    "stop_rate": {"predictions": "{}_answer", "stopped": "{}_stopped"},
     "mean_length": {"tokens": "{}_tokens"},
     "embedding_similarity": {"similarity": "{}_similarity"},
     "judge": {"verdicts": "{}_verdict"},
@@ -73,13 +73,17 @@ def shipped(name: str) -> MetricModule:
 def modules_of(folder: Path) -> dict[str, Path]:
     """The user's own modules: name -> file, `<name>.py` or `<name>/<name>.py`.
 
-    Files that begin with an underscore are none.
+    Files that begin with an underscore are none, nor those whose name could not stand in a gate rule.
     """
     found = {path.stem: path for path in sorted(folder.glob("*.py"))}
     found |= {
         path.stem: path for path in sorted(folder.glob("*/*.py")) if path.parent.name == path.stem
     }
-    return {name: path for name, path in found.items() if not name.startswith("_")}
+    return {
+        name: path
+        for name, path in found.items()
+        if name.isidentifier() and not name.startswith("_")
+    }
 
 
 def chosen(

@@ -65,17 +65,19 @@ def _custom(module: MetricModule, loaded: Any, count: int, inputs: Mapping[str, 
                 _total(loaded.compute(predictions=[mine], references=[theirs]), name)
                 for mine, theirs in texts
             ]
-        scores = [None if score is None else float(score) for score in rows]
+        # None says nothing of a row, as NaN does: `_problem` tells of both.
+        scores = [math.nan if score is None else float(score) for score in rows]
     except Exception as error:
         raise UserError(
             f"The metric module {module.source} fails: {type(error).__name__}: {error}. Correct it, or "
             "take it out of evaluation.metrics_folder."
         ) from error
-    problem = _problem(scores, count, total)
+    problem = _problem(scores, count, total, inputs["predictions"])
     if problem:
         raise UserError(
-            f"The metric module {module.source} {problem}. Let it return {{{name!r}: the mean, "
-            f"'rows': {{{name!r}: [one number a row]}}}}, or take it out of evaluation.metrics_folder."
+            f"The metric {module.name} ({module.source}) {problem}. Let it return {{{name!r}: the mean, "
+            f"'rows': {{{name!r}: [one number a row]}}}}, with the worst score where an answer is empty or "
+            "of no use, or take it out of evaluation.metrics_folder."
         )
     direction = getattr(loaded, "direction", "higher")
     if direction not in ("higher", "lower", "none"):
@@ -83,8 +85,8 @@ def _custom(module: MetricModule, loaded: Any, count: int, inputs: Mapping[str, 
             f"The metric module {module.source} has the direction {direction!r}. Its class may say "
             "direction = 'higher', 'lower' or 'none' (which of two values is the better one)."
         )
-    statistics = np.array([[0.0, 0.0] if s is None else [s, 1.0] for s in scores])
-    return Found({module.name: total}, {module.name: scores}, {module.name: statistics}, [])
+    statistics = np.array([[score, 1.0] for score in scores])
+    return Found({module.name: total}, {module.name: list(scores)}, {module.name: statistics}, [])
 
 
 def _total(result: Mapping[str, Any], name: str) -> float:
@@ -96,15 +98,19 @@ def _total(result: Mapping[str, Any], name: str) -> float:
     return float(numbers[0])
 
 
-def _problem(scores: Sequence[float | None], count: int, total: float) -> str:
+def _problem(scores: Sequence[float], count: int, total: float, answers: Sequence[str]) -> str:
     if len(scores) != count:
         return f"scored {len(scores)} of {count} rows"
-    known = [score for score in scores if score is not None]
-    bad = sum(not math.isfinite(score) for score in known)
+    bad = [row for row, score in enumerate(scores) if not math.isfinite(score)]
     if bad:
-        return f"gives no finite number for {bad} of {count} rows"
-    mean = sum(known) / len(known) if known else math.nan
-    if not math.isclose(mean, total, rel_tol=CLOSE, abs_tol=CLOSE) and not math.isnan(total):
+        # A row that is left out is one that the adapter cannot fail on: silence would pass every rule.
+        what = "not empty" if answers[bad[0]].strip() else "empty"
+        return (
+            f"gives no finite number for {len(bad)} of {count} rows, the first of them row {bad[0] + 1} in "
+            f"the order of the predictions, whose answer is {what}"
+        )
+    mean = sum(scores) / count
+    if not math.isclose(mean, total, rel_tol=CLOSE, abs_tol=CLOSE):
         return (
             f"says {total:.6g} for all rows, but the mean of its rows is {mean:.6g}, so that no interval "
             "can be given"

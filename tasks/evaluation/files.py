@@ -10,6 +10,8 @@ from typing import Any
 
 from tasks.errors import UserError
 from tasks.evaluation.catalog import CUSTOM, modules_of
+from tasks.evaluation.json_schemas import schema_mistake
+from tasks.evaluation.own_modules import mistakes_of_modules
 from tasks.evaluation.settings import EvaluationSettings
 
 RELATIVE = "Relative paths start at the recipe's folder"
@@ -20,8 +22,9 @@ LM_EVAL = "lm_eval"
 class EvaluationFiles:
     """Absolute paths; None or empty where the recipe names nothing."""
 
+    metrics_folder: Path | None
     custom: dict[str, Path]
-    """The user's own metric modules."""
+    """The user's own metric modules, which lie in it."""
     json_schema: Path | None
     embedding_model: Path | None
     retention: Path | None
@@ -30,8 +33,10 @@ class EvaluationFiles:
     @property
     def digests(self) -> dict[str, str]:
         """What the fingerprint must know of them: name -> sha256 of the content."""
-        found = {f"{CUSTOM}{name}": _sha256(path) for name, path in self.custom.items()}
+        found: dict[str, str] = {}
         for name, path in (
+            # Whole: a module computes by what its helpers and word lists say, too.
+            ("metrics_folder", self.metrics_folder),
             ("json_schema", self.json_schema),
             ("retention", self.retention),
             ("embedding_model", self.embedding_model),
@@ -52,6 +57,7 @@ def find_files(settings: EvaluationSettings, recipe_folder: Path | None) -> Eval
     folder = _path(settings.metrics_folder, recipe_folder)
     lm_eval, retention = settings.lm_eval, settings.retention
     return EvaluationFiles(
+        metrics_folder=folder,
         custom={} if folder is None else modules_of(folder),
         json_schema=_path(settings.json_schema, recipe_folder),
         embedding_model=_path(settings.embedding_model, recipe_folder),
@@ -68,8 +74,11 @@ def misfits(
         here = modules_of(folder) if folder.is_dir() else {}
         if not folder.is_dir():
             yield ("metrics_folder",), f"there is no folder {folder}. {RELATIVE}."
-        elif not here:
-            yield ("metrics_folder",), f"{folder} holds no metric module (`<name>.py`)."
+        else:
+            wrong = list(mistakes_of_modules(folder, here))
+            yield from ((("metrics_folder",), text) for text in wrong)
+            if not here and not wrong:
+                yield ("metrics_folder",), f"{folder} holds no metric module (`<name>.py`)."
         for number, rule in enumerate(settings.gate):
             name = (rule.metric or "").removeprefix(CUSTOM)
             if here and (rule.metric or "").startswith(CUSTOM) and name not in here:
@@ -79,9 +88,12 @@ def misfits(
                 )
     if (schema := _path(settings.json_schema, recipe_folder)) is not None:
         try:
-            json.loads(schema.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            mistake = schema_mistake(json.loads(schema.read_text(encoding="utf-8")))
+        except (OSError, ValueError, RecursionError) as error:
             yield ("json_schema",), f"{schema} cannot be read as JSON: {error}. {RELATIVE}."
+        else:
+            if mistake:
+                yield ("json_schema",), f"{schema} {mistake}."
     if (model := _path(settings.embedding_model, recipe_folder)) is not None:
         missing = [n for n in ("config.json", "tokenizer.json") if not (model / n).is_file()]
         if missing:
@@ -120,7 +132,7 @@ def _path(named: str | None, recipe_folder: Path | None) -> Path | None:
 
 
 def _sha256(path: Path) -> str:
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if _counts(p, path))
     digest = hashlib.sha256()
     for file in files:
         name: Any = file.name if path.is_file() else file.relative_to(path).as_posix()
@@ -128,3 +140,9 @@ def _sha256(path: Path) -> str:
             content = hashlib.file_digest(stream, "sha256").hexdigest()
         digest.update(f"{name} {content}\n".encode())
     return digest.hexdigest()
+
+
+def _counts(path: Path, folder: Path) -> bool:
+    """Whether it is a file of the user's: not what Python made of it, nor an editor's or a system's."""
+    steps = path.relative_to(folder).parts
+    return path.is_file() and not any(s.startswith(".") or s == "__pycache__" for s in steps)

@@ -6,7 +6,7 @@ from typing import Any
 from tasks.evaluation.gate_evidence import Evidence
 from tasks.evaluation.gate_rule import JudgedRule, Measurements
 from tasks.evaluation.gate_settings import GateRule
-from tasks.evaluation.paired import Correction, adjusted, resamples_for
+from tasks.evaluation.paired import Correction, adjustments, resamples_for
 
 RESAMPLES = 2000
 
@@ -38,8 +38,9 @@ def judge(
     measurements = Measurements(rules, evidence, counted)
     judged = [JudgedRule(rule, evidence, measurements) for rule in rules]
     claiming = [one for one in judged if one.rule.claims_a_gain]
-    for one, p in zip(claiming, adjusted([one.p for one in claiming], correction), strict=True):
-        one.p_corrected = p
+    found = adjustments([one.p for one in claiming], correction)
+    for one, adjustment in zip(claiming, found, strict=True):
+        one.adjustment = adjustment
     entries = [one.entry(claims if correction != "none" else 1) for one in judged]
     entries += _about_the_champion(evidence)
     return {

@@ -8,6 +8,7 @@ from tasks.evaluation.gate_evidence import Evidence, Reference, RowSet
 from tasks.evaluation.gate_numbers import Measured, Numbers, parts
 from tasks.evaluation.gate_settings import GateRule
 from tasks.evaluation.gate_words import rule_in_words, why, why_of_slices
+from tasks.evaluation.paired import Adjustment
 
 
 class Measurements:
@@ -32,7 +33,8 @@ class JudgedRule:
 
     def __init__(self, rule: GateRule, evidence: Evidence, measurements: Measurements) -> None:
         self.rule = rule
-        self.p_corrected: float | None = None
+        self.adjustment: Adjustment | None = None
+        """Of its p-values, where it claims a gain."""
         self.metric = rule.metric or ""
         self.against: Reference | None = None
         self.note = ""
@@ -141,10 +143,9 @@ class JudgedRule:
         p = None
         if rule.level is not None:
             found["p"] = p = numbers.p
-            if self.p_corrected is not None:
+            if self.adjustment is not None:
                 # A slice is no claim of its own: the rule is, and its weakest slice speaks for it.
-                factor = self.p_corrected / self.p if self.p_corrected < 1 else claims
-                found["p_corrected"] = p = min(1.0, numbers.p * factor)
+                found["p_corrected"] = p = self.adjustment.of(numbers.p)
         passed = self._passes(numbers, p)
         note = "" if rule.slice is not None else self.note
         text = why(rule, numbers, self.against, p, claims, passed=passed)

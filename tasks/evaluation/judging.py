@@ -4,22 +4,23 @@ import hashlib
 import json
 import os
 import re
-import time
+import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tasks.errors import UserError
-from tasks.evaluation.settings import JudgeSettings
+from tasks.evaluation.settings import JUDGE_PARAMETERS, JudgeSettings
+from tasks.evaluation.verdicts import Verdicts
 
 BEST = 10
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 30.0
 BUSY = (408, 409, 425, 429, 500, 502, 503, 504, 529)
-LONGEST_VERDICT = 64
-"""Tokens that a verdict may have."""
+QUOTED_CHARACTERS = 200
+"""Of what the server says when it refuses."""
 
 _FORM = (
     '{instruction}\n\nReply with a JSON object and nothing else: {{"score": n}}, where n is a whole '
@@ -51,7 +52,8 @@ def judge_answers(
 ) -> Judged:
     """Score every model's answer to every row. An empty answer scores 0 without being sent.
 
-    Equal questions are asked once, and never again while `memory` (JSONL) remembers the verdict.
+    Equal questions are asked once, and never again while `memory` (JSONL) remembers the verdict, which
+    is written down when it arrives: an evaluation that ends in between has lost none.
 
     Raises: UserError when the judge refuses the key or the request, cannot be reached, or leaves more
     rows without a verdict than the recipe allows.
@@ -73,16 +75,13 @@ def judge_answers(
             key = _key(settings, question)
             asked[key] = question
             keys[model].append(key)
-    known = _remembered(memory)
-    new = {key: question for key, question in asked.items() if key not in known}
-    replies = _ask_all(settings, new)
-    verdicts = {key: score for key, score in replies.items() if score is not None}
-    _remember(memory, verdicts)
-    known |= verdicts
-    scores: dict[str, list[float | None]] = {
-        model: [0.0 if key is None else known.get(key) for key in found]
-        for model, found in keys.items()
-    }
+    with Verdicts(memory) as verdicts:
+        new = {key: question for key, question in asked.items() if key not in verdicts}
+        _ask_all(settings, new, verdicts)
+        scores: dict[str, list[float | None]] = {
+            model: [0.0 if key is None else verdicts.get(key) for key in found]
+            for model, found in keys.items()
+        }
     rows = len(columns["prompt"])
     lost = [row for row in range(rows) if any(scores[model][row] is None for model in models)]
     if len(lost) > settings.max_missing_share * rows:
@@ -90,7 +89,8 @@ def judge_answers(
             f"The judge {settings.model} at {settings.url} gave no usable verdict on {len(lost)} of {rows} "
             f"rows; evaluation.judge.max_missing_share allows {settings.max_missing_share:.0%}. It must "
             'answer with {"score": n}, n from 0 to 10. Try another model or a plainer instruction, or raise '
-            "timeout_seconds or retries."
+            "timeout_seconds or retries; a model that thinks first needs more tokens (`parameters`). The "
+            "verdicts that it gave are remembered."
         )
     for row in lost:
         for model in models:
@@ -112,36 +112,56 @@ def score_in(reply: str) -> float | None:
     return score / BEST if score <= BEST else None
 
 
-def _ask_all(settings: JudgeSettings, questions: Mapping[str, str]) -> dict[str, float | None]:
+def _ask_all(settings: JudgeSettings, questions: Mapping[str, str], verdicts: Verdicts) -> None:
+    """Add every verdict that is given. The first refusal ends it: what is not yet asked stays unasked."""
     if not questions:
-        return {}
+        return
     import httpx
 
-    key = os.environ.get(settings.key_variable)
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    secret = os.environ.get(settings.key_variable)
+    headers = {"Authorization": f"Bearer {secret}"} if secret else {}
+    given_up = threading.Event()
     # Redirects are not followed: the key is for this address alone.
     with (
         httpx.Client(headers=headers, timeout=settings.timeout_seconds) as client,
         ThreadPoolExecutor(settings.parallel) as pool,
     ):
-        replies = pool.map(lambda text: _ask(client, settings, text), questions.values())
-        return dict(zip(questions, replies, strict=True))
+
+        def ask(key: str, question: str) -> None:
+            try:
+                score = _ask(client, settings, question, given_up)
+            except BaseException:
+                given_up.set()
+                raise
+            if score is not None:
+                verdicts.add(key, score)
+
+        asked = [pool.submit(ask, key, question) for key, question in questions.items()]
+        try:
+            for one in as_completed(asked):
+                one.result()
+        finally:
+            given_up.set()
+            pool.shutdown(cancel_futures=True)
 
 
-def _ask(client: Any, settings: JudgeSettings, question: str) -> float | None:
+def _ask(
+    client: Any, settings: JudgeSettings, question: str, given_up: threading.Event
+) -> float | None:
     import httpx
 
     body = {
+        **settings.parameters,
         "model": settings.model,
         "messages": [{"role": "user", "content": question}],
-        "temperature": 0,
-        "max_tokens": LONGEST_VERDICT,
     }
     pause, reason = FIRST_PAUSE_SECONDS, ""
     for attempt in range(settings.retries + 1):
         if attempt:
-            time.sleep(pause)
+            given_up.wait(pause)
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+        if given_up.is_set():
+            return None
         try:
             response = client.post(f"{settings.url.rstrip('/')}/chat/completions", json=body)
         except httpx.TimeoutException:
@@ -156,9 +176,11 @@ def _ask(client: Any, settings: JudgeSettings, question: str) -> float | None:
             continue
         if response.status_code != 200:
             raise UserError(
-                f"The judge at {settings.url} refuses the request with status {response.status_code}. "
-                f"Look at evaluation.judge: its url, its model ({settings.model}), and whether the "
-                f"variable {settings.key_variable} holds a valid key."
+                f"The judge at {settings.url} refuses the request with status {response.status_code}"
+                f"{_said(response, settings)}. Look at evaluation.judge: its url, its model "
+                f"({settings.model}), whether the variable {settings.key_variable} holds a valid key, and "
+                f"whether the model takes the parameters {json.dumps(settings.parameters)}. The verdicts "
+                "that it gave until then are remembered: they are not asked for again."
             )
         score = score_in(_text(response))
         if score is not None:
@@ -170,6 +192,15 @@ def _ask(client: Any, settings: JudgeSettings, question: str) -> float | None:
             "correct evaluation.judge.url."
         )
     return None
+
+
+def _said(response: Any, settings: JudgeSettings) -> str:
+    """The beginning of a refusal, for a person. Some servers repeat the key that they were shown."""
+    text = response.text
+    if secret := os.environ.get(settings.key_variable):
+        text = text.replace(secret, "***")
+    shown = "".join(c if c.isprintable() else " " for c in " ".join(text.split()))
+    return f" and says: {shown[:QUOTED_CHARACTERS]!r}" if shown else ""
 
 
 def _text(response: Any) -> str:
@@ -187,27 +218,7 @@ def _asked_pause(response: Any) -> float:
 
 
 def _key(settings: JudgeSettings, question: str) -> str:
-    return hashlib.sha256(json.dumps([settings.url, settings.model, question]).encode()).hexdigest()
-
-
-def _remembered(memory: Path | None) -> dict[str, float]:
-    if memory is None or not memory.exists():
-        return {}
-    found: dict[str, float] = {}
-    for line in memory.read_text(encoding="utf-8").splitlines():
-        try:
-            key, score = json.loads(line)
-            found[str(key)] = float(score)
-        except (ValueError, TypeError):
-            # The last line of a process that was killed while it wrote.
-            continue
-    return found
-
-
-def _remember(memory: Path | None, verdicts: Mapping[str, float]) -> None:
-    if memory is None or not verdicts:
-        return
-    memory.parent.mkdir(parents=True, exist_ok=True)
-    with memory.open("a", encoding="utf-8") as file:
-        # A leading end of line: what a killed process left unfinished stays a line of its own.
-        file.write("".join(f"\n{json.dumps(verdict)}" for verdict in verdicts.items()) + "\n")
+    parts: list[Any] = [settings.url, settings.model, question]
+    if settings.parameters != JUDGE_PARAMETERS:
+        parts.append(settings.parameters)
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

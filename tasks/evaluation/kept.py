@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import os
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,9 @@ class KeptPredictions:
         columns: dict[str, list[Any]] = table.to_pydict()
         if content["sha256"] != _digest(columns):
             return None
-        path.touch()
+        with suppress(FileNotFoundError):
+            # Not by touching: what another evaluation has cleared away would be there again, empty.
+            os.utime(path)
         return columns
 
     def keep(self, facts: Mapping[str, Any], columns: Mapping[str, Sequence[Any]]) -> None:
@@ -52,7 +56,7 @@ class KeptPredictions:
         draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         pq.write_table(table, draft, compression="zstd")
         draft.replace(path)
-        files = sorted(path.parent.glob("*.parquet"), key=lambda file: file.stat().st_mtime)
+        files = sorted(path.parent.glob("*.parquet"), key=_last_used)
         for old in files[:-MOST_FILES]:
             old.unlink(missing_ok=True)
 
@@ -61,6 +65,14 @@ class KeptPredictions:
             return None
         text = json.dumps(_plain(facts), sort_keys=True)
         return self._folder / f"{hashlib.sha256(text.encode()).hexdigest()}.parquet"
+
+
+def _last_used(file: Path) -> float:
+    """0 for a file that another evaluation clears away at this moment."""
+    try:
+        return file.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def _plain(facts: Mapping[str, Any]) -> Any:

@@ -24,11 +24,16 @@ class Meaning:
         )
         self._model.to(device).eval()
         self._device = device
+        self._references: tuple[str, ...] = ()
+        self._vectors = torch.empty(0)
+        """Of these references: every model's answers are compared with the same ones."""
 
     def similarity(self, answers: Sequence[str], references: Sequence[str]) -> list[float]:
         """Cosine of each pair on 0-1; a negative one counts as 0, and so does an empty text."""
-        mine, theirs = self._embed(answers), self._embed(references)
-        cosines = torch.nn.functional.cosine_similarity(mine, theirs).clamp(0, 1).tolist()
+        if self._references != tuple(references):
+            self._references, self._vectors = tuple(references), self._embed(references)
+        mine = self._embed(answers)
+        cosines = torch.nn.functional.cosine_similarity(mine, self._vectors).clamp(0, 1).tolist()
         return [
             float(cosine) if answer.strip() and reference.strip() else 0.0
             for cosine, answer, reference in zip(cosines, answers, references, strict=True)

@@ -127,22 +127,41 @@ def permutation_p_value(
     return (1 + as_large) / (1 + permutations)
 
 
-def adjusted(p_values: Sequence[float], correction: Correction) -> list[float]:
-    """The p-values as if each claim were the only one, at most 1 (Holm 1979; Bonferroni).
+@dataclass(frozen=True)
+class Adjustment:
+    """How one claim's p-values are corrected for the other claims."""
 
-    Comparing each with its own level keeps the chance of any false claim among them at that level.
+    factor: int = 1
+    """Claims that its p-value stands for."""
+    least: float = 0.0
+    """The adjusted p-value of the claims that are stronger: a weaker one is never surer than they are."""
+
+    def of(self, p: float) -> float:
+        """The p-value as if this claim were the only one, at most 1."""
+        return min(1.0, max(self.least, self.factor * p))
+
+
+def adjustments(p_values: Sequence[float], correction: Correction) -> list[Adjustment]:
+    """Of each claim, in their order (Holm 1979; Bonferroni).
+
+    Comparing each adjusted p-value with its own level keeps the chance of any false claim among them at
+    that level.
     """
     count = len(p_values)
-    if correction == "none":
-        return list(p_values)
-    if correction == "bonferroni":
-        return [min(1.0, count * p) for p in p_values]
-    found = [0.0] * count
+    if correction != "holm":
+        return [Adjustment(count if correction == "bonferroni" else 1)] * count
+    found = [Adjustment()] * count
     largest = 0.0
     for rank, place in enumerate(sorted(range(count), key=lambda place: p_values[place])):
-        largest = max(largest, min(1.0, (count - rank) * p_values[place]))
-        found[place] = largest
+        found[place] = Adjustment(count - rank, largest)
+        largest = found[place].of(p_values[place])
     return found
+
+
+def adjusted(p_values: Sequence[float], correction: Correction) -> list[float]:
+    """The p-values as if each claim were the only one."""
+    found = adjustments(p_values, correction)
+    return [one.of(p) for one, p in zip(found, p_values, strict=True)]
 
 
 def resamples_for(asked: int, claims: int, confidence: float) -> int:

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tasks.evaluation.gate_table import gate_markdown
-from tasks.evaluation.samples import Sample
 from tasks.evaluation.settings import LOWER_IS_BETTER, METRICS, NO_DIRECTION, Metric
 from tasks.markdown import cell, code_block, table
+from tasks.samples import Sample
 
 NAMES = {"base": "base", "champion": "champion", "challenger": "adapter"}
 KINDS = {
@@ -235,7 +235,7 @@ def _answerer_table(facts: Mapping[str, Any]) -> str:
 def _sample(sample: Sample) -> str:
     lines = [["reference", "", cell(sample.reference, ANSWER_CHARACTERS)]]
     lines += [
-        [NAMES[model], _number(sample.scores[model]), cell(text, ANSWER_CHARACTERS)]
+        [NAMES[model], _number(sample.scores.get(model)), cell(text, ANSWER_CHARACTERS)]
         for model, text in sample.answers.items()
     ]
     return "\n\n".join(

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from tasks.drafts import published, require_free
 from tasks.errors import UserError
 from tasks.evaluation.files import find_files
 from tasks.evaluation.job import AnswerResult, Model
@@ -37,6 +38,8 @@ class Stored:
     """Those that it was scored by; None in outputs that do not tell."""
     answers: AnswerResult
     seen_by_champion: int
+    dataset_key: str | None
+    """The fingerprint of the dataset that the rows are of; None in outputs that do not tell."""
     dataset: Path | None
     """The dataset's folder, where it is still in the store."""
 
@@ -47,7 +50,7 @@ def find_stored(named: str, store: Store, tags_of: TagsOf) -> Stored:
 
     Raises: UserError when there is none, or its predictions are not on this machine.
     """
-    folder, dataset = Path(named).expanduser(), None
+    folder, tags = Path(named).expanduser(), {}
     if not (folder / TEST).is_file():
         key = _by_prefix(named, store)
         if key is None:
@@ -55,8 +58,6 @@ def find_stored(named: str, store: Store, tags_of: TagsOf) -> Stored:
             key = tags.get(OF_EVALUATION)
             if key is None:
                 raise UserError(f"The MLflow run {named} holds no evaluation.")
-            if data := tags.get(OF_DATASET):
-                dataset = store.find("dataset", data)
         found = store.find("evaluation", key)
         if found is None:
             raise UserError(
@@ -72,12 +73,14 @@ def find_stored(named: str, store: Store, tags_of: TagsOf) -> Stored:
             settings = EvaluationSettings.model_validate(written)
         except ValidationError as error:
             _log.warning("The settings of %s are of another release: %s", folder, error)
+    dataset_key = facts.get("dataset") or tags.get(OF_DATASET)
     return Stored(
         folder=folder,
         settings=settings,
         answers=AnswerResult.model_validate(facts["answers"]),
         seen_by_champion=facts.get("seen_by_champion", 0),
-        dataset=dataset,
+        dataset_key=dataset_key,
+        dataset=store.find("dataset", dataset_key) if dataset_key else None,
     )
 
 
@@ -95,42 +98,43 @@ def rescore(
     `settings` take the place of those that it was scored by. What decides answers (decoding, dtype) has
     no effect here: no model is loaded. The stored evaluation stays as it is.
 
+    A rescoring that fails leaves `output` as it was.
+
     Raises: UserError as the evaluation's scoring does, or when `output` is not an empty folder.
     """
     import pyarrow.parquet as pq
 
     chosen = settings or stored.settings or EvaluationSettings()
     files = find_files(chosen, recipe_folder)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"{output} exists and is not empty. Name another folder with --output.")
-    output.mkdir(parents=True, exist_ok=True)
-    for name in (TEST, RETENTION):
-        if (stored.folder / name).is_file():
-            shutil.copyfile(stored.folder / name, output / name)
-    columns = pq.read_schema(output / TEST).names
-    models: list[Model] = ["base", "challenger"]
-    if "champion_answer" in columns:
-        models.insert(1, "champion")
-    with home.scratch("rescore") as work:
+    require_free(output)
+    with published(output) as draft, home.scratch("rescore") as work:
+        draft.mkdir()
+        for name in (TEST, RETENTION):
+            if (stored.folder / name).is_file():
+                shutil.copyfile(stored.folder / name, draft / name)
+        models: list[Model] = ["base", "challenger"]
+        if "champion_answer" in pq.read_schema(draft / TEST).names:
+            models.insert(1, "champion")
         scores = score_predictions(
             chosen,
             files,
             models,
-            output,
+            draft,
             dataset=stored.dataset and stored.dataset / "test.jsonl",
             work=work,
             log=home.logs / f"{work.name}.log",
             verdicts=home.cache / "verdicts.jsonl",
             on_event=on_event,
         )
-    write_output(
-        output,
-        chosen,
-        stored.answers,
-        scores[TEST],
-        seen_by_champion=stored.seen_by_champion,
-        retention=scores.get(RETENTION),
-    )
+        write_output(
+            draft,
+            chosen,
+            stored.answers,
+            scores[TEST],
+            dataset=stored.dataset_key,
+            seen_by_champion=stored.seen_by_champion,
+            retention=scores.get(RETENTION),
+        )
     found: dict[str, Any] = json.loads((output / "metrics.json").read_text(encoding="utf-8"))
     return found
 

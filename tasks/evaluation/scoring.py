@@ -18,9 +18,9 @@ from tasks.evaluation.gate_evidence import (
 )
 from tasks.evaluation.job import AnswerResult, ScoreJob, ScoreResult
 from tasks.evaluation.report import report, summary
-from tasks.evaluation.samples import choose
 from tasks.evaluation.settings import EvaluationSettings
 from tasks.evaluation.slicing import slice_rows
+from tasks.samples import choose
 
 OnEvent = Callable[[dict[str, Any]], None]
 TEST, RETENTION = "predictions.parquet", "retention.parquet"
@@ -44,7 +44,8 @@ def score_predictions(
 
     `dataset` is the `test.jsonl` that slices are read from. `verdicts` remembers those of the judge.
 
-    Raises: UserError for slices by a field that no row has, or a metric module that fails.
+    Raises: UserError for slices by a field that no row has or whose dataset is not here, or a metric
+    module that fails.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -89,10 +90,14 @@ def write_output(
     answers: AnswerResult,
     scores: ScoreResult,
     *,
+    dataset: str | None = None,
     seen_by_champion: int = 0,
     retention: ScoreResult | None = None,
 ) -> None:
-    """Write `metrics.json`, `report.md` and `summary.md` beside the predictions and scores."""
+    """Write `metrics.json`, `report.md` and `summary.md` beside the predictions and scores.
+
+    `dataset` is the fingerprint of the dataset that the rows are of, by which a rescoring finds it.
+    """
     numbers = scores.model_dump(mode="json")
     metrics = {name: numbers["metrics"].get(name) for name in ("base", "champion", "challenger")}
     differences = {name: numbers["differences"].get(name) for name in ("base", "champion")}
@@ -118,6 +123,7 @@ def write_output(
             resamples=settings.bootstrap_samples,
         ),
         "answers": answers.model_dump(mode="json"),
+        "dataset": dataset,
         "seen_by_champion": seen_by_champion,
         "suites": {
             name: one.model_dump(
@@ -132,9 +138,7 @@ def write_output(
             "gate": [rule.model_dump(mode="json", exclude_unset=True) for rule in settings.gate],
         },
     }
-    samples = choose(
-        folder / TEST, scores_path(folder, TEST), list(models), settings.sample_answers
-    )
+    samples = choose(folder, models, "base", settings.sample_answers)
     text = json.dumps(facts, indent=1, allow_nan=False)
     (folder / "metrics.json").write_text(text + "\n", encoding="utf-8")
     (folder / "report.md").write_text(report(facts, samples), encoding="utf-8")

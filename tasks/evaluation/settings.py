@@ -1,8 +1,9 @@
 """The recipe's section `evaluation`: what is measured, and the gate that a version must pass."""
 
+import json
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, JsonValue, field_validator, model_validator
 
 from tasks.evaluation.gate_mistakes import check_rules
 from tasks.evaluation.gate_settings import CUSTOM, GateRule
@@ -47,6 +48,9 @@ OptionalMetric = Literal["accuracy", "macro_f1", "json_validity"]
 SHARES = frozenset(METRICS) - {"loss", "perplexity", "mean_length", "length_ratio"}
 """Metrics that lie between 0 and 1."""
 
+JUDGE_PARAMETERS: dict[str, JsonValue] = {"temperature": 0, "max_tokens": 64}
+"""What most servers take."""
+
 
 class JudgeSettings(Settings):
     """Another model that scores every answer, behind any URL that speaks OpenAI's chat completions."""
@@ -62,6 +66,8 @@ class JudgeSettings(Settings):
     """What it is told to judge by. It is always asked for a whole number from 0 to 10."""
     key_variable: str = Field(default="OPENAI_API_KEY", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     """The environment variable that holds the API key; without one, requests go without a key."""
+    parameters: dict[str, JsonValue] = Field(default=JUDGE_PARAMETERS)
+    """What every request says beside model and messages. It takes the default's place whole: `{max_completion_tokens: 2000}` for models that refuse `max_tokens` or another temperature, and think before they answer. Other parameters are other verdicts, which are asked for again."""
     timeout_seconds: float = Field(default=60, gt=0)
     """Longest wait for one verdict."""
     retries: int = Field(default=3, ge=0, le=20)
@@ -70,6 +76,21 @@ class JudgeSettings(Settings):
     """Requests at a time."""
     max_missing_share: float = Field(default=0.1, ge=0, le=1)
     """Share of rows that may stay without a usable verdict; above it the evaluation fails."""
+
+    @field_validator("parameters")
+    @classmethod
+    def _ours(cls, values: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        ours = sorted({"model", "messages", "stream", "n"} & set(values))
+        if ours:
+            raise ValueError(
+                f"{', '.join(ours)} cannot be set here: a request asks `model` one question, and one "
+                "whole reply is read"
+            )
+        try:
+            json.dumps(values, allow_nan=False)
+        except ValueError as error:
+            raise ValueError("every number in it must be finite: JSON has no others") from error
+        return values
 
 
 class RetentionSettings(Settings):

@@ -23,13 +23,11 @@ def slice_rows(
     `predictions` has the columns `id`, `label` and `prompt_tokens`; `dataset` is the dataset's
     `test.jsonl`, to whose rows the ids belong (a row made of a part has the id `<id>#<number>`).
 
-    Raises: UserError for a field that no row has.
+    Raises: UserError for a field that no row has, or where the dataset is needed and not here.
     """
-    if not slicings:
-        return {}
     ids = [str(name).partition("#")[0] for name in predictions["id"]]
-    wanted = set(ids) if any(name != "length" for name in slicings) else set()
-    rows = _rows(dataset, wanted) if dataset is not None and wanted else {}
+    of_rows = [name for name in slicings if name != "length"]
+    rows = _rows(_found(dataset, of_rows), set(ids)) if of_rows else {}
     found: dict[str, list[str | None]] = {}
     for slicing in slicings:
         if slicing == "length":
@@ -42,11 +40,22 @@ def slice_rows(
             )
             raise UserError(
                 f"evaluation.slices names {slicing!r}, which no test row has. Slices can be made by "
-                f"length, turns, {', '.join(name for name in there if name != 'id')}; the dataset's "
-                "`slice` comes from the column that a source's `columns.slice` names."
+                f"{', '.join(['length', 'turns', *(name for name in there if name != 'id')])}; the "
+                "dataset's `slice` comes from the column that a source's `columns.slice` names."
             )
         found[slicing] = _common(labels)
     return found
+
+
+def _found(dataset: Path | None, slicings: Sequence[str]) -> Path:
+    if dataset is not None and dataset.is_file():
+        return dataset
+    raise UserError(
+        f"evaluation.slices: {', '.join(slicings)} cannot be told without the dataset's rows, and the "
+        "dataset of this evaluation is not in the store here: it was collected, or prepared by another "
+        "release or on another machine. `loraline check RECIPE` prepares it again where its sources are as "
+        "they were; `slices: [length]` needs no dataset."
+    )
 
 
 def _rows(dataset: Path, wanted: set[str]) -> dict[str, dict[str, Any]]:

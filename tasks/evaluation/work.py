@@ -21,7 +21,7 @@ from tasks.home import Home
 from tasks.seen import SeenPolicy
 from tasks.store import Store, fingerprint
 
-OUTPUT_VERSION = 4
+OUTPUT_VERSION = 5
 """Raise it when the same adapter and rows give another output; a golden test watches."""
 
 _log = logging.getLogger(__name__)
@@ -135,6 +135,7 @@ def evaluate_adapter(
             settings,
             answers,
             scores[TEST],
+            dataset=_key_of(dataset, store),
             seen_by_champion=dropped,
             retention=scores.get(RETENTION),
         )
@@ -145,6 +146,13 @@ def evaluate_adapter(
         take_gpus(1)
     stored = store.publish("evaluation", key, build, force=force)
     return _report(stored.path, key, stored.reused, time.monotonic() - started)
+
+
+def _key_of(dataset: Path | None, store: Store) -> str | None:
+    """The dataset's fingerprint, where its folder is the store's."""
+    if dataset is None or store.path("dataset", dataset.name) != dataset:
+        return None
+    return dataset.name
 
 
 def find_report(store: Store, key: str) -> Report | None:

@@ -3,15 +3,13 @@
 import json
 import logging
 import shutil
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from tasks.conversion.converting import convert_to_loralib
 from tasks.conversion.sidecar import Sidecar
+from tasks.drafts import published, require_free
 from tasks.errors import UserError
 from tasks.export import gguf
 from tasks.export.card import model_card
@@ -63,7 +61,7 @@ def export_version(
     """
     output = output.absolute()
     _check_asked(to, dtype, whole_model)
-    _check_free(output)
+    require_free(output)
     converter: list[str] = []
     if to == "gguf":
         converter = gguf.find_converter(
@@ -72,7 +70,7 @@ def export_version(
     target = Target(push) if push else None
     with tracker.home.scratch("export") as working:
         version = read_version(tracker, uri, working / "version", base=base, find_base=to != "peft")
-        with _published(output) as draft:
+        with published(output) as draft:
             certificate = None
             kind: Kind
             if to == "peft":
@@ -112,6 +110,7 @@ def export_version(
                 text = certificate.model_dump_json(indent=1)
                 (draft / CERTIFICATE).write_text(text + "\n", encoding="utf-8")
             sha256s = hashes(draft)
+            _open_to_readers(draft)
     pushed = target.push(output, f"{version.uri} as {to}") if target else None
     return Exported(to, output, sha256s, certificate, pushed)
 
@@ -126,32 +125,10 @@ def _check_asked(to: Format, dtype: Dtype | None, whole_model: bool) -> None:
         raise UserError("--whole-model is for --format gguf; --format merged is the whole model.")
 
 
-def _check_free(output: Path) -> None:
-    """What is there already is never overwritten."""
-    if output.is_symlink() or (output.exists() and (not output.is_dir() or any(output.iterdir()))):
-        raise UserError(
-            f"--output {output}: is there already, and not an empty folder. Name another one."
-        )
-
-
-@contextmanager
-def _published(output: Path) -> Iterator[Path]:
-    """A draft beside the output, which the block fills, renamed at its end; nothing stays when it fails."""
-    draft = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}.draft")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        yield draft
-        # Not with the modes of safetensors, which closes its files to everybody else.
-        for path in draft.rglob("*"):
-            path.chmod(0o755 if path.is_dir() else 0o644)
-        # The kernel replaces an empty folder, and refuses one that was filled in the meantime.
-        draft.rename(output)
-    except OSError as error:
-        raise UserError(
-            f"--output {output}: cannot be written ({error.strerror or error})."
-        ) from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+def _open_to_readers(draft: Path) -> None:
+    """Not with the modes of safetensors, which closes its files to everybody else."""
+    for path in draft.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
 
 
 def _write_peft(version: ExportedVersion, draft: Path) -> None:

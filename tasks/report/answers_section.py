@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from tasks.report.choosing import Kind, Shown
 from tasks.report.markup import count, is_short, number, paragraph, passage, section, signed, text
 from tasks.report.measures import NAMES
 from tasks.report.shared_words import marked
+from tasks.samples import Kind, Sample
 
 _GROUPS: dict[Kind, tuple[str, str]] = {
     "gain": ("Best gains", "Rows on which the adapter gained most in ROUGE-L over the {rival}."),
@@ -14,7 +14,7 @@ _GROUPS: dict[Kind, tuple[str, str]] = {
 }
 
 
-def answers_section(shown: Sequence[Shown], rival: str) -> str:
+def answers_section(shown: Sequence[Sample], rival: str) -> str:
     """The answers in three groups; a sentence when there are none."""
     if not shown:
         told = "None are shown: the recipe says <code>evaluation.sample_answers: 0</code>, or none are stored."
@@ -38,7 +38,7 @@ def answers_section(shown: Sequence[Shown], rival: str) -> str:
     return section("answers", "Answers side by side", paragraph(told, "hint"), *parts)
 
 
-def _answer(one: Shown) -> str:
+def _answer(one: Sample) -> str:
     gain = ""
     if one.gain is not None:
         state = "better" if one.gain > 0 else "worse" if one.gain < 0 else ""

@@ -4,7 +4,6 @@ import os
 from pathlib import Path
 
 from tasks.report.answers_section import answers_section
-from tasks.report.choosing import choose
 from tasks.report.cost_section import cost_section
 from tasks.report.curves import curves_section
 from tasks.report.dataset_section import dataset_section
@@ -17,6 +16,7 @@ from tasks.report.reading import read_lines, read_object
 from tasks.report.run import ReportedRun
 from tasks.report.slice_map import slices_section
 from tasks.report.style import STYLE
+from tasks.samples import choose
 from tasks.web_page import document
 
 # Whatever slipped through the escaping could still run nothing and fetch nothing.

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from flows.cli import main
-from flows.commands.check import _dataset
+from flows.commands.check import _dataset, _recipe
 from flows.recipe_check import RecipeCheck
 from tasks.home import home
 
@@ -140,3 +140,17 @@ def test_the_data_are_shown_as_they_were_understood_and_with_what_was_found(
     assert "changed or found: 2 (email found and left in)" in text
     assert "left out: 1 (same prompt and answer)" in text
     assert facts["sources"][0]["mapping"] == {"user": "prompt", "assistant": "completion"}
+
+
+def test_promoting_by_itself_without_a_gate_is_cautioned_against(recipe: Path) -> None:
+    def told(*settings: str) -> tuple[str, list[str]]:
+        console = Console(file=StringIO(), width=1000)
+        facts = _recipe(RecipeCheck(recipe, settings, home()), console)
+        return console.file.getvalue(), facts["warnings"]  # type: ignore[attr-defined]
+
+    automatic, rule = "promotion.policy=automatic", "evaluation.gate=[{metric: rougeL, min: 0.1}]"
+    text, (warning,) = told(automatic)
+    assert f"warning: {warning}" in text
+    assert "evaluation.gate has no rule" in warning
+    for settings in ((), (automatic, rule), ("promotion.policy=approval",)):
+        assert told(*settings)[1] == []

@@ -12,12 +12,12 @@ from tasks.evaluation import score_worker, work
 from tasks.evaluation.job import AnswerResult, ScoreJob, ScoreResult
 from tasks.evaluation.settings import EvaluationSettings
 
-EXPECTED_VERSION = 4
+EXPECTED_VERSION = 5
 EXPECTED_SHA256 = {
-    "metrics.json": "20b1614068760a0842109bcf16f3574ae66f8ead7b59966d596d4c1fe873afb1",
-    "scores": "cdb3b53eeb94863c5468abda8c22cba764d55885f3389e5505e5779d2d0a198f",
-    "report.md": "20735ad517350f1bb850d4f2f89ed27eb6a9ebddc371df4127801552ff1b5fc6",
-    "summary.md": "ab58707df3e766a3c44f5f7f468a242c88d4ce3af8464eea9fde937f1b014033",
+    "metrics.json": "f25bcfcd12a5fa3be716a51e177c366a3f1be1c85096717b6853cd55dffbb0dc",
+    "scores": "d551c6eb5ea0fa67e2f24109b1067397905c0e0835d2a26bdc15eafeb0d0d8b9",
+    "report.md": "3bfc6c6ea6a010de9e96d7bf50fb1954ed509412e97af4717fa0e8fd5add4f6e",
+    "summary.md": "ad929da673fec33fa1abdc3381b3b37f50349f0886b14afb259507137aa84643",
 }
 ANSWERS = [
     ("Return the sum.", "Return it. And the sum of all.", "Return the sum."),

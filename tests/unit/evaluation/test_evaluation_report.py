@@ -1,16 +1,13 @@
 """What people read: escaping, the choice of samples, the sentences."""
 
-from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from tasks.evaluation.answerers import FIRST_SENTENCE, NAME, first_sentence, trivial_answers
 from tasks.evaluation.report import report, summary
-from tasks.evaluation.samples import Sample, choose
 from tasks.markdown import cell, code_block
+from tasks.samples import Sample
 
 
 def facts(**changed: Any) -> dict[str, Any]:
@@ -137,39 +134,17 @@ def test_a_prompt_cannot_leave_its_code_block() -> None:
     assert block.endswith("\n`````")
 
 
-def test_samples_show_gains_losses_and_others(tmp_path: Path) -> None:
-    gains = [0.5, -0.4, 0.0, 0.2, -0.1, 0.0, 0.0, 0.0, 0.0]
-    rows = [
-        {
-            "id": f"r{n}",
-            "prompt": "p",
-            "reference": "r",
-            "base_answer": f"b{n}",
-            "challenger_answer": f"c{n}",
-        }
-        for n in range(len(gains))
-    ]
-    marks = [{"base_rougeL": 0.4, "challenger_rougeL": 0.4 + gain} for gain in gains]
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "p.parquet")
-    pq.write_table(pa.Table.from_pylist(marks), tmp_path / "s.parquet")
-    both = (tmp_path / "p.parquet", tmp_path / "s.parquet", ["base", "challenger"])
-    found = choose(*both, 6)
-    assert [(s.kind, s.id) for s in found[:4]] == [
-        ("gain", "r0"),
-        ("gain", "r3"),
-        ("regression", "r1"),
-        ("regression", "r4"),
-    ]
-    assert [s.kind for s in found[4:]] == ["random", "random"]
-    assert len({s.id for s in found}) == 6
-    assert found[0].answers == {"base": "b0", "challenger": "c0"}
-    assert choose(*both, 0) == []
-    assert len(choose(*both, 50)) == len(rows)
-    assert [s.id for s in choose(*both, 6)] == [s.id for s in found]
-
-
 def test_without_samples_no_text_of_the_data_is_in_the_report() -> None:
-    sample = Sample("gain", "r0", "the prompt", "secret", {"base": "secret"}, {"base": 0.1})
+    sample = Sample(
+        kind="gain",
+        id="r0",
+        prompt="the prompt",
+        reference="secret",
+        label=None,
+        answers={"base": "secret"},
+        scores={"base": 0.1},
+        gain=None,
+    )
     assert "secret" in report(facts(), [sample])
     assert "Sample answers" not in report(facts(), [])
 

@@ -4,6 +4,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from tasks.evaluation import judging, score_worker
 from tasks.evaluation.job import ScoreJob, ScoreResult
 from tasks.evaluation.judging import judge_answers, score_in
 from tasks.evaluation.settings import JudgeSettings
+from tasks.evaluation.verdicts import Verdicts
 
 Reply = Callable[[str, int], tuple[int, Any]]
 """Question and how often it was asked before -> status, and the reply's text or whole body."""
@@ -195,6 +197,103 @@ def test_redirects_are_not_followed(serve: Any) -> None:
     with pytest.raises(UserError, match="status 302"):
         judge_answers(judge(server), ["challenger"], COLUMNS, None)
     assert {header["path"] for header in server.headers} == {"/v1/chat/completions"}
+
+
+def test_what_was_paid_for_is_remembered_when_the_judge_refuses_midway(
+    serve: Any, tmp_path: Path
+) -> None:
+    rows = 12
+    columns = {
+        "prompt": [f"p{n}" for n in range(rows)],
+        "reference": ["r"] * rows,
+        "challenger_answer": ["good"] * rows,
+    }
+    paid: list[str] = []
+    is_empty = threading.Event()
+
+    def budget(question: str, before: int) -> tuple[int, Any]:
+        if len(paid) == 8 and not is_empty.is_set():
+            return 402, {"error": {"message": "Insufficient\nfunds " + "x" * 500}}
+        paid.append(question)
+        return by_answer(question, before)
+
+    server = serve(budget)
+    memory = tmp_path / "verdicts.jsonl"
+    settings = judge(server, parallel=1)
+    with pytest.raises(UserError, match=r"status 402 and says: .*Insufficient") as caught:
+        judge_answers(settings, ["challenger"], columns, memory)
+    assert "x" * 100 in str(caught.value)
+    assert "x" * 201 not in str(caught.value)
+    assert len(memory.read_text().splitlines()) == 8
+    # Nobody was asked after the first refusal.
+    assert len(server.bodies) == 9
+    is_empty.set()
+    found = judge_answers(settings, ["challenger"], columns, memory)
+    assert found.scores["challenger"] == [0.9] * rows
+    assert len(paid) == len(set(paid)) == rows
+
+
+def test_a_verdict_is_on_disk_before_the_next_question(serve: Any, tmp_path: Path) -> None:
+    memory = tmp_path / "verdicts.jsonl"
+    lines: list[int] = []
+
+    def look(question: str, before: int) -> tuple[int, Any]:
+        lines.append(len(memory.read_text().splitlines()))
+        return by_answer(question, before)
+
+    judge_answers(judge(serve(look), parallel=1), ["challenger"], COLUMNS, memory)
+    assert lines == [0, 1, 2]
+
+
+def test_threads_add_whole_lines_behind_a_torn_one(tmp_path: Path) -> None:
+    memory = tmp_path / "verdicts.jsonl"
+    memory.write_text('["half a li')
+    with Verdicts(memory) as verdicts, ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: verdicts.add(f"key-{n}", n / 500), range(500)))
+    with Verdicts(memory) as again:
+        assert [again.get(f"key-{n}") for n in range(500)] == [n / 500 for n in range(500)]
+    assert len(memory.read_text().splitlines()) == 501
+
+
+def test_a_key_that_the_server_repeats_is_not_shown(
+    serve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JUDGE_KEY", "sk-secret-9")
+    server = serve(lambda q, before: (401, {"error": "Incorrect key: sk-secret-9"}))
+    with pytest.raises(UserError, match=r"Incorrect key: \*\*\*") as caught:
+        judge_answers(judge(server, key_variable="JUDGE_KEY"), ["challenger"], COLUMNS, None)
+    assert "secret" not in str(caught.value)
+
+
+def test_the_recipe_says_what_is_sent_beside_model_and_messages(serve: Any, tmp_path: Path) -> None:
+    def thinks(question: str, before: int) -> tuple[int, Any]:
+        sent = server.bodies[-1]
+        if "max_tokens" in sent or "temperature" in sent:
+            return 400, {"error": "Unsupported parameter: 'max_tokens'"}
+        return by_answer(question, before)
+
+    server = serve(thinks)
+    memory = tmp_path / "verdicts.jsonl"
+    with pytest.raises(
+        UserError, match=r"Unsupported parameter.*whether the model takes"
+    ) as caught:
+        judge_answers(judge(server), ["challenger"], COLUMNS, memory)
+    assert '{"temperature": 0, "max_tokens": 64}' in str(caught.value)
+    settings = judge(server, parameters={"max_completion_tokens": 2000}, parallel=1)
+    found = judge_answers(settings, ["challenger"], COLUMNS, memory)
+    assert found.scores["challenger"] == [0.9, 0.9, 0.2]
+    assert server.bodies[-1]["max_completion_tokens"] == 2000
+    asked = len(server.bodies)
+    # Other parameters are other verdicts.
+    judge_answers(settings, ["challenger"], COLUMNS, memory)
+    assert len(server.bodies) == asked
+    more = judge(server, parameters={"max_completion_tokens": 100})
+    judge_answers(more, ["challenger"], COLUMNS, memory)
+    assert len(server.bodies) == asked + 3
+    with pytest.raises(ValueError, match="messages, model cannot be set here"):
+        judge(server, parameters={"model": "other", "messages": []})
+    with pytest.raises(ValueError, match="must be finite"):
+        judge(server, parameters={"temperature": float("nan")})
 
 
 @pytest.mark.parametrize(

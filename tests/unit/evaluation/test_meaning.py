@@ -65,6 +65,20 @@ def test_empty_texts_score_zero_and_long_ones_are_cut(encoder: Path) -> None:
     assert 0 <= found[2] <= 1
 
 
+def test_references_are_embedded_once_for_all_models(encoder: Path) -> None:
+    meaning, fresh = Meaning(encoder, "cpu"), Meaning(encoder, "cpu")
+    embedded: list[int] = []
+    meaning._model.register_forward_hook(lambda *seen: embedded.append(len(seen[2][0])))
+    references = ["open the file", "a queue"]
+    first = meaning.similarity(["open", "queue"], references)
+    second = meaning.similarity(["close", "items"], list(references))
+    assert sum(embedded) == 6
+    assert first == fresh.similarity(["open", "queue"], references)
+    other = ["close", "items"]
+    assert meaning.similarity(other, other) == pytest.approx([1.0, 1.0])
+    assert second != meaning.similarity(["close", "items"], ["a queue", "open the file"])
+
+
 def test_the_worker_keeps_every_models_similarity(
     encoder: Path, tmp_path: Path, chat_tokens: Tokens, tiny: Base, stops: list[int]
 ) -> None:

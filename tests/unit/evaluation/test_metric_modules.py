@@ -12,7 +12,12 @@ from tasks.evaluation.aggregates import corpus_bleu, corpus_chrf
 from tasks.evaluation.catalog import METRICS as FOLDER
 from tasks.evaluation.catalog import TEXT_MODULES, reads_texts, shipped
 from tasks.evaluation.score_worker import load_modules
-from tasks.evaluation.settings import METRICS
+from tasks.evaluation.settings import (
+    LOWER_IS_BETTER,
+    METRICS,
+    NO_DIRECTION,
+    PREFERENCE_METRICS,
+)
 
 WORDS = [
     "open",
@@ -57,7 +62,7 @@ def test_the_modules_offer_exactly_the_metrics_of_the_recipe(modules: dict[str, 
     }
     inputs["schema_match"]["schema"] = {}
     inputs["loss"] = {"nll": [1.0], "correct": [1], "trained_tokens": [2]}
-    inputs["stop_rate"] = {"stopped": [True]}
+    inputs["stop_rate"] = {"predictions": ["a b"], "stopped": [True]}
     inputs["mean_length"] = {"tokens": [3]}
     inputs["embedding_similarity"] = {"similarity": [1.0]}
     inputs["judge"] = {"verdicts": [1.0]}
@@ -169,8 +174,29 @@ def test_preference_counts_pairs_alone_and_a_tie_as_half(modules: dict[str, Any]
     assert result["statistics"]["preference_accuracy"][3] == [0.0, 0.0]
 
 
+def test_an_empty_answer_has_the_worst_score_of_every_metric_with_a_direction(
+    modules: dict[str, Any],
+) -> None:
+    """Otherwise an adapter that says nothing would gain by it."""
+    answers, truth = ["", " \n"], ["Open the file.", '{"open": 1}']
+    more: dict[str, dict[str, Any]] = {"schema_match": {"schema": {}}}
+    found: dict[str, list[float]] = {}
+    for name in modules:
+        if reads_texts(shipped(name)):
+            inputs = {"predictions": answers, "references": truth, **more.get(name, {})}
+            found |= scored(modules, name, **inputs)["rows"]
+    inputs = {"predictions": answers, "stopped": [True, True]}
+    found |= scored(modules, "stop_rate", **inputs)["rows"]
+    judged = set(METRICS) - NO_DIRECTION - {"judge", "embedding_similarity"}
+    # These look at the references' tokens, not at answers.
+    judged -= {"loss", "perplexity", "token_accuracy", *PREFERENCE_METRICS}
+    worst = {name: [1.0, 1.0] if name in LOWER_IS_BETTER else [0.0, 0.0] for name in judged}
+    assert {name: rows for name, rows in found.items() if name in judged} == worst
+
+
 def test_stop_rate_and_mean_length(modules: dict[str, Any]) -> None:
-    assert scored(modules, "stop_rate", stopped=[True, False, True, True])["stop_rate"] == 0.75
+    inputs = {"predictions": ["a", "b", "c", " "], "stopped": [True, False, True, True]}
+    assert scored(modules, "stop_rate", **inputs)["stop_rate"] == 0.5
     assert scored(modules, "mean_length", tokens=[0, 10, 5])["mean_length"] == 5
 
 

@@ -163,7 +163,7 @@ def test_repetition_and_variety_of_known_answers(modules: dict[str, Any]) -> Non
     answers = ["a b c d a b c d a b c d", "a b c d e", "a b c", ""]
     repeated = scored(modules, "repetition", answers)
     # Nine runs of four words, of which four are different.
-    assert repeated["rows"]["repetition"] == [pytest.approx(5 / 9), 0.0, 0.0, 0.0]
+    assert repeated["rows"]["repetition"] == [pytest.approx(5 / 9), 0.0, 0.0, 1.0]
     varied = scored(modules, "distinct", answers)
     assert varied["rows"]["distinct_1"] == pytest.approx([4 / 12, 1.0, 1.0, 0.0])
     assert varied["rows"]["distinct_2"] == pytest.approx([4 / 11, 1.0, 1.0, 0.0])
@@ -244,6 +244,11 @@ def test_a_module_in_a_folder_is_a_metric_with_or_without_its_rows(
             '{"shout": 0.5, "rows": {"shout": [float("nan")] * 4}}',
             "no finite number for 4 of 4 rows",
         ),
+        (
+            '{"shout": 1.0, "rows": {"shout": [None if not p else 1.0 for p in predictions]}}',
+            r"custom/shout .* for 1 of 4 rows, the first of them row 3 .* whose answer is empty",
+        ),
+        ('{"shout": float("nan"), "rows": {"shout": rows}}', "says nan for all rows"),
         ('{"shout": 1 / 0}', "ZeroDivisionError"),
         ('{"one": 1, "two": 2}', "its result has no 'shout'"),
     ],
@@ -268,7 +273,7 @@ def test_a_module_that_cannot_be_loaded_is_refused_in_words(tmp_path: Path) -> N
 
 def test_modules_are_found_as_files_and_as_folders(tmp_path: Path) -> None:
     (tmp_path / "two").mkdir()
-    for name in ("one.py", "_shared.py", "two/two.py", "two/data.py", "notes.txt"):
+    for name in ("one.py", "_shared.py", "my-own.py", "two/two.py", "two/data.py", "notes.txt"):
         (tmp_path / name).write_text("", encoding="utf-8")
     found = modules_of(tmp_path)
     assert {name: path.name for name, path in found.items()} == {"one": "one.py", "two": "two.py"}

@@ -91,9 +91,8 @@ def made(
 ) -> Made:
     root = tmp_path_factory.mktemp("asked")
     home = Home(root / "home")
-    recipe, dataset = root / "recipe", root / "dataset"
+    recipe = root / "recipe"
     (recipe / "metrics").mkdir(parents=True)
-    dataset.mkdir()
     (recipe / "metrics" / "words.py").write_text(OWN, encoding="utf-8")
     (recipe / "answer.schema.json").write_text('{"type": "string"}', encoding="utf-8")
     lines = "\n".join(json.dumps(row) for row in GENERAL)
@@ -107,7 +106,11 @@ def made(
         }
         for n in range(9)
     ]
-    (dataset / "test.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    lines = "\n".join(map(json.dumps, rows))
+    stored = Store(home.store).publish(
+        "dataset", "d" * 64, lambda folder: (folder / "test.jsonl").write_text(lines) and None
+    )
+    dataset = stored.path
     with pytest.MonkeyPatch.context() as patch:
         for name, value in home.environment().items():
             patch.setenv(name, value)
@@ -263,6 +266,47 @@ def test_a_rescoring_gives_the_same_numbers_without_a_model(made: Made, tmp_path
     assert facts["gate"] is None
     assert (tmp_path / "again" / "report.md").is_file()
     assert facts["answers"] == made.facts["answers"]
+    assert facts["dataset"] == "d" * 64
+
+
+def test_an_evaluation_knows_its_dataset_however_it_is_named(made: Made, tmp_path: Path) -> None:
+    """Slices by source need the dataset's rows."""
+    store, settings = Store(made.home.store), EvaluationSettings(slices=["source"])
+    assert made.facts["dataset"] == "d" * 64
+    for number, named in enumerate((made.report.fingerprint[:12], str(made.report.path))):
+        facts = rescore(
+            find_stored(named, store, lambda run: {}),
+            settings,
+            recipe_folder=made.recipe,
+            output=tmp_path / str(number),
+            home=made.home,
+        )
+        assert facts["slices"]["source"] == made.facts["slices"]["source"]
+    # A rescoring can be scored again, too.
+    again = find_stored(str(tmp_path / "0"), store, lambda run: {})
+    assert again.dataset == made.dataset
+
+
+def test_a_rescoring_that_fails_leaves_its_folder_free_for_the_next(
+    made: Made, tmp_path: Path
+) -> None:
+    stored = find_stored(made.report.fingerprint, Store(made.home.store), lambda run: {})
+    output = tmp_path / "again"
+
+    def attempt(slicing: str) -> None:
+        settings = EvaluationSettings(slices=[slicing])
+        rescore(stored, settings, recipe_folder=made.recipe, output=output, home=made.home)
+
+    with pytest.raises(UserError, match="names 'colour', which no test row has"):
+        attempt("colour")
+    assert list(tmp_path.iterdir()) == []
+    output.mkdir()
+    with pytest.raises(UserError, match="names 'colour', which no test row has"):
+        attempt("colour")
+    assert list(output.iterdir()) == []
+    attempt("length")
+    assert (output / "report.md").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == ["again"]
 
 
 def test_a_rescoring_imports_no_torch(made: Made, tmp_path: Path) -> None:
@@ -315,7 +359,7 @@ def test_what_cannot_be_rescored_is_told(made: Made, tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     stored = find_stored(str(made.report.path), store, lambda run: {})
-    with pytest.raises(UserError, match="is not empty"):
+    with pytest.raises(UserError, match="not an empty folder"):
         rescore(stored, None, recipe_folder=made.recipe, output=tmp_path / "full", home=made.home)
 
 

@@ -6,7 +6,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tasks.report.choosing import choose
 from tasks.report.cost_section import device_hours
 from tasks.report.curves import DRAWN_POINTS, chart, curves_section
 from tasks.report.markup import link, number, passage, signed
@@ -14,6 +13,7 @@ from tasks.report.measures import ordered, word
 from tasks.report.metric_table import interval_bar
 from tasks.report.shared_words import MOST_WORDS, marked
 from tasks.report.slice_map import slices_section
+from tasks.samples import choose
 
 
 def predictions(folder: Path, gains: list[float | None]) -> Path:

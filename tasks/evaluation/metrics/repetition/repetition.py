@@ -8,11 +8,12 @@ import evaluate
 ORDER = 4
 DESCRIPTION = (
     "Mean share (0-1) of an answer's runs of four words that occurred in it before: a model that is "
-    "stuck in a loop comes near 1. Lower is better; an answer of three words or less repeats nothing."
+    "stuck in a loop comes near 1. Lower is better; an answer of three words or less repeats nothing. An "
+    "empty one counts 1, as the worst: a model that says nothing has not been cured of repeating itself."
 )
 INPUTS = """
 Args:
-    predictions: list of str, one a row.
+    predictions: list of str, one a row; an empty one scores 1.
     references: list of str, not looked at.
 Returns:
     repetition: float, 0-1.
@@ -44,5 +45,7 @@ class Repetition(evaluate.Metric):
 
 
 def _repeated(words: list[str]) -> float:
+    if not words:
+        return 1.0
     runs = [tuple(words[n : n + ORDER]) for n in range(len(words) - ORDER + 1)]
     return 1 - len(set(runs)) / len(runs) if runs else 0.0

@@ -1,4 +1,4 @@
-"""Which answers are shown: where the adapter gained most, where it lost most, and some at random."""
+"""Which answers a report shows: where the adapter gained most, where it lost most, and some at random."""
 
 import hashlib
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ Kind = Literal["gain", "regression", "random"]
 
 
 @dataclass(frozen=True)
-class Shown:
+class Sample:
     """One test row and what each model made of it."""
 
     kind: Kind
@@ -31,7 +31,7 @@ class Shown:
 
 def choose(
     folder: Path, models: Sequence[str], rival: str, number: int, seed: str = SEED
-) -> list[Shown]:
+) -> list[Sample]:
     """At most `number` rows of `folder/predictions.parquet`: a third where `challenger` gained most on
     `rival`, a third where it lost most, the rest by lot. Without scores all are by lot.
 
@@ -50,7 +50,7 @@ def choose(
     chosen = _rows(ids, gains, number, seed)
     taken = table.take(pa.array([row for _, row in chosen], pa.int64())).to_pylist()
     return [
-        Shown(
+        Sample(
             kind=kind,
             id=ids[row],
             prompt=str(texts.get("prompt") or ""),
