@@ -21,6 +21,7 @@ import psutil
 from flows.stack import leftovers
 from flows.stack.api import PrefectApi
 from flows.stack.configuration import socket_file
+from tasks.errors import StageFailed
 from tasks.home import Home
 from tasks.tracking import Tracker
 from tasks.turn import is_taken
@@ -28,6 +29,21 @@ from tasks.turn import is_taken
 ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 AGAIN = {"tags": {"all_": ["loraline:again"]}}
 """Filter of runs that the watchdog started because the one before them crashed."""
+
+
+@dataclass(frozen=True)
+class PatientApi(PrefectApi):
+    """Asks once more where a busy server says that it cannot just now; it has done nothing then."""
+
+    def ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        deadline = time.monotonic() + self.timeout_seconds
+        while True:
+            try:
+                return super().ask(method, path, body)
+            except StageFailed as error:
+                if "status 503" not in str(error) or time.monotonic() > deadline:
+                    raise
+            time.sleep(1)
 
 
 @dataclass
@@ -46,7 +62,7 @@ class Stack:
     @property
     def api(self) -> PrefectApi:
         # A busy machine takes its time; what is late fails by the test's own limits.
-        return PrefectApi(f"http://127.0.0.1:{self.ports[1]}/api", timeout_seconds=120)
+        return PatientApi(f"http://127.0.0.1:{self.ports[1]}/api", timeout_seconds=120)
 
     @property
     def mlflow_url(self) -> str:
