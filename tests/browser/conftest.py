@@ -112,7 +112,7 @@ def page(tmp_path: Path) -> Iterator[Page]:
     if MISSING is not None:
         pytest.skip(MISSING)
     with chromium(tmp_path / "chromium") as driver:
-        found = Page(driver)
+        found = Page(driver, tmp_path / "pictures")
         yield found
         assert found.hosts() <= {"127.0.0.1"}
 
