@@ -6,7 +6,7 @@ from typing import Any
 
 from tasks.markdown import cell, table
 
-HEAD = ("gate rule", "rows", "adapter", "reference", "gain", "interval", "verdict", "why")
+HEAD = ("gate rule", "rows", "adapter", "reference", "gain", "interval", "verdict")
 SLICES_SHOWN = 12
 WHY_CHARACTERS = 600
 
@@ -60,16 +60,18 @@ def gate_lines(gate: Mapping[str, Any]) -> list[Line]:
 
 
 def gate_markdown(gate: Mapping[str, Any]) -> str:
-    """The verdict as a Markdown table."""
+    """The verdict as a Markdown table, and below it why: sentences would push the verdict off the page."""
     rows: list[Sequence[str]] = []
+    reasons = []
     for line in gate_lines(gate):
         inner = line.rule.startswith("  ")
         rule = cell(line.rule, 200)
         verdict = f"**{line.verdict}**" if line.passed is False else line.verdict
         numbers = (line.rows, line.adapter, line.reference, line.gain, line.interval)
-        why = cell(line.why, WHY_CHARACTERS) if line.why else ""
-        rows.append([f"↳ {rule}" if inner else rule, *numbers, verdict, why])
-    return table(HEAD, rows)
+        rows.append([f"↳ {rule}" if inner else rule, *numbers, verdict])
+        if line.why:
+            reasons.append(f"- {rule}: {cell(line.why, WHY_CHARACTERS)}")
+    return "\n\n".join([table(HEAD, rows), *(["\n".join(reasons)] * bool(reasons))])
 
 
 def _line(name: str, entry: Mapping[str, Any], why: str) -> Line:

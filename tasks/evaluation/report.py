@@ -34,9 +34,9 @@ def summary(facts: Mapping[str, Any], samples: Sequence[Sample]) -> str:
     few: list[Sample] = []
     for kind in ("gain", "random", "regression", "random"):
         few += [s for s in samples if s.kind == kind and s not in few][:1]
-    parts = ["## Evaluation", _verdict(facts), *_result(facts)]
+    parts = ["# Evaluation", _verdict(facts), *_result(facts)]
     if few:
-        parts += ["### Sample answers", *(_sample(s) for s in few[:SUMMARY_SAMPLES])]
+        parts += ["## Sample answers", *(_sample(s) for s in few[:SUMMARY_SAMPLES])]
     return "\n\n".join(parts) + "\n"
 
 

@@ -43,9 +43,9 @@ def asked_for(tracker: Tracker, name: str, version: str) -> str:
     verdict = stored_verdict(tracker, name, version)
     champion = aliases_of(tracker, name).champion
     link = tracker.version_url(name, version)
-    current = f"version {champion}" if champion else "none yet"
+    current = f"The champion is version {champion}." if champion else "There is no champion yet."
     return (
-        f"Promote [version {version} of {name}]({link})? The champion is {current}.\n\n"
+        f"Promote [version {version} of {name}]({link})? {current}\n\n"
         f"{verdict.table()}"
     )
 

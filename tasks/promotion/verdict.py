@@ -56,7 +56,10 @@ class Verdict:
         )
 
     def table(self) -> str:
-        """The verdict in markdown: rule, numbers, interval, passed or not, why; then the metrics."""
+        """The verdict in markdown: passed or not, rule, numbers, interval; why; then the metrics.
+
+        Prefect's form is 450 pixels wide: what decides comes first, and sentences stand below the table.
+        """
         shown = {
             "passed": "**passed**",
             "refused": "**refused**",
@@ -70,14 +73,19 @@ class Verdict:
         lines = [f"Gate: {shown}{judged}.", ""]
         if self.rules:
             lines += [
-                "| rule | value | reference | interval | | why |",
-                "|---|---:|---:|---|---|---|",
+                "| | rule | value | reference | interval |",
+                "|---|---|---:|---:|---|",
             ]
             lines += [
-                f"| {_cell(rule_name(rule))} | {_number(rule.get('value'))} | "
-                f"{_number(rule.get('reference'))} | {_gain(rule)} | "
-                f"{'✓' if rule.get('passed') else '✗'} | {_cell(rule.get('why'))} |"
+                f"| {'✓' if rule.get('passed') else '✗'} | {_cell(rule_name(rule))} | "
+                f"{_number(rule.get('value'))} | {_number(rule.get('reference'))} | {_gain(rule)} |"
                 for rule in self.rules
+            ]
+            lines.append("")
+            lines += [
+                f"- {_cell(rule_name(rule))}: {_cell(rule['why'])}"
+                for rule in self.rules
+                if rule.get("why")
             ]
             lines.append("")
         models = [model for model in ("base", "champion", "challenger") if self.metrics.get(model)]

@@ -45,7 +45,7 @@ def summary(
     lines = [
         f"# {version.name}, version {version.version}",
         "",
-        f"Aliases: {aliases}. [Version in MLflow]({version_url}) · [MLflow run]({run_url})",
+        f"Aliases when it was registered: {aliases}. [Version in MLflow]({version_url}) · [MLflow run]({run_url})",
         "",
         *(f"- {name}: {text}" for name, text in notes.items()),
     ]

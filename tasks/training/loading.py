@@ -86,7 +86,8 @@ def device_name() -> str:
     """The GPU's name, or `cpu` with its number of threads."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return f"cpu, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"cpu, {threads} threads" if threads != 1 else "cpu, 1 thread"
 
 
 def plain_attention_is_faster(precision: Precision, longest: int) -> bool:

@@ -44,7 +44,7 @@ def summary(
 ) -> str:
     """Markdown: what was trained, how it went, the loss curve, the settings that matter."""
     share = result.trainable_parameters / result.total_parameters
-    modules = ", ".join(f"{n} x `{name}`" for name, n in result.target_modules.items())
+    modules = ", ".join(f"{n} × `{name}`" for name, n in result.target_modules.items())
     resumed = (
         f" The last attempt went on from the checkpoint of step {result.resumed_from_step}."
         if result.resumed_from_step is not None
@@ -62,7 +62,7 @@ def summary(
         f"{result.final_loss:.3f}{_UNITS[method]}.{resumed}",
         "",
         *_picture(picture),
-        "| | |",
+        "| What | Value |",
         "| --- | --- |",
         f"| Adapter | {kind} on {modules or 'no named module'} |",
         f"| Trained parameters | {result.trainable_parameters:,} of {result.total_parameters:,} "

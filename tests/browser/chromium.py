@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,6 +48,7 @@ def chromium(folder: Path, *, width: int = 1200, height: int = 900) -> Iterator[
     assert CHROMIUM is not None
     assert DRIVER is not None
     folder.mkdir(parents=True, exist_ok=True)
+    scratch = tempfile.mkdtemp(prefix="chromium-")
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
     for switch in (*_SWITCHES, f"--user-data-dir={folder / 'profile'}"):
@@ -56,7 +58,7 @@ def chromium(folder: Path, *, width: int = 1200, height: int = 900) -> Iterator[
     # With the driver's path given, Selenium starts no manager that would look for one on the network.
     service = webdriver.ChromeService(
         executable_path=DRIVER,
-        env={"HOME": str(folder), "PATH": os.environ["PATH"], "TZ": "UTC"},
+        env={"HOME": str(folder), "PATH": os.environ["PATH"], "TZ": "UTC", "TMPDIR": scratch},
     )
     driver = webdriver.Chrome(options=options, service=service)
     try:
@@ -65,3 +67,5 @@ def chromium(folder: Path, *, width: int = 1200, height: int = 900) -> Iterator[
         yield driver
     finally:
         driver.quit()
+        # It leaves folders behind, and its sockets need a short path.
+        shutil.rmtree(scratch, ignore_errors=True)

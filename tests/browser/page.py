@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from selenium.webdriver.remote.webelement import WebElement
 
 PICTURES = "LORALINE_SCREENSHOTS"
-"""The environment variable with the folder for pictures; none are taken without it."""
+"""The environment variable with the folder for pictures; without it they lie in the test's own."""
 PATIENCE = 120.0
 """Seconds until something that needs no training is on the page of a busy machine."""
 _TEXT = "return document.body ? document.body.innerText : ''"
@@ -25,8 +25,10 @@ _Found = TypeVar("_Found")
 class Page:
     """One tab. Elements that a page draws anew between two looks are looked for again."""
 
-    def __init__(self, driver: "WebDriver") -> None:
+    def __init__(self, driver: "WebDriver", pictures: Path) -> None:
+        """Pictures lie in `pictures`, unless the environment names another folder."""
         self.driver = driver
+        self.pictures = Path(os.environ.get(PICTURES) or pictures)
 
     def open(self, url: str) -> None:
         """Go there; a second time, too, where only what is behind `#` has changed."""
@@ -57,9 +59,10 @@ class Page:
             except WebDriverException as error:
                 problem = str(error.msg)
             if time.monotonic() > deadline:
+                self.picture("missing")
                 raise AssertionError(
-                    f"{what or 'it'} was not on {self.driver.current_url} within {seconds:.0f} s. "
-                    f"{problem}\n{self.text}"
+                    f"{what or 'it'} was not on {self.driver.current_url} within {seconds:.0f} s; what was "
+                    f"seen is in {self.pictures / 'missing.png'}. {problem}\n{self.text}"
                 )
             time.sleep(0.2)
 
@@ -127,19 +130,16 @@ class Page:
         }
 
     def picture(self, name: str) -> None:
-        """What is seen now, as NAME.png, when the environment names a folder for it."""
-        folder = os.environ.get(PICTURES)
-        if not folder:
-            return
+        """What is seen now, as NAME.png."""
         from PIL import Image
 
-        Path(folder).mkdir(parents=True, exist_ok=True)
+        self.pictures.mkdir(parents=True, exist_ok=True)
         # The last animations: a picture of half a menu helps nobody.
         time.sleep(1)
         seen = Image.open(BytesIO(self.driver.get_screenshot_as_png())).convert("RGB")
         # A palette: a third of the bytes, and nobody sees it.
         seen.quantize(256, dither=Image.Dither.NONE).save(
-            Path(folder) / f"{name}.png", optimize=True
+            self.pictures / f"{name}.png", optimize=True
         )
 
     def colours(self, element: "WebElement") -> list[tuple[int, Any]]:

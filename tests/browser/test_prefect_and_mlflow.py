@@ -1,6 +1,6 @@
 """What a team does in the two pages: starts and watches runs, pauses a schedule, approves, promotes.
 
-With LORALINE_SCREENSHOTS=FOLDER each story leaves pictures there; those of the README are made so.
+Each story takes pictures, into the folder that LORALINE_SCREENSHOTS names; those of the README are made so.
 """
 
 import json

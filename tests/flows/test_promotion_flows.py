@@ -139,7 +139,8 @@ def test_a_flow_promotes_another_goes_back_and_both_leave_an_artifact(tracker: T
     assert champion(tracker) == "2"
     artifact = Artifact.get("loraline-promotion")
     assert artifact is not None
-    assert "| rougeL |  |  |  | ✓ | fine |" in str(artifact.data)
+    assert "| ✓ | rougeL |  |  |  |" in str(artifact.data)
+    assert "- rougeL: fine" in str(artifact.data)
     back = rollback("a", "worse", by="bob", return_state=True)
     assert back.message == "#3 rollback: version 1 instead of 2"
     # The server took the event of each: nothing waits.
