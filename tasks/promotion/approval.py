@@ -44,10 +44,7 @@ def asked_for(tracker: Tracker, name: str, version: str) -> str:
     champion = aliases_of(tracker, name).champion
     link = tracker.version_url(name, version)
     current = f"The champion is version {champion}." if champion else "There is no champion yet."
-    return (
-        f"Promote [version {version} of {name}]({link})? {current}\n\n"
-        f"{verdict.table()}"
-    )
+    return f"Promote [version {version} of {name}]({link})? {current}\n\n{verdict.table()}"
 
 
 def carry_out_answer(
