@@ -14,7 +14,7 @@ def description(made: Provenance, *, name: str, purpose: str | None) -> str:
     base, tokens, adapter = made.base, made.tokens, made.adapter
     commit = f" at commit `{base.commit}`" if base.commit else ""
     parts = [
-        purpose or f"LoRA adapter `{name}`.",
+        purpose or _headline(made, name),
         f"It belongs on `{base.shown}`{commit} (sha256 `{base.weights_sha256[:12]}`), which is not part "
         f"of this version, and has {adapter.trainable_parameters:,} parameters of its own.",
         *(
@@ -29,6 +29,19 @@ def description(made: Provenance, *, name: str, purpose: str | None) -> str:
         *([f"Made by this [flow run in Prefect]({made.prefect_url})."] * bool(made.prefect_url)),
     ]
     return "\n\n".join(parts)
+
+
+def model_description(name: str, purpose: str | None) -> str:
+    """The registered model's own description, in markdown: what its aliases mean, and where its log is."""
+    return "\n\n".join(
+        [
+            purpose or f"LoRA adapters of the recipe {name}.",
+            f"`models:/{name}@champion` is what users load. `previous` is the champion before, `challenger` the "
+            "newest version that its gate let pass.",
+            f"Who moved the champion, when and why: the experiment `{name}/promotions`, which "
+            f"`loraline audit {name}` verifies.",
+        ]
+    )
 
 
 def summary(
@@ -58,13 +71,25 @@ def summary(
     return "\n".join([*lines, "", description, ""])
 
 
+def _headline(made: Provenance, name: str) -> str:
+    """The first line: a list of versions shows it alone, and as plain text."""
+    mine = made.report.metrics.get("challenger") or {}
+    base = made.report.metrics.get("base") or {}
+    parts = [f"{made.tokens.rows['train']:,} conversations"]
+    if "loss" in mine and "loss" in base:
+        parts.append(f"loss {mine['loss']:.3f} (base {base['loss']:.3f})")
+    return f"LoRA adapter {name}: {', '.join(parts)}."
+
+
 def metrics_table(report: Report) -> str:
     """Base, champion and this adapter side by side, with the difference to the base."""
     columns = [name for name in ("base", "champion") if report.metrics.get(name)]
     mine = report.metrics.get("challenger") or {}
     differences = report.differences.get("base") or {}
     rows = [
-        f"| metric | {' | '.join(columns)} | this adapter | difference to base (95 % interval) |",
+        # MLflow's page puts no space between columns.
+        f"| metric&ensp; | {' | '.join(f'&ensp;{name}&ensp;' for name in columns)} | &ensp;this adapter&ensp; | "
+        "&ensp;difference to base (95 % interval) |",
         f"|---|{'---:|' * len(columns)}---:|---:|",
     ]
     for metric in SHOWN_METRICS:

@@ -34,10 +34,12 @@ def create_version(
     run_id: str,
     tags: Mapping[str, str],
     description: str,
+    model_description: str = "",
 ) -> str:
     """Create a version from an uploaded, verified model; returns its number.
 
-    Called with the lock held. Where workers share no disk, and so no lock, two may create the same
+    The model is created with `model_description` where there is none: what a person wrote there later
+    stays. Called with the lock held. Where workers share no disk, and so no lock, two may create the same
     version: the younger one is withdrawn.
     """
     from mlflow.exceptions import MlflowException
@@ -45,7 +47,7 @@ def create_version(
     client = tracker.client
     with tracker.explained(f"register {name!r}"):
         try:
-            client.create_registered_model(name)
+            client.create_registered_model(name, description=model_description)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise

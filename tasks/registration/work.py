@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from tasks.artifacts import Version
 from tasks.base import lock_path
-from tasks.registration.description import description, summary
+from tasks.registration.description import description, model_description, summary
 from tasks.registration.job import Verification
 from tasks.registration.package import Contents, gather, model_config, recorded_path, write_model
 from tasks.registration.provenance import Provenance
@@ -167,7 +167,13 @@ def register_adapter(
                 tracker, contents, config, scratch / "model", made
             )
             number = create_version(
-                tracker, name, model_id=model_id, run_id=made.run_id, tags=tags, description=text
+                tracker,
+                name,
+                model_id=model_id,
+                run_id=made.run_id,
+                tags=tags,
+                description=text,
+                model_description=model_description(name, settings.description),
             )
         if made.report.gate is None or made.report.gate["passed"]:
             with tracker.explained(f"set the alias {CHALLENGER!r}"):

@@ -162,6 +162,13 @@ def test_a_version_says_where_it_comes_from(trained: Any, registered: Version) -
     assert "loraline.base_commit" not in tags
     assert "| rougeL | 0.100 | 0.400 | +0.300 (+0.200 to +0.400) |" in version.description
     assert "models:/tiny@champion" in version.description
+    # A list of versions shows the first line alone, as plain text.
+    first = version.description.splitlines()[0]
+    assert first.startswith("LoRA adapter tiny: ")
+    assert " conversations" in first
+    model = trained.tracker().client.get_registered_model("tiny").description
+    assert "models:/tiny@champion" in model
+    assert "tiny/promotions" in model
 
 
 def test_requirements_are_exact_and_without_local_parts() -> None:
