@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tasks.errors import StageFailed
-from tasks.promotion.moving import aliases_of, now
+from tasks.promotion.entry import now
+from tasks.promotion.moving import aliases_of
 from tasks.promotion.notices import Notices
 from tasks.promotion.promoting import Moved, Verify, promote
 from tasks.promotion.verdict import changed

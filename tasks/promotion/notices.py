@@ -48,7 +48,7 @@ class Notices:
             "id": entry.id,
             "event": event_name(entry),
             "occurred": entry.at,
-            "entry": {**entry.model_dump(mode="json"), "hash": entry.hash},
+            "entry": {**entry.value, "hash": entry.hash},
             "waiting": sorted(self.targets),
         }
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -138,8 +138,11 @@ def notices_of(
 
 def event_name(entry: Entry) -> str:
     """The event's name: `loraline.promotion`, or `.rollback`, `.observed`, `.alert` behind the first part."""
-    if entry.verified is False or (entry.kind == "observed" and entry.champion_to is None):
+    if entry.verified is False:
         return "loraline.alert"
+    if entry.kind == "observed" and entry.champion_to != entry.champion_from:
+        if entry.champion_to is None or entry.gate == "refused":
+            return "loraline.alert"
     return f"loraline.{entry.kind}"
 
 
