@@ -177,8 +177,9 @@ def reconcile_models(tracker: Tracker, *, verify: "Verify") -> "list[Seen]":
             logger.info("%s: %s", it.name, it.entry.title)
         if it.alert is not None:
             logger.error("%s", it.alert)
-            if it.entry is not None:
-                show("loraline-alert", f"# {it.name}\n\n{it.alert}\n", f"{it.name}: alert")
+            show("loraline-alert", f"# {it.name}\n\n{it.alert}\n", f"{it.name}: alert")
+        elif it.standing is not None:
+            logger.warning("%s", it.standing)
     return seen
 
 
