@@ -51,9 +51,7 @@ def run(args: argparse.Namespace) -> int:
         if args.json:
             answer = {
                 "ok": not found.problems,
-                "entries": [
-                    {**it.value, "hash": it.hash} for it in found.entries
-                ],
+                "entries": [{**it.value, "hash": it.hash} for it in found.entries],
                 "problems": [{"number": it.number, "told": it.told} for it in found.problems],
                 "notes": list(found.notes),
             }

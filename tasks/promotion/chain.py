@@ -67,7 +67,9 @@ def sound_end(
             raise _damaged(name, f"was altered: entry {it.number} (MLflow run {it.run_id})")
     for first, second in pairwise(tail):
         if second.entry is not None and second.entry.before != first.content_hash:
-            raise _damaged(name, f"was altered: entry {second.number} is not bound to the one before")
+            raise _damaged(
+                name, f"was altered: entry {second.number} is not bound to the one before"
+            )
     if head not in {(it.number, it.content_hash) for it in tail} and (
         done or (head is not None and chain.acceptance is None)
     ):

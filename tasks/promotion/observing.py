@@ -28,9 +28,7 @@ def observe(
         return log
     first = log.last is None
     tags = (
-        {}
-        if now.champion is None
-        else version_at(tracker, f"models:/{name}/{now.champion}").tags
+        {} if now.champion is None else version_at(tracker, f"models:/{name}/{now.champion}").tags
     )
     verdict = verdict_of(name, now.champion or "", tags)
     # A person who moved `previous` as well meant it. Else it becomes the way back.

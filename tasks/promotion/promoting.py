@@ -52,7 +52,7 @@ def promote(
     verify: Verify,
     actor: str | None = None,
     force: bool = False,
-    instead_of: str | None | AsJudged = AS_JUDGED,
+    instead_of: str | AsJudged | None = AS_JUDGED,
     notices: Notices | None = None,
     flow_run: str | None = None,
 ) -> Moved:
@@ -204,9 +204,7 @@ def _ready(tracker: Tracker, name: str, version: str) -> Any:
     return candidate
 
 
-def _unmoved(
-    tracker: Tracker, name: str, version: str, verify: Verify, notices: Notices
-) -> Moved:
+def _unmoved(tracker: Tracker, name: str, version: str, verify: Verify, notices: Notices) -> Moved:
     """The version is champion; what a killed process may have left half done is completed.
 
     Where the log says that it does not load, it is loaded again, and the log says what came of it.
@@ -220,9 +218,7 @@ def _unmoved(
             log = settle(tracker, name, held, notices)
             current = aliases_of(tracker, name)
             if log.looked == looked and current.champion == version:
-                look_again(
-                    tracker, log, current, held, notices, verified=True, verification=found
-                )
+                look_again(tracker, log, current, held, notices, verified=True, verification=found)
     return Moved(version_of(tracker, name, version), None, notices.deliver())
 
 

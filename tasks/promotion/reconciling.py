@@ -74,7 +74,7 @@ def _reconcile(tracker: Tracker, name: str, verify: Verify, notices: Notices) ->
         log = settle(tracker, name, held, notices)
         found_now = aliases_of(tracker, name)
     if not _to_be_loaded(log, found_now, memory):
-        return _told(tracker, log, found_now, None, replace(memory, ago=memory.ago + 1))
+        return _told(tracker, name, log, found_now, None, replace(memory, ago=memory.ago + 1))
     found = _verified(name, found_now, verify)
     with promoting(tracker, name) as held:
         fresh = settle(tracker, name, held, notices)
@@ -85,9 +85,7 @@ def _reconcile(tracker: Tracker, name: str, verify: Verify, notices: Notices) ->
         moved = log.champion != found_now.champion
         if moved:
             since = memory.agreed or (log.last.at if log.last else None)
-            log = observe(
-                tracker, name, log, found_now, held, notices, not_before=since, **found
-            )
+            log = observe(tracker, name, log, found_now, held, notices, not_before=since, **found)
         elif before is not None and found["verified"] not in (None, before.verified):
             log = look_again(tracker, log, found_now, held, notices, not_before=before.at, **found)
         found_now = aliases_of(tracker, name)
@@ -100,7 +98,7 @@ def _reconcile(tracker: Tracker, name: str, verify: Verify, notices: Notices) ->
         memory = replace(
             memory, tried=entry.id, attempts=memory.attempts + 1 if known else 1, ago=0
         )
-    return _told(tracker, log, found_now, None if entry == before else entry, memory)
+    return _told(tracker, name, log, found_now, None if entry == before else entry, memory)
 
 
 def _to_be_loaded(log: Log, found_now: Aliases, memory: Pass) -> bool:
@@ -113,10 +111,15 @@ def _to_be_loaded(log: Log, found_now: Aliases, memory: Pass) -> bool:
 
 
 def _told(
-    tracker: Tracker, log: Log, found_now: Aliases, written: Entry | None, memory: Pass
+    tracker: Tracker,
+    name: str,
+    log: Log,
+    found_now: Aliases,
+    written: Entry | None,
+    memory: Pass,
 ) -> Seen:
     """What stands after a pass, and whether it is news."""
-    looked, name = log.looked, "" if log.last is None else log.last.name
+    looked = log.looked
     alert = None if looked is None else _alert(looked, found_now, memory)
     if alert is None:
         keep_pass(tracker.home, name, replace(memory, agreed=now(), alert=None))

@@ -1,5 +1,6 @@
 """Going back restores what was, and the log tells when somebody tampered with it."""
 
+import argparse
 import json
 from typing import Any
 
@@ -64,7 +65,7 @@ def test_a_rollback_during_which_somebody_promotes_is_told(
     tracker: Tracker, three: str, loads: Any, nobody: Any, aliases: Any
 ) -> None:
     def meanwhile(uri: str) -> str:
-        promote(tracker, three, "1", reason="at once", verify=loads, notices=nobody)
+        promote(tracker, three, "1", reason="at once", force=True, verify=loads, notices=nobody)
         return uri
 
     with pytest.raises(StageFailed, match="Somebody else was faster"):
@@ -225,9 +226,7 @@ def test_no_promotion_hides_a_damage_and_an_accepted_one_stays_on_record(
     assert found.problems == []
     assert "ada accepted it" in found.notes[0]
     assert problems[0].told in found.notes[0]
-    promote(
-        tracker, three, "1", reason="on with it", force=True, verify=loads, notices=nobody
-    )
+    promote(tracker, three, "1", reason="on with it", force=True, verify=loads, notices=nobody)
     found = audit(tracker, three)
     assert found.problems == []
     assert found.entries[-1].champion_to == "1"
@@ -254,6 +253,36 @@ def test_a_damage_can_only_be_accepted_with_a_reason(
     alter_newest(tracker, three)
     with pytest.raises(UserError, match="reason"):
         accept(tracker, three, reason=" ", notices=nobody)
+
+
+def test_the_command_accepts_a_damage_and_then_finds_nothing_wrong(
+    own_tracker: Tracker,
+    register: Any,
+    loads: Any,
+    nobody: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from flows.commands import audit as command
+
+    monkeypatch.setenv("LORALINE_HOME", str(own_tracker.home.root))
+    monkeypatch.chdir(own_tracker.home.root)
+    register(own_tracker, "a", 1)
+    promote(own_tracker, "a", "1", reason="first", verify=loads, notices=nobody)
+    forget_head(own_tracker, "a")
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    assert command.run(parser.parse_args(["a"])) == 1
+    with pytest.raises(UserError, match="reason"):
+        command.run(parser.parse_args(["a", "--accept"]))
+    with pytest.raises(UserError, match="--accept"):
+        command.run(parser.parse_args(["a", "--reason", "why"]))
+    capsys.readouterr()
+    accepting = parser.parse_args(["a", "--accept", "--reason", "lost in a move", "--json"])
+    assert command.run(accepting) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert [it["kind"] for it in answer["entries"]] == ["promotion", "accepted"]
+    assert "lost in a move" in answer["notes"][0]
 
 
 def test_an_entry_from_before_a_field_was_added_keeps_its_hash(
