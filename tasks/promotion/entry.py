@@ -11,6 +11,8 @@ from tasks.store import digest
 
 LONGEST_REASON = 1500
 """Characters; the whole entry must fit into one tag of MLflow's (8,000)."""
+LONGEST_NAME = 200
+"""Characters of the name that a person gives in a form."""
 MOST_METRICS = 12
 Kind = Literal["promotion", "rollback", "observed", "withdrawn", "accepted"]
 MOVES: tuple[Kind, ...] = ("promotion", "rollback")
