@@ -14,6 +14,7 @@ from prefect.client.schemas.filters import (
     FlowRunFilterStateType,
 )
 from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.responses import OrchestrationResult, SetStateStatus
 from prefect.states import Completed
 
 FLOW = "approve"
@@ -49,7 +50,7 @@ def make_way(name: str, version: str, own_id: str | None) -> str | None:
         other = str(given.get("version"))
         if _number(other) > _number(version):
             return other
-        _close(run.id, "Superseded", f"superseded by v{version}")
+        _close(run, "Superseded", f"superseded by v{version}")
     return None
 
 
@@ -57,9 +58,7 @@ def close_expired(now: datetime | None = None) -> int:
     """End the forms whose time is up, not as failures; returns how many."""
     now = now or datetime.now(UTC)
     expired = [run for run in waiting_forms() if has_expired(run.parameters, run.created, now)]
-    for run in expired:
-        _close(run.id, "Expired", _expired(run.parameters))
-    return len(expired)
+    return sum(_close(run, "Expired", _expired(run.parameters)) for run in expired)
 
 
 def has_expired(parameters: dict[str, Any], created: datetime | None, now: datetime) -> bool:
@@ -84,10 +83,22 @@ def _expired(parameters: dict[str, Any]) -> str:
     )
 
 
-def _close(run_id: UUID, state: str, message: str) -> None:
+def _close(run: FlowRun, state: str, message: str) -> bool:
+    """End a form that still waits; False when it was answered since it was listed: its answer counts."""
     with get_client(sync_client=True) as client:
-        client.set_flow_run_state(run_id, Completed(name=state, message=message), force=True)
-    _log.info("The form %s is closed: %s", run_id, message)
+        current = client.read_flow_run(run.id).state
+        if current is None or run.state is None or current.id != run.state.id:
+            _log.info("The form %s was answered a moment ago and stays", run.id)
+            return False
+        # Not by force: the server has its say as well.
+        answer: OrchestrationResult[Any] = client.set_flow_run_state(
+            run.id, Completed(name=state, message=message)
+        )
+    if answer.status is not SetStateStatus.ACCEPT:
+        _log.warning("Prefect did not close the form %s: %s", run.id, answer.details)
+        return False
+    _log.info("The form %s is closed: %s", run.id, message)
+    return True
 
 
 def _number(version: str) -> int:

@@ -13,6 +13,7 @@ from flows.approval_forms import created, has_expired, make_way
 from flows.evaluate_version import evaluate
 from tasks.errors import LoralineError
 from tasks.home import home
+from tasks.promotion.entry import LONGEST_NAME, LONGEST_REASON
 from tasks.promotion.task import (
     carry_out_approval,
     needs_new_verdict,
@@ -27,8 +28,12 @@ class Approval(RunInput):
     """The form."""
 
     decision: Literal["promote", "reject"]
-    reason: str = Field(pattern=r"\S", description="Why; it stands in the promotion log for good")
-    name: str = Field(pattern=r"\S", description="Your name")
+    reason: str = Field(
+        pattern=r"\S",
+        max_length=LONGEST_REASON,
+        description="Why; it stands in the promotion log for good",
+    )
+    name: str = Field(pattern=r"\S", max_length=LONGEST_NAME, description="Your name")
 
 
 def _run_name() -> str:

@@ -16,8 +16,9 @@ from tasks.tracking import reachable_tracker
 def reconcile_registry() -> State[dict[str, Any]]:
     """One pass over the registry, and over the forms whose time is up; a second one finds nothing to write.
 
-    Ends as `Completed(name="Alert")` when a champion does not load or was taken away. Nothing is
-    undone: the alert names the way back, and a person decides.
+    Ends as `Completed(name="Alert")` when a champion does not load, was refused by the gate or was taken
+    away, once for each such state: the passes after it name what still stands in their message. Nothing
+    is undone: the alert names the way back, and a person decides.
     """
     # First: what no registry is needed for must not wait for one.
     expired = close_expired()
@@ -25,13 +26,18 @@ def reconcile_registry() -> State[dict[str, Any]]:
     seen = reconcile_models(tracker, verify=verifier(tracker))
     written = [it for it in seen if it.entry is not None]
     alerts = [it.alert for it in seen if it.alert is not None]
+    standing = [it.standing for it in seen if it.standing is not None]
     data = {
         "models": len(seen),
         "expired_forms": expired,
         "written": [it.entry.model_dump(mode="json") for it in written if it.entry],
         "alerts": alerts,
+        "standing": standing,
     }
     if alerts:
         return Completed(name="Alert", message=" ".join(alerts), data=data)
     told = ", ".join(f"{it.name}: {it.entry.title}" for it in written if it.entry)
-    return Completed(message=told or f"{len(seen)} models, nothing moved", data=data)
+    told = told or f"{len(seen)} models, nothing moved"
+    if standing:
+        told += f". Told before, and still so: {' '.join(standing)}"
+    return Completed(message=told, data=data)

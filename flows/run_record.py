@@ -26,6 +26,7 @@ from tasks.artifacts import (
 from tasks.evaluation.task import find_report
 from tasks.outage import bridged
 from tasks.progress import announce
+from tasks.promotion.task import is_unasked
 from tasks.registration.task import find_registered
 
 if TYPE_CHECKING:
@@ -133,6 +134,9 @@ class RunRecord:
             return False
         if self.recipe.promotion.policy == "automatic" and not found.was_promoted:
             # Stopped between registration and promotion, or the policy has changed since.
+            return False
+        if self.recipe.promotion.policy == "approval" and is_unasked(self.tracker, found.version):
+            # The same, or there was nobody to ask then.
             return False
         if report.gate is not None and not report.gate["passed"]:
             # A version all the same (`registration.register: always`), and refused again.

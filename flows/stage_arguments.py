@@ -27,6 +27,7 @@ class StageArguments:
         """What the training starts from, once `begin` has decided it."""
         self.compared_with: str | None = None
         """Version of the champion that the adapter was judged against, once there is one."""
+        self._judged_against: str | None = None
         self._rows_today = 0
         self._key: tuple[str, str] = ("", "")
 
@@ -128,6 +129,7 @@ class StageArguments:
         and so is one whose champion belongs on another base.
         """
         facts = self._facts
+        self._judged_against = None if champion is None else champion.version
         if champion is not None and (
             champion.adapter_sha256 == adapter.sha256 or not self._comparable(champion)
         ):
@@ -172,6 +174,8 @@ class StageArguments:
                 prefect_flow_run_id=facts.prefect.id,
                 prefect_url=facts.prefect.url,
                 started_from=None if (start := self.beginning.start) is None else start.uri,
+                # With the version itself: a run that is killed before it promotes leaves no doubt.
+                judged_against=self._judged_against,
             ),
             "max_tokens": facts.recipe.evaluation.max_new_tokens,
         }

@@ -42,6 +42,8 @@ GATE_TAG = "loraline.gate"
 """The gate's verdict on a version: passed, refused, or none where the recipe has no gate."""
 VERDICT_TAG = "loraline.gate_verdict"
 """The whole verdict as JSON, rule by rule."""
+JUDGED_AGAINST_TAG = "loraline.judged_against"
+"""The champion at the time of the verdict, or `none`."""
 LONGEST_TAG = 50_000
 """Characters that are kept of a version's tag; MLflow refuses more than 100,000."""
 
@@ -285,8 +287,13 @@ def _files(
     )
 
 
-def verdict_tags(gate: Mapping[str, Any] | None, metrics: Mapping[str, Any]) -> dict[str, str]:
-    """What a version bears of an evaluation; of a very long verdict the rules that were broken."""
+def verdict_tags(
+    gate: Mapping[str, Any] | None, metrics: Mapping[str, Any], champion: str | None
+) -> dict[str, str]:
+    """What a version bears of an evaluation; of a very long verdict the rules that were broken.
+
+    `champion` is the version that was champion then (None: there was none).
+    """
     text = json.dumps(gate or {}, default=str)
     if gate is not None and len(text) > LONGEST_TAG:
         rules: Any = gate.get("rules") or []
@@ -300,6 +307,7 @@ def verdict_tags(gate: Mapping[str, Any] | None, metrics: Mapping[str, Any]) -> 
         ),
         GATE_TAG: "none" if gate is None else "passed" if gate.get("passed") else "refused",
         VERDICT_TAG: text,
+        JUDGED_AGAINST_TAG: champion or "none",
     }
 
 

@@ -17,12 +17,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Exit code 1: one was altered or is missing; the first of them is named."
     )
     parser.add_argument("name", metavar="NAME", help="registered model")
+    parser.add_argument(
+        "--accept",
+        action="store_true",
+        help="go on with a log that was damaged: write an entry that names what is wrong, and by whom "
+        "it was accepted (needs --reason); nothing is promoted before that",
+    )
+    parser.add_argument("--reason", metavar="TEXT", help="with --accept: why; it stands in the log")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the log; 1 when its chain is broken. Raises UserError for a name that is not registered."""
     from flows.streams import own_standard_output
+    from tasks.errors import UserError
     from tasks.promotion.audit import audit
     from tasks.registration.listing import list_versions
     from tasks.tracking import reachable_tracker
@@ -31,13 +39,19 @@ def run(args: argparse.Namespace) -> int:
         tracker = reachable_tracker(home())
         # Tells a misspelt name from one that nobody promoted yet.
         list_versions(tracker, args.name)
+        if args.accept:
+            from flows.receivers import command_notices
+            from tasks.promotion.accepting import accept
+
+            notices = command_notices(tracker.home)
+            accept(tracker, args.name, reason=args.reason or "", notices=notices)
+        elif args.reason is not None:
+            raise UserError("--reason belongs to --accept: an audit alone changes nothing.")
         found = audit(tracker, args.name)
         if args.json:
             answer = {
                 "ok": not found.problems,
-                "entries": [
-                    {**it.model_dump(mode="json"), "hash": it.hash} for it in found.entries
-                ],
+                "entries": [{**it.value, "hash": it.hash} for it in found.entries],
                 "problems": [{"number": it.number, "told": it.told} for it in found.problems],
                 "notes": list(found.notes),
             }
@@ -79,7 +93,9 @@ def _print(name: str, found: "Audit", out: TextIO) -> None:
             out.write(f"  {problem.number or '?'}: {problem.told}\n")
     elif found.entries:
         out.write(
-            f"All {len(found.entries)} entries are as they were written, and none is missing.\n"
+            "All entries behind the accepted damage are as they were written, and none is missing.\n"
+            if any(it.kind == "accepted" for it in found.entries)
+            else f"All {len(found.entries)} entries are as they were written, and none is missing.\n"
         )
     else:
         out.write(f"Nobody has promoted a version of {name} yet.\n")

@@ -6,7 +6,7 @@ from typing import Any
 
 from tasks.markdown import cell, table
 
-HEAD = ("gate rule", "rows", "adapter", "reference", "gain", "interval", "verdict")
+HEAD = ("gate rule", "verdict", "rows", "adapter", "reference", "gain", "interval")
 SLICES_SHOWN = 12
 WHY_CHARACTERS = 600
 
@@ -68,7 +68,8 @@ def gate_markdown(gate: Mapping[str, Any]) -> str:
         rule = cell(line.rule, 200)
         verdict = f"**{line.verdict}**" if line.passed is False else line.verdict
         numbers = (line.rows, line.adapter, line.reference, line.gain, line.interval)
-        rows.append([f"↳ {rule}" if inner else rule, *numbers, verdict])
+        # The verdict first: the last columns lie outside a narrow page.
+        rows.append([f"↳ {rule}" if inner else rule, verdict, *numbers])
         if line.why:
             reasons.append(f"- {rule}: {cell(line.why, WHY_CHARACTERS)}")
     return "\n\n".join([table(HEAD, rows), *(["\n".join(reasons)] * bool(reasons))])

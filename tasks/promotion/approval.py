@@ -4,11 +4,11 @@ import json
 from dataclasses import dataclass
 from typing import Literal
 
-from tasks.errors import StageFailed
-from tasks.promotion.moving import aliases_of, now
+from tasks.errors import LoralineError
+from tasks.promotion.entry import now
+from tasks.promotion.moving import aliases_of
 from tasks.promotion.notices import Notices
 from tasks.promotion.promoting import Moved, Verify, promote
-from tasks.promotion.verdict import changed
 from tasks.promotion.work import stored_verdict
 from tasks.registry import version_of
 from tasks.tracking import Tracker
@@ -62,7 +62,7 @@ def carry_out_answer(
     The verdict is read again, and so is the champion: one that was promoted while the form waited
     makes the approval void, for nobody has compared the two.
 
-    Raises: StageFailed when the version does not load.
+    Raises: as `promote`, with the answer kept on the version.
     """
     if answer.decision == "reject":
         told = f"Version {version} of {name} was rejected by {answer.name}: {answer.reason}"
@@ -75,8 +75,8 @@ def carry_out_answer(
         why = f"Version {version} of {name} is champion already."
     elif verdict.gate not in ("passed", "none"):
         why = f"The gate's verdict on version {version} of {name} is {verdict.gate} by now."
-    elif verdict.judged and verdict.judged_against != champion:
-        why = changed(name, version, verdict.judged_against, champion)
+    elif not verdict.holds_for(champion):
+        why = verdict.why_void(champion)
     if why is not None:
         _keep(tracker, name, version, answer, "approved, and refused", flow_run)
         return Settled("Refused", why)
@@ -93,7 +93,8 @@ def carry_out_answer(
             notices=notices,
             flow_run=flow_run,
         )
-    except StageFailed:
+    except LoralineError:
+        # The form is used up: without this nobody would know what was answered.
         _keep(tracker, name, version, answer, "approved, and not promoted", flow_run)
         raise
     _keep(tracker, name, version, answer, "approved", flow_run)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from tasks.promotion.chain import chain_of
 from tasks.promotion.entry import Entry
 from tasks.promotion.log import Logged, read_head, read_log
 from tasks.promotion.moving import aliases_of
@@ -33,14 +34,29 @@ class Audit:
 def audit(tracker: Tracker, name: str) -> Audit:
     """Check every entry against its own hash, the one before, and what the registered model knows of the end."""
     logged = read_log(tracker, name)
-    readable = [it for it in logged if it.entry is not None]
-    problems = [*_unreadable(logged), *_chain(readable), *_end(readable, read_head(tracker, name))]
+    chain = chain_of(logged)
+    accepting = chain.acceptance
+    readable = [it for it in chain.current if it.entry is not None]
+    problems = [
+        *_unreadable(chain.current),
+        *_chain(readable, accepting),
+        *_end(readable, read_head(tracker, name)),
+    ]
     problems.sort(key=lambda it: (it.number is None, it.number or 0))
     return Audit(
-        entries=[it.entry for it in readable if it.entry],
+        entries=[it.entry for it in logged if it.entry],
         problems=problems,
-        notes=list(_notes(tracker, name, readable)),
+        notes=[*_acceptance(accepting), *_notes(tracker, name, readable)],
     )
+
+
+def _acceptance(accepting: Logged | None) -> Iterator[str]:
+    entry = None if accepting is None else accepting.entry
+    if entry is not None:
+        yield (
+            f"What stands before entry {entry.number} was damaged, and {entry.actor} accepted it as it "
+            f"stood ({entry.at}): {entry.reason} What was wrong: {entry.verification}"
+        )
 
 
 def _unreadable(logged: Sequence[Logged]) -> Iterator[Problem]:
@@ -49,7 +65,7 @@ def _unreadable(logged: Sequence[Logged]) -> Iterator[Problem]:
             yield Problem(it.number, f"its text is missing or damaged (MLflow run {it.run_id})")
 
 
-def _chain(readable: Sequence[Logged]) -> Iterator[Problem]:
+def _chain(readable: Sequence[Logged], accepting: Logged | None) -> Iterator[Problem]:
     before: Logged | None = None
     for it in readable:
         entry = it.entry
@@ -65,6 +81,9 @@ def _chain(readable: Sequence[Logged]) -> Iterator[Problem]:
                 entry.number,
                 f"it was altered: its text gives {_short(it.content_hash)}, recorded is {_short(it.hash)} ({run})",
             )
+        if it is accepting:
+            before = it
+            continue
         expected = 1 if before is None or before.number is None else before.number + 1
         if entry.number > expected:
             missing = (

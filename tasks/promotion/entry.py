@@ -1,6 +1,8 @@
 """One entry of the promotion log, and the hash that binds it to the one before."""
 
 import json
+import uuid
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -9,8 +11,12 @@ from tasks.store import digest
 
 LONGEST_REASON = 1500
 """Characters; the whole entry must fit into one tag of MLflow's (8,000)."""
+LONGEST_NAME = 200
+"""Characters of the name that a person gives in a form."""
 MOST_METRICS = 12
-Kind = Literal["promotion", "rollback", "observed", "withdrawn"]
+Kind = Literal["promotion", "rollback", "observed", "withdrawn", "accepted"]
+MOVES: tuple[Kind, ...] = ("promotion", "rollback")
+"""Those that move the alias; the others tell what happened without them."""
 
 
 class Entry(BaseModel):
@@ -26,7 +32,8 @@ class Entry(BaseModel):
     """Names the happening in events and webhooks: what is delivered twice bears it twice."""
     kind: Kind
     """`observed`: moved by somebody else, as in MLflow's own UI. `withdrawn`: entry `withdraws` never
-    came about, because somebody moved the alias before it was complete."""
+    came about, because somebody moved the alias before it was complete. `accepted`: somebody went on
+    with a log that was damaged; `verification` tells what was wrong."""
     name: str
     champion_from: str | None
     champion_to: str | None
@@ -50,29 +57,52 @@ class Entry(BaseModel):
     metrics: dict[str, float] = {}
     flow_run: str | None = None
     withdraws: int | None = None
+    accepts: str | None = None
+    """For `accepted`: sha256 of all entries before it, as they stood then."""
+
+    @property
+    def value(self) -> dict[str, Any]:
+        """What is written, and hashed."""
+        value = self.model_dump(mode="json")
+        if self.accepts is None:
+            # Younger than the log: an entry from before it must give the hash that it was recorded with.
+            del value["accepts"]
+        return value
 
     @property
     def text(self) -> str:
-        """Canonical JSON: sorted keys, no spaces, ASCII."""
-        return canonical(self.model_dump(mode="json"))
+        """The JSON that is kept: sorted keys, no spaces; letters of every language count as one character."""
+        return canonical(self.value)
 
     @property
     def hash(self) -> str:
-        """sha256 (hex) of the canonical JSON."""
-        return digest(self.model_dump(mode="json"))
+        """sha256 (hex) of the same JSON in ASCII."""
+        return digest(self.value)
 
     @property
     def title(self) -> str:
         """The entry as a run's name: `#3 promotion: version 7 instead of 5`."""
         if self.kind == "withdrawn":
             return f"#{self.number} withdrawn: entry {self.withdraws} did not come about"
+        if self.kind == "accepted":
+            return f"#{self.number} accepted: the log goes on behind a damage"
         new = f"version {self.champion_to}" if self.champion_to else "no champion"
         old = f" instead of {self.champion_from}" if self.champion_from else ""
         return f"#{self.number} {self.kind}: {new}{old}"
 
 
 def canonical(value: Any) -> str:
-    """The text whose sha256 is `tasks.store.digest` of the value."""
+    """JSON of a value. Its hash is `tasks.store.digest` of what it is read as, however letters are written."""
     return json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     )
+
+
+def new_id() -> str:
+    """An id that no entry has had."""
+    return str(uuid.uuid4())
+
+
+def now() -> str:
+    """ISO 8601, UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

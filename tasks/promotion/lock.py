@@ -1,9 +1,8 @@
 """One promotion of a model at a time: a kernel file lock on one machine, PostgreSQL's advisory lock across several."""
 
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import quote, urlsplit
@@ -13,6 +12,8 @@ from filelock import FileLock, Timeout
 from tasks.addresses import without_passwords
 from tasks.advisory_lock import AdvisoryLock
 from tasks.errors import StageFailed, UserError
+from tasks.home import Home
+from tasks.stack import read_stack
 from tasks.tracking import Tracker
 
 LOCK_DATABASE = "LORALINE_LOCK_DATABASE"
@@ -26,6 +27,8 @@ DATABASE_VARIABLES = (
 """Where the stack's database is looked for, in this order, after the tracking URI itself."""
 WAIT_SECONDS = 60.0
 """A promotion holds the lock for a second or two: whoever waits longer waits for something stuck."""
+SERVER_LOCKS = Path("/tmp")
+"""Not TMPDIR, which each process may have another one of: all that use a server must meet here."""
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -54,8 +57,10 @@ def promoting(
         with _postgresql(database, name, wait_seconds) as held:
             yield held
         return
-    with _file(_lock_folder(tracker), name, wait_seconds) as held:
-        yield held
+    with ExitStack() as stack:
+        for folder in lock_folders(tracker):
+            stack.enter_context(_file(folder, name, wait_seconds))
+        yield _FileHeld()
 
 
 def lock_database(uri: str, environ: Mapping[str, str]) -> str | None:
@@ -77,23 +82,26 @@ def lock_database(uri: str, environ: Mapping[str, str]) -> str | None:
     return None
 
 
-def _lock_folder(tracker: Tracker) -> Path:
-    """Where all processes of this machine that use the registry meet.
+def lock_folders(tracker: Tracker) -> list[Path]:
+    """Where all processes of this machine that use the registry meet; to be locked in this order.
 
-    Raises: StageFailed when processes of other machines use it, too.
+    They follow from the registry, whatever home a process has: the folder of the SQLite file, and one
+    for the port of the MLflow server before it. Whoever knows only one of the two still meets those who
+    know both.
+
+    Raises: StageFailed when processes of other machines use the registry, too.
     """
-    if tracker.owns_artifacts:
-        return tracker.home.locks
-    parts = urlsplit(tracker.uri)
-    if parts.scheme == "sqlite":
-        return Path(parts.path[1:]).parent
-    if parts.hostname in _LOOPBACK:
-        # Homes of several users may share a server: no folder of one of them will do.
-        folder = Path(tempfile.gettempdir()) / f"loraline-locks-{parts.port}"
-        folder.mkdir(exist_ok=True)
-        if folder.stat().st_uid == os.geteuid():
-            folder.chmod(0o1777)
-        return folder
+    database, port = _sqlite_file(tracker.uri), _loopback_port(tracker.uri)
+    if database is None and port is not None and port == _served_port(tracker.home):
+        # This home's own server: its file is known.
+        database = tracker.home.mlflow / "mlflow.db"
+    if database is not None:
+        folder = database.resolve().parent
+        if port is None:
+            port = _served_port(Home(folder.parent))
+        return [folder] if port is None else [folder, _server_folder(port)]
+    if port is not None:
+        return [_server_folder(port)]
     raise StageFailed(
         f"MLflow is at {without_passwords(tracker.uri)}, where several machines can promote at once, and "
         "a file lock of this machine does not hold the others back. Nothing was moved. Set "
@@ -103,13 +111,40 @@ def _lock_folder(tracker: Tracker) -> Path:
     )
 
 
+def _sqlite_file(uri: str) -> Path | None:
+    parts = urlsplit(uri)
+    return Path(parts.path[1:]) if parts.scheme.partition("+")[0] == "sqlite" else None
+
+
+def _loopback_port(uri: str) -> int | None:
+    parts = urlsplit(uri)
+    if parts.scheme not in ("http", "https") or parts.hostname not in _LOOPBACK:
+        return None
+    return parts.port or {"http": 80, "https": 443}[parts.scheme]
+
+
+def _served_port(home: Home) -> int | None:
+    """The port of the MLflow server that runs for a home. Nobody is asked: one that restarts counts, too."""
+    server = read_stack(home).get("mlflow")
+    return None if server is None or not server.lives else _loopback_port(server.url)
+
+
+def _server_folder(port: int) -> Path:
+    """Of all users: homes of several of them may share a server, and no folder of one of them will do."""
+    folder = SERVER_LOCKS / f"loraline-locks-{port}"
+    folder.mkdir(parents=True, exist_ok=True)
+    if folder.stat().st_uid == os.geteuid():
+        folder.chmod(0o1777)
+    return folder
+
+
 class _FileHeld:
     def check(self) -> None:
         """The kernel gives the lock back only when this process ends it."""
 
 
 @contextmanager
-def _file(folder: Path, name: str, wait_seconds: float) -> Iterator[Held]:
+def _file(folder: Path, name: str, wait_seconds: float) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"promotion-{quote(name, safe='')}.lock"
     lock = FileLock(path, timeout=wait_seconds, mode=0o666)
@@ -118,7 +153,7 @@ def _file(folder: Path, name: str, wait_seconds: float) -> Iterator[Held]:
     except Timeout as error:
         raise _busy(name, wait_seconds, f"the lock is {path}") from error
     try:
-        yield _FileHeld()
+        yield
     finally:
         lock.release()
 

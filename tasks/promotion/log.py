@@ -2,11 +2,11 @@
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from tasks.errors import StageFailed, UserError
+from tasks.errors import UserError
 from tasks.promotion.entry import Entry
 from tasks.store import digest
 from tasks.tracking import Tracker
@@ -53,23 +53,6 @@ def read_log(tracker: Tracker, name: str) -> list[Logged]:
             return []
         entries = [_logged(run) for run in _runs(client, str(found.experiment_id))]
     return sorted(entries, key=lambda it: (it.number is None, it.number or 0, it.run_id))
-
-
-def newest(entries: Sequence[Logged], name: str) -> Logged | None:
-    """The last entry, which the next one is bound to; None before the first.
-
-    Raises: StageFailed when it cannot be read: nothing may be written behind a damaged end.
-    """
-    if not entries:
-        return None
-    unreadable = [it for it in entries if it.entry is None]
-    if unreadable:
-        raise StageFailed(
-            f"The promotion log of {name!r} has {len(unreadable)} entr{'y' if len(unreadable) == 1 else 'ies'} "
-            f"that cannot be read (MLflow run {unreadable[0].run_id}). Nothing was moved. `loraline audit {name}` "
-            "says more; restore the run's tags from a backup of MLflow's database."
-        )
-    return entries[-1]
 
 
 def append(tracker: Tracker, entry: Entry) -> Logged:

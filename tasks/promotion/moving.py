@@ -6,15 +6,14 @@ the outbox, the entry is marked as done. Each step can be repeated without harm;
 """
 
 import logging
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 from tasks.errors import StageFailed
 from tasks.promotion import log
-from tasks.promotion.entry import Entry
+from tasks.promotion.chain import sound_end
+from tasks.promotion.entry import MOVES, Entry, new_id, now
 from tasks.promotion.lock import Held
 from tasks.promotion.log import Logged
 from tasks.promotion.notices import Notices
@@ -36,7 +35,7 @@ class Aliases:
 
 @dataclass(frozen=True)
 class Log:
-    """The log after `settle`: every entry in it is done."""
+    """The log after `settle`: its end is sound, and every entry in it is done."""
 
     entries: Sequence[Logged]
 
@@ -49,6 +48,18 @@ class Log:
     def champion(self) -> str | None:
         """The champion as the log has it."""
         return self.last.champion_to if self.last else None
+
+    @property
+    def looked(self) -> Entry | None:
+        """The newest entry that is about the champion, and came about: whether that one loads."""
+        withdrawn = {it.entry.withdraws for it in self.entries if it.entry}
+        for logged in reversed(self.entries):
+            entry = logged.entry
+            if entry is None or entry.kind in ("withdrawn", "accepted"):
+                continue
+            if entry.number not in withdrawn:
+                return entry
+        return None
 
     def came_from(self, version: str) -> Entry | None:
         """The newest entry that made the version champion, and came about."""
@@ -66,8 +77,9 @@ class Log:
         last = self.last
         return Entry(
             number=1 if last is None else last.number + 1,
-            before=None if last is None else last.hash,
-            id=str(uuid.uuid4()),
+            # The hash that was checked, and not one that this version of the model would give.
+            before=None if last is None else self.entries[-1].content_hash,
+            id=new_id(),
             at=now(),
             **fields,
         )
@@ -94,18 +106,20 @@ def settle(tracker: Tracker, name: str, held: Held, notices: Notices) -> Log:
     """Complete what a killed process began; to be called with the lock held, before anything is read.
 
     An entry whose champion somebody else moved meanwhile is withdrawn by an entry of its own.
+
+    Raises: StageFailed when the log's end is not what was written: an entry bound to it would hide that.
     """
-    entries = log.read_log(tracker, name)
-    last = log.newest(entries, name)
+    entries = _sound(tracker, name)
+    last = entries[-1] if entries else None
     if last is None or last.done or last.entry is None:
         return Log(entries)
     entry = last.entry
     current = aliases_of(tracker, name).champion
     as_told = current in (entry.champion_from, entry.champion_to)
-    if entry.kind in ("observed", "withdrawn") or (as_told and _exists(tracker, entry)):
+    if entry.kind not in MOVES or (as_told and _exists(tracker, entry)):
         _log.info("Completing entry %s of %s, which a killed process began", entry.number, name)
         _complete(tracker, last, held, notices)
-        return Log(log.read_log(tracker, name))
+        return Log(_sound(tracker, name))
     why = (
         f"the champion is {f'version {current}' if current else 'gone'} by now, moved by somebody else"
         if not as_told
@@ -124,9 +138,11 @@ def settle(tracker: Tracker, name: str, held: Held, notices: Notices) -> Log:
     )
     held.check()
     written = log.append(tracker, withdrawal)
+    # Before the other one is done: what the model knows may not stay behind what is.
+    log.set_head(tracker, withdrawal)
     log.close(tracker, last)
     _complete(tracker, written, held, notices)
-    return Log(log.read_log(tracker, name))
+    return Log(_sound(tracker, name))
 
 
 def carry_out(tracker: Tracker, entry: Entry, held: Held, notices: Notices) -> None:
@@ -135,9 +151,8 @@ def carry_out(tracker: Tracker, entry: Entry, held: Held, notices: Notices) -> N
     _complete(tracker, log.append(tracker, entry), held, notices)
 
 
-def now() -> str:
-    """ISO 8601, UTC, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
+def _sound(tracker: Tracker, name: str) -> Sequence[Logged]:
+    return sound_end(log.read_log(tracker, name), log.read_head(tracker, name), name)
 
 
 def _complete(tracker: Tracker, logged: Logged, held: Held, notices: Notices) -> None:
@@ -145,14 +160,14 @@ def _complete(tracker: Tracker, logged: Logged, held: Held, notices: Notices) ->
     assert entry is not None
     name = entry.name
     log.show_columns(tracker, logged)
-    if entry.kind != "withdrawn":
+    if entry.kind not in ("withdrawn", "accepted"):
         with tracker.explained(f"carry out entry {entry.number} of the log of {name!r}"):
             # The record first: an alias without its reason would be worse than a reason without alias.
             _record(client, entry)
             held.check()
             if entry.previous_to != entry.previous_from:
                 _point(client, name, PREVIOUS, entry.previous_to)
-            if entry.kind != "observed":
+            if entry.kind in MOVES:
                 _point(client, name, CHAMPION, entry.champion_to)
     log.set_head(tracker, entry)
     if entry.kind != "withdrawn":

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,10 @@ WEBHOOK_SECRET = "LORALINE_WEBHOOK_SECRET"
 """Signs every webhook (HMAC-SHA256); `whsec_<base64>` or any text."""
 KEPT_DAYS = 7
 """A notice that nobody took for so long is given up, with a warning."""
+ANYBODY = "anybody"
+"""Whom a notice waits for that nobody knew a receiver of: for whoever the next process knows."""
+_RECEIVERS = "receivers.json"
+"""Name of a receiver -> the day when a process of this home last knew its address."""
 _RETRY_SECONDS = (0.5, 2.0)
 _log = logging.getLogger(__name__)
 
@@ -39,8 +43,6 @@ class Notices:
 
         Renamed into place and synced: it survives a kill, and a loss of power.
         """
-        if not self.targets:
-            return
         path = self.folder / f"{entry.number:06d}-{entry.id}.json"
         if path.exists():
             return
@@ -48,8 +50,9 @@ class Notices:
             "id": entry.id,
             "event": event_name(entry),
             "occurred": entry.at,
-            "entry": {**entry.model_dump(mode="json"), "hash": entry.hash},
-            "waiting": sorted(self.targets),
+            "entry": {**entry.value, "hash": entry.hash},
+            # Others of this home may know receivers that this process does not, as a worker's webhooks.
+            "waiting": sorted({*self.targets, *self._known()}) or [ANYBODY],
         }
         self.folder.mkdir(parents=True, exist_ok=True)
         _write(path, notice)
@@ -64,6 +67,7 @@ class Notices:
             return 0
         try:
             with FileLock(self.folder / ".delivering.lock", timeout=0):
+                self._remember()
                 return sum(not self._deliver(path, sleep) for path in self._waiting())
         except Timeout:
             return len(list(self._waiting()))
@@ -78,6 +82,8 @@ class Notices:
         except (OSError, ValueError, KeyError, TypeError):
             _log.warning("%s is no notice; it is left where it is", path)
             return False
+        if ANYBODY in waiting and self.targets:
+            waiting = sorted(self.targets)
         for name in list(waiting):
             target = self.targets.get(name)
             # One that this process knows no address of waits for a process that does.
@@ -85,7 +91,9 @@ class Notices:
                 waiting.remove(name)
                 _write(path, {**notice, "waiting": waiting})
         if waiting and (datetime.now(UTC) - occurred).days >= KEPT_DAYS:
-            _log.warning(
+            # Where nobody ever wanted to be told, nobody misses it.
+            _log.log(
+                logging.DEBUG if waiting == [ANYBODY] else logging.WARNING,
                 "Given up after %d days: notice %s for %s",
                 KEPT_DAYS,
                 notice["id"],
@@ -95,6 +103,25 @@ class Notices:
         if not waiting:
             path.unlink(missing_ok=True)
         return not waiting
+
+    def _known(self) -> list[str]:
+        """Who was told by any process of this home in the last days."""
+        since = datetime.now(UTC) - timedelta(days=KEPT_DAYS)
+        return [name for name, seen in self._seen().items() if seen >= since.date().isoformat()]
+
+    def _seen(self) -> dict[str, str]:
+        try:
+            found = json.loads((self.folder / _RECEIVERS).read_text(encoding="utf-8"))
+            return {str(name): str(seen) for name, seen in found.items()}
+        except (OSError, ValueError, AttributeError):
+            return {}
+
+    def _remember(self) -> None:
+        today = datetime.now(UTC).date().isoformat()
+        known = self._seen()
+        now_known = {**known, **dict.fromkeys(self.targets, today)}
+        if now_known != known:
+            _write(self.folder / _RECEIVERS, now_known)
 
     @staticmethod
     def _sent(
@@ -138,7 +165,10 @@ def notices_of(
 
 def event_name(entry: Entry) -> str:
     """The event's name: `loraline.promotion`, or `.rollback`, `.observed`, `.alert` behind the first part."""
-    if entry.verified is False or (entry.kind == "observed" and entry.champion_to is None):
+    if entry.verified is False:
+        return "loraline.alert"
+    moved = entry.kind == "observed" and entry.champion_to != entry.champion_from
+    if moved and (entry.champion_to is None or entry.gate == "refused"):
         return "loraline.alert"
     return f"loraline.{entry.kind}"
 

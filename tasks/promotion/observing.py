@@ -6,6 +6,7 @@ from tasks.errors import UserError
 from tasks.promotion.lock import Held
 from tasks.promotion.moving import Aliases, Log, carry_out, settle
 from tasks.promotion.notices import Notices
+from tasks.promotion.verdict import verdict_of
 from tasks.registry import ADAPTER_TAG, version_at
 from tasks.tracking import Tracker
 
@@ -26,11 +27,10 @@ def observe(
     if log.champion == now.champion:
         return log
     first = log.last is None
-    adapter = (
-        None
-        if now.champion is None
-        else version_at(tracker, f"models:/{name}/{now.champion}").tags.get(ADAPTER_TAG)
+    tags = (
+        {} if now.champion is None else version_at(tracker, f"models:/{name}/{now.champion}").tags
     )
+    verdict = verdict_of(name, now.champion or "", tags)
     # A person who moved `previous` as well meant it. Else it becomes the way back.
     by_hand = not first and log.last is not None and now.previous != log.last.previous_to
     back = log.champion if log.champion and not by_hand else now.previous
@@ -51,11 +51,42 @@ def observe(
         champion_to=now.champion,
         previous_from=now.previous,
         previous_to=back,
-        adapter_sha256=adapter,
+        adapter_sha256=tags.get(ADAPTER_TAG),
+        gate=verdict.gate,
+        judged_against=verdict.judged_against,
         **fields,
     )
     carry_out(tracker, entry, held, notices)
     return settle(tracker, name, held, notices)
+
+
+def look_again(
+    tracker: Tracker, log: Log, now: Aliases, held: Held, notices: Notices, **found: Any
+) -> Log:
+    """Write down what a later look at the champion found; the log with that entry.
+
+    `found` is what the verification came to. Called with the lock held, after `settle`.
+    """
+    before = log.looked
+    assert before is not None
+    entry = log.next(
+        kind="observed",
+        name=before.name,
+        champion_from=now.champion,
+        champion_to=now.champion,
+        previous_from=now.previous,
+        previous_to=now.previous,
+        adapter_sha256=before.adapter_sha256,
+        actor=before.actor,
+        reason=f"Entry {before.number} is verified."
+        if found.get("verified")
+        else f"Entry {before.number} was looked at again.",
+        gate=before.gate,
+        judged_against=before.judged_against,
+        **found,
+    )
+    carry_out(tracker, entry, held, notices)
+    return settle(tracker, before.name, held, notices)
 
 
 def is_there(tracker: Tracker, name: str, version: str) -> bool:

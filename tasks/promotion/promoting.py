@@ -1,9 +1,11 @@
 """Move `champion` to a version, or back: checked, proven, under the lock with compare-and-set, on record."""
 
 import os
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from enum import Enum
+from typing import Any, Final
 
 from tasks.artifacts import Version
 from tasks.errors import GateRefused, LoralineError, StageFailed, UserError
@@ -11,13 +13,22 @@ from tasks.promotion.entry import LONGEST_REASON, MOST_METRICS, Entry
 from tasks.promotion.lock import promoting
 from tasks.promotion.moving import Aliases, Log, aliases_of, carry_out, settle
 from tasks.promotion.notices import Notices, notices_of
-from tasks.promotion.observing import is_there, observe
+from tasks.promotion.observing import is_there, look_again, observe
 from tasks.promotion.verdict import Verdict, changed, verdict_of
 from tasks.registry import ADAPTER_TAG, version_at, version_of
 from tasks.tracking import Tracker, current_user
 
 Verify = Callable[[str], str]
 """Loads `models:/NAME/VERSION` in a fresh process and tells what it found. Raises: LoralineError."""
+
+
+class AsJudged(Enum):
+    """No version's number: the champion that the stored verdict holds for."""
+
+    AS_JUDGED = "as judged"
+
+
+AS_JUDGED: Final = AsJudged.AS_JUDGED
 
 
 @dataclass(frozen=True)
@@ -41,7 +52,7 @@ def promote(
     verify: Verify,
     actor: str | None = None,
     force: bool = False,
-    instead_of: str | None = "as judged",
+    instead_of: str | AsJudged | None = AS_JUDGED,
     notices: Notices | None = None,
     flow_run: str | None = None,
 ) -> Moved:
@@ -62,13 +73,13 @@ def promote(
     version = str(candidate.version)
     before = aliases_of(tracker, name).champion
     if before == version:
-        return _unmoved(tracker, name, version, notices)
+        return _unmoved(tracker, name, version, verify, notices)
     verdict = verdict_of(name, version, candidate.tags)
-    expected = before if instead_of == "as judged" else instead_of
+    expected = before if instead_of is AS_JUDGED else instead_of
     overruled = False
     try:
         verdict.refuse_unless_passed()
-        if instead_of == "as judged":
+        if instead_of is AS_JUDGED:
             verdict.refuse_unless_judged_against(before)
     except (GateRefused, StageFailed):
         if not force:
@@ -171,7 +182,9 @@ def roll_back(
 
 def checked_reason(reason: str) -> str:
     """The reason without space around it. Raises: UserError when there is none, or a very long one."""
-    reason = " ".join(reason.split())
+    # Control characters would reach the terminals of whoever reads the log.
+    plain = (" " if unicodedata.category(it) in ("Cc", "Cs") else it for it in reason)
+    reason = " ".join("".join(plain).split())
     if not reason:
         raise UserError("A promotion and a rollback need a reason: --reason 'why, for the log'.")
     if len(reason) > LONGEST_REASON:
@@ -191,10 +204,21 @@ def _ready(tracker: Tracker, name: str, version: str) -> Any:
     return candidate
 
 
-def _unmoved(tracker: Tracker, name: str, version: str, notices: Notices) -> Moved:
-    """The version is champion; what a killed process may have left half done is completed."""
+def _unmoved(tracker: Tracker, name: str, version: str, verify: Verify, notices: Notices) -> Moved:
+    """The version is champion; what a killed process may have left half done is completed.
+
+    Where the log says that it does not load, it is loaded again, and the log says what came of it.
+    """
     with promoting(tracker, name) as held:
-        settle(tracker, name, held, notices)
+        log = settle(tracker, name, held, notices)
+    looked = log.looked
+    if looked is not None and looked.champion_to == version and looked.verified is False:
+        found = verify(f"models:/{name}/{version}")
+        with promoting(tracker, name) as held:
+            log = settle(tracker, name, held, notices)
+            current = aliases_of(tracker, name)
+            if log.looked == looked and current.champion == version:
+                look_again(tracker, log, current, held, notices, verified=True, verification=found)
     return Moved(version_of(tracker, name, version), None, notices.deliver())
 
 

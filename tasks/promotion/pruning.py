@@ -90,7 +90,9 @@ def _reasons(
     """Version -> why it stays. The most telling reason comes last, and wins."""
     newest = sorted(versions, key=int)[-keep:]
     yield from ((number, f"one of the newest {keep}") for number in newest)
-    entries = [it.entry for it in read_log(tracker, name) if it.entry is not None][-STEPS_BACK:]
+    # What only looked at a champion again was no step.
+    steps = [it.entry for it in read_log(tracker, name) if it.entry is not None]
+    entries = [it for it in steps if it.champion_from != it.champion_to][-STEPS_BACK:]
     for entry in entries:
         for number in (
             entry.champion_from,

@@ -1,25 +1,29 @@
 """Promotion in MLflow's own pages counts: see it, verify it, write it down, warn of a version that does not load."""
 
+import hashlib
 import logging
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
-from urllib.parse import quote
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
-from tasks.errors import LoralineError, UserError
-from tasks.promotion.entry import Entry
-from tasks.promotion.lock import Held, promoting
+from tasks.errors import Interrupted, LoralineError, OutOfMemory, UserError, WorkerFailed
+from tasks.outage import is_outage
+from tasks.promotion.entry import Entry, now
+from tasks.promotion.lock import promoting
 from tasks.promotion.log import HEAD_TAG
-from tasks.promotion.moving import Aliases, Log, aliases_of, carry_out, settle
+from tasks.promotion.moving import Aliases, Log, aliases_of, settle
 from tasks.promotion.notices import Notices
-from tasks.promotion.observing import observe
+from tasks.promotion.observing import look_again, observe
+from tasks.promotion.passes import Pass, keep_pass, read_pass
 from tasks.promotion.promoting import Verify
 from tasks.registry import ADAPTER_TAG, CHAMPION, version_at
 from tasks.tracking import Tracker
 
+PASSES_BETWEEN = 5
+"""A champion that was loaded in vain is loaded again after so many passes: each costs minutes of a machine."""
+PATIENCE = 3
+"""Attempts that may end without a verdict, as for lack of memory, before a person is told."""
+_NO_MEMORY = ("cannot allocate memory", "out of memory", "memoryerror", "no space left on device")
 _log = logging.getLogger(__name__)
 
 
@@ -31,7 +35,9 @@ class Seen:
     entry: Entry | None
     """What was written; None when nothing had happened."""
     alert: str | None
-    """A champion that does not load, with the way back."""
+    """What a person should know, with the way back; told by the first pass that finds it."""
+    standing: str | None = None
+    """The same, where an earlier pass has told it."""
 
 
 def reconcile(tracker: Tracker, *, verify: Verify, notices: Notices) -> list[Seen]:
@@ -44,9 +50,11 @@ def reconcile(tracker: Tracker, *, verify: Verify, notices: Notices) -> list[See
         try:
             if head or _is_ours(tracker, name, champion):
                 seen.append(_reconcile(tracker, name, verify, notices))
+        except Interrupted:
+            raise
         except LoralineError as error:
             _log.error("%s could not be reconciled: %s", name, error)
-            failed.append(Seen(name, None, str(error)))
+            failed.append(_failed(tracker, name, error))
     notices.deliver()
     return [*seen, *failed]
 
@@ -61,99 +69,134 @@ def way_back(name: str, version: str | None, back: str | None) -> str:
 
 
 def _reconcile(tracker: Tracker, name: str, verify: Verify, notices: Notices) -> Seen:
+    memory = read_pass(tracker.home, name)
     with promoting(tracker, name) as held:
         log = settle(tracker, name, held, notices)
-        now = aliases_of(tracker, name)
-    if not _unseen(log, now):
-        alert = None
-        if log.last is not None and (log.last.verified is False or now.champion is None):
-            alert = _alert(log.last, now)
-            _log.warning("%s", alert)
-        _touch(tracker, name)
-        return Seen(name, None, alert)
-    found = _verified(name, now, verify)
+        found_now = aliases_of(tracker, name)
+    if not _to_be_loaded(log, found_now, memory):
+        return _told(tracker, name, log, found_now, None, replace(memory, ago=memory.ago + 1))
+    found = _verified(name, found_now, verify)
     with promoting(tracker, name) as held:
-        log = settle(tracker, name, held, notices)
-        if aliases_of(tracker, name) != now or not _unseen(log, now):
+        fresh = settle(tracker, name, held, notices)
+        if aliases_of(tracker, name) != found_now or fresh.last != log.last:
             # It moved again meanwhile: the next pass looks at that.
             return Seen(name, None, None)
-        last = log.last
-        found["not_before"] = _last_pass(tracker, name) or (last.at if last else None)
-        if last is not None and log.champion == now.champion:
-            # On record already, by a promotion that came in between and had no time to look.
-            found["reason"] = f"Entry {last.number} is verified."
-            log = _again(tracker, name, log, now, held, notices, found)
-        else:
-            log = observe(tracker, name, log, now, held, notices, **found)
-    _touch(tracker, name)
-    entry = log.last
+        before = log.looked
+        moved = log.champion != found_now.champion
+        if moved:
+            since = memory.agreed or (log.last.at if log.last else None)
+            log = observe(tracker, name, log, found_now, held, notices, not_before=since, **found)
+        elif before is not None and found["verified"] not in (None, before.verified):
+            log = look_again(tracker, log, found_now, held, notices, not_before=before.at, **found)
+        found_now = aliases_of(tracker, name)
+    entry = log.looked
     assert entry is not None
-    alert = None
-    if entry.verified is False or entry.champion_to is None:
-        alert = _alert(entry, aliases_of(tracker, name))
-        _log.error("%s", alert)
-    return Seen(name, entry, alert)
+    if found_now.champion is None or found["verified"]:
+        memory = replace(memory, tried=None, attempts=0, ago=0)
+    else:
+        known = not moved and before is not None and memory.tried == before.id
+        memory = replace(
+            memory, tried=entry.id, attempts=memory.attempts + 1 if known else 1, ago=0
+        )
+    return _told(tracker, name, log, found_now, None if entry == before else entry, memory)
 
 
-def _unseen(log: Log, now: Aliases) -> bool:
-    last = log.last
-    if log.champion != now.champion:
+def _to_be_loaded(log: Log, found_now: Aliases, memory: Pass) -> bool:
+    if log.champion != found_now.champion:
         return True
-    return (
-        last is not None
-        and last.kind == "observed"
-        and last.verified is None
-        and bool(now.champion)
-    )
+    looked = log.looked
+    if looked is None or looked.verified or found_now.champion is None:
+        return False
+    return memory.tried != looked.id or memory.ago + 1 >= PASSES_BETWEEN
 
 
-def _verified(name: str, now: Aliases, verify: Verify) -> dict[str, Any]:
-    if now.champion is None:
-        return {"verified": None, "verification": ""}
-    try:
-        return {"verified": True, "verification": verify(f"models:/{name}/{now.champion}")}
-    except LoralineError as error:
-        return {"verified": False, "verification": " ".join(str(error).split())[:1000]}
-
-
-def _again(
+def _told(
     tracker: Tracker,
     name: str,
     log: Log,
-    now: Aliases,
-    held: Held,
-    notices: Notices,
-    found: dict[str, Any],
-) -> Log:
-    last = log.last
-    assert last is not None
-    entry = log.next(
-        kind="observed",
-        name=name,
-        champion_from=now.champion,
-        champion_to=now.champion,
-        previous_from=now.previous,
-        previous_to=now.previous,
-        adapter_sha256=last.adapter_sha256,
-        actor=last.actor,
-        **found,
-    )
-    carry_out(tracker, entry, held, notices)
-    return settle(tracker, name, held, notices)
+    found_now: Aliases,
+    written: Entry | None,
+    memory: Pass,
+) -> Seen:
+    """What stands after a pass, and whether it is news."""
+    looked = log.looked
+    alert = None if looked is None else _alert(looked, found_now, memory)
+    if alert is None:
+        keep_pass(tracker.home, name, replace(memory, agreed=now(), alert=None))
+        return Seen(name, written, None)
+    kind, text = alert
+    key = f"{kind} {found_now.champion}"
+    keep_pass(tracker.home, name, replace(memory, agreed=now(), alert=key))
+    if key == memory.alert:
+        _log.info("%s", text)
+        return Seen(name, written, None, text)
+    _log.error("%s", text)
+    return Seen(name, written, text)
 
 
-def _alert(entry: Entry, now: Aliases) -> str:
-    if now.champion is None:
-        return (
-            f"{entry.name} has no champion: the alias was taken away in MLflow. Whoever loads "
-            f"models:/{entry.name}@champion now fails. The way back: "
-            f"{way_back(entry.name, None, entry.champion_from or now.previous)}"
+def _failed(tracker: Tracker, name: str, error: LoralineError) -> Seen:
+    if is_outage(error):
+        # It passes by itself, and says nothing of the model.
+        return Seen(name, None, None, str(error))
+    memory = read_pass(tracker.home, name)
+    key = f"error {hashlib.sha256(str(error).encode()).hexdigest()[:16]}"
+    if key == memory.alert:
+        return Seen(name, None, None, str(error))
+    keep_pass(tracker.home, name, replace(memory, alert=key))
+    return Seen(name, None, str(error))
+
+
+def _verified(name: str, found_now: Aliases, verify: Verify) -> dict[str, Any]:
+    if found_now.champion is None:
+        return {"verified": None, "verification": ""}
+    try:
+        proof = verify(f"models:/{name}/{found_now.champion}")
+        return {"verified": True, "verification": proof}
+    except Interrupted:
+        raise
+    except LoralineError as error:
+        told = " ".join(str(error).split())[:1000]
+        if _says_nothing(error):
+            _log.warning("Version %s of %s: nobody could look: %s", found_now.champion, name, told)
+            return {"verified": None, "verification": f"Nobody could look: {told}"[:1000]}
+        return {"verified": False, "verification": told}
+
+
+def _says_nothing(error: LoralineError) -> bool:
+    """Whether it is the machine that failed, and not the version."""
+    if isinstance(error, OutOfMemory | WorkerFailed) or is_outage(error):
+        return True
+    if any(words in str(error).lower() for words in _NO_MEMORY):
+        return True
+    # A worker that refuses a version says why, in words that stand alone; one that died is quoted.
+    cause = error.__cause__
+    return isinstance(cause, WorkerFailed) and str(cause) in str(error)
+
+
+def _alert(
+    entry: Entry, found_now: Aliases, memory: Pass
+) -> tuple[Literal["gone", "damaged", "unseen", "refused"], str] | None:
+    name, champion = entry.name, found_now.champion
+    if champion is None:
+        return "gone", (
+            f"{name} has no champion: the alias was taken away in MLflow. Whoever loads "
+            f"models:/{name}@champion now fails. The way back: "
+            f"{way_back(name, None, entry.champion_from or found_now.previous)}"
         )
-    return (
-        f"Version {now.champion} is the champion of {entry.name}, set outside of loraline, and does not "
-        f"load: {entry.verification} Nothing was undone. The way back: "
-        f"{way_back(entry.name, now.champion, now.previous)}"
-    )
+    way = f"Nothing was undone. The way back: {way_back(name, champion, found_now.previous)}"
+    what = f"Version {champion} is the champion of {name}, set outside of loraline, and"
+    if entry.verified is False:
+        return "damaged", f"{what} does not load: {entry.verification} {way}"
+    if entry.verified is None and memory.tried == entry.id and memory.attempts >= PATIENCE:
+        return "unseen", (
+            f"{what} {memory.attempts} attempts to load it ended without a verdict: "
+            f"{entry.verification} {way}"
+        )
+    if entry.kind == "observed" and entry.gate == "refused":
+        return "refused", (
+            f"{what} the gate had refused it (`loraline versions {name}` shows the verdict). {way}"
+        )
+    return None
 
 
 def _models(tracker: Tracker) -> Sequence[tuple[str, bool, str | None]]:
@@ -179,22 +222,3 @@ def _is_ours(tracker: Tracker, name: str, champion: str | None) -> bool:
         return ADAPTER_TAG in version_at(tracker, f"models:/{name}/{champion}").tags
     except UserError:
         return False
-
-
-def _pass_file(tracker: Tracker, name: str) -> Path:
-    return tracker.home.root / "reconciled" / quote(name, safe="")
-
-
-def _touch(tracker: Tracker, name: str) -> None:
-    path = _pass_file(tracker, name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()
-
-
-def _last_pass(tracker: Tracker, name: str) -> str | None:
-    """When this machine last saw that log and alias agree: the alias was moved after that."""
-    try:
-        seconds = _pass_file(tracker, name).stat().st_mtime
-    except OSError:
-        return None
-    return datetime.fromtimestamp(min(seconds, time.time()), UTC).isoformat(timespec="seconds")

@@ -7,6 +7,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    FlowRunFilterTags,
+)
+from prefect.client.schemas.objects import StateType
 from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run
 from prefect.settings import get_current_settings
@@ -15,6 +22,7 @@ from prefect.utilities.urls import url_for
 from tasks.artifacts import Version
 from tasks.home import Home
 from tasks.promotion.settings import PromotionSettings
+from tasks.registry import CHAMPION, PROMOTED_AT, version_at
 from tasks.stage_report import show
 from tasks.tracking import Tracker
 
@@ -177,8 +185,9 @@ def reconcile_models(tracker: Tracker, *, verify: "Verify") -> "list[Seen]":
             logger.info("%s: %s", it.name, it.entry.title)
         if it.alert is not None:
             logger.error("%s", it.alert)
-            if it.entry is not None:
-                show("loraline-alert", f"# {it.name}\n\n{it.alert}\n", f"{it.name}: alert")
+            show("loraline-alert", f"# {it.name}\n\n{it.alert}\n", f"{it.name}: alert")
+        elif it.standing is not None:
+            logger.warning("%s", it.standing)
     return seen
 
 
@@ -198,7 +207,7 @@ def needs_new_verdict(tracker: Tracker, name: str, version: str) -> bool:
 
     verdict = stored_verdict(tracker, name, version)
     champion = champion_version(tracker, name)
-    return verdict.judged and champion not in (verdict.judged_against, version)
+    return champion != version and not verdict.holds_for(champion)
 
 
 @task(name="note verdict", persist_result=False, cache_policy=NO_CACHE)
@@ -260,12 +269,19 @@ def _ask(version: Version, judged_against: str | None, **form: Any) -> str | Non
     try:
         with get_client(sync_client=True) as client:
             deployment = client.read_deployment_by_name(FORM_DEPLOYMENT)
-            run = client.create_flow_run_from_deployment(
-                deployment.id,
-                parameters={"name": version.name, "version": version.version, **form},
-                # A repeated run asks the same question once.
-                idempotency_key=f"approve {version.uri} instead of {judged_against}",
-            )
+            # A repeated run asks the same question once.
+            key = f"approve {version.uri} instead of {judged_against}"
+            while True:
+                run = client.create_flow_run_from_deployment(
+                    deployment.id,
+                    parameters={"name": version.name, "version": version.version, **form},
+                    tags=[_form_tag(version)],
+                    idempotency_key=key,
+                )
+                if run.state is None or not run.state.is_final():
+                    break
+                # Answered, expired or closed: nobody can answer that one any more.
+                key = f"approve {version.uri} after {run.id}"
     except ObjectNotFound:
         logger.warning(
             "There is no deployment %s whose form could ask a person. To promote: %s",
@@ -280,6 +296,39 @@ def _ask(version: Version, judged_against: str | None, **form: Any) -> str | Non
     place = url_for("flow-run", obj_id=run.id) or f"flow run {run.id}"
     logger.info("A form waits for an answer: %s. Or: %s", place, line)
     return place
+
+
+def is_unasked(tracker: Tracker, version: Version) -> bool:
+    """Whether nobody was asked about a version although somebody could be: by a form, as the policy says.
+
+    False where Prefect has no such deployment or does not answer: the command line is the way then.
+    """
+    from tasks.promotion.approval import APPROVAL_TAG, FORM_DEPLOYMENT
+
+    tags = version_at(tracker, version.uri).tags
+    if CHAMPION in version.aliases or APPROVAL_TAG in tags or PROMOTED_AT in tags:
+        return False
+    ended_badly = [StateType.FAILED, StateType.CRASHED, StateType.CANCELLED]
+    try:
+        with get_client(sync_client=True) as client:
+            client.read_deployment_by_name(FORM_DEPLOYMENT)
+            asked = client.read_flow_runs(
+                flow_run_filter=FlowRunFilter(
+                    tags=FlowRunFilterTags(all_=[_form_tag(version)]),
+                    state=FlowRunFilterState(type=FlowRunFilterStateType(not_any_=ended_badly)),
+                ),
+                limit=1,
+            )
+    except ObjectNotFound:
+        return False
+    except Exception:
+        get_run_logger().warning("Prefect could not tell whether there is a form", exc_info=True)
+        return False
+    return not asked
+
+
+def _form_tag(version: Version) -> str:
+    return f"loraline:form {version.uri}"
 
 
 def flow_notices(tracker: Tracker) -> "Notices":

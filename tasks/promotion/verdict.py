@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from tasks.errors import GateRefused, StageFailed
-from tasks.registry import GATE_TAG, METRICS_TAG, VERDICT_TAG, json_tag
-
-JUDGED_AGAINST_TAG = "loraline.judged_against"
-"""On the version: the champion at the time of its verdict, or `none`."""
+from tasks.evaluation.gate_table import gate_markdown
+from tasks.markdown import cell, table
+from tasks.registry import GATE_TAG, JUDGED_AGAINST_TAG, METRICS_TAG, VERDICT_TAG, json_tag
 
 
 @dataclass(frozen=True)
@@ -43,9 +42,22 @@ class Verdict:
 
     def refuse_unless_judged_against(self, champion: str | None) -> None:
         """Raises: StageFailed when another one is champion than the one it was judged against."""
-        if not self.judged or self.judged_against == champion:
-            return
-        raise StageFailed(changed(self.name, self.version, self.judged_against, champion))
+        if not self.holds_for(champion):
+            raise StageFailed(self.why_void(champion))
+
+    def holds_for(self, champion: str | None) -> bool:
+        """Whether it was judged against this champion; where nothing is recorded, against none."""
+        return self.judged_against == champion
+
+    def why_void(self, champion: str | None) -> str:
+        """The words for a champion that it was not judged against."""
+        if self.judged:
+            return changed(self.name, self.version, self.judged_against, champion)
+        return (
+            f"It is not recorded which champion version {self.version} of {self.name!r} was judged "
+            f"against, and version {champion} is champion now. Nothing was moved; run the recipe with "
+            "--force to judge it again, or promote it with --force and a reason."
+        )
 
     def broken(self) -> str:
         """A line for every rule that it broke."""
@@ -72,33 +84,20 @@ class Verdict:
         )
         lines = [f"Gate: {shown}{judged}.", ""]
         if self.rules:
-            lines += [
-                "| | rule | value | reference | interval |",
-                "|---|---|---:|---:|---|",
-            ]
-            lines += [
-                f"| {'✓' if rule.get('passed') else '✗'} | {_cell(rule_name(rule))} | "
-                f"{_number(rule.get('value'))} | {_number(rule.get('reference'))} | {_gain(rule)} |"
-                for rule in self.rules
-            ]
-            lines.append("")
-            lines += [
-                f"- {_cell(rule_name(rule))}: {_cell(rule['why'])}"
-                for rule in self.rules
-                if rule.get("why")
-            ]
-            lines.append("")
+            named = [{**rule, "rule": rule_name(rule)} for rule in self.rules]
+            lines += [gate_markdown({"rules": named}), ""]
         models = [model for model in ("base", "champion", "challenger") if self.metrics.get(model)]
         if models:
-            lines += [
-                f"| metric | {' | '.join(models)} |",
-                f"|---|{'---:|' * len(models)}",
-            ]
             names = list(self.metrics[models[-1]])
-            lines += [
-                f"| {_cell(name)} | {' | '.join(_number(self.metrics[m].get(name)) for m in models)} |"
-                for name in names
-            ]
+            lines.append(
+                table(
+                    ["metric", *models],
+                    [
+                        [cell(name, 200), *(_number(self.metrics[m].get(name)) for m in models)]
+                        for name in names
+                    ],
+                )
+            )
         return "\n".join(lines)
 
 
@@ -146,18 +145,5 @@ def rule_name(rule: Mapping[str, Any]) -> str:
     return " ".join(parts) or "rule"
 
 
-def _gain(rule: Mapping[str, Any]) -> str:
-    low, high = _number(rule.get("low")), _number(rule.get("high"))
-    return (
-        f"{_number(rule.get('gain'))} ({low} to {high})"
-        if low and high
-        else _number(rule.get("gain"))
-    )
-
-
 def _number(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, int | float) else ""
-
-
-def _cell(value: Any) -> str:
-    return str(value or "").replace("|", "\\|").replace("\n", " ")

@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from tasks.artifacts import Version
 from tasks.promotion.settings import PromotionSettings
-from tasks.promotion.verdict import JUDGED_AGAINST_TAG, Verdict, verdict_of
-from tasks.registry import CHAMPION, aliased, verdict_tags, version_at
+from tasks.promotion.verdict import Verdict, verdict_of
+from tasks.registry import CHAMPION, JUDGED_AGAINST_TAG, aliased, verdict_tags, version_at
 from tasks.tracking import Tracker
 
 
@@ -66,7 +66,7 @@ def note_verdict(
     champion: str | None,
 ) -> None:
     """Put a newer verdict on a registered version, and which champion it holds for."""
-    tags = {**verdict_tags(gate, metrics), JUDGED_AGAINST_TAG: champion or "none"}
+    tags = verdict_tags(gate, metrics, champion)
     with tracker.explained(f"note the verdict on version {version} of {name!r}"):
         for key, value in tags.items():
             tracker.client.set_model_version_tag(name, version, key, value)

@@ -27,3 +27,5 @@ class Provenance:
     """The flow run's page."""
     started_from: str | None = None
     """`models:/NAME/VERSION` whose adapter the training went on with; None: from the base."""
+    judged_against: str | None = None
+    """The version that was champion when it was judged; None: there was none."""

@@ -310,7 +310,7 @@ def _tags(made: Provenance, contents: Contents) -> dict[str, str]:
         "loraline.dataset_digest": made.dataset.digest,
         "loraline.recipe_digest": made.recipe_digest,
         **_optional("loraline.started_from", made.started_from),
-        **verdict_tags(made.report.gate, made.report.metrics),
+        **verdict_tags(made.report.gate, made.report.metrics, made.judged_against),
         **_optional("loraline.git_commit", git_commit(made.recipe_path.parent)),
         **_optional("loraline.prefect_flow_run_id", made.prefect_flow_run_id),
     }

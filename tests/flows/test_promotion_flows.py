@@ -1,6 +1,7 @@
 """Promotion, rollback, approval and the look at the registry as flows, on a real Prefect server."""
 
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ from uuid import UUID
 
 import pytest
 
+from tasks.artifacts import Version
 from tasks.home import Home
 from tasks.tracking import Tracker
 
@@ -139,7 +141,7 @@ def test_a_flow_promotes_another_goes_back_and_both_leave_an_artifact(tracker: T
     assert champion(tracker) == "2"
     artifact = Artifact.get("loraline-promotion")
     assert artifact is not None
-    assert "| ✓ | rougeL |  |  |  |" in str(artifact.data)
+    assert "| rougeL | passed |  |  |  |  |  |" in str(artifact.data)
     assert "- rougeL: fine" in str(artifact.data)
     back = rollback("a", "worse", by="bob", return_state=True)
     assert back.message == "#3 rollback: version 1 instead of 2"
@@ -171,7 +173,9 @@ def test_the_look_at_the_registry_warns_of_a_champion_that_does_not_load(tracker
     assert "does not load" in str(seen.message)
     assert champion(tracker) == "1"
     again = reconcile_registry(return_state=True)
-    assert again.name == "Alert"
+    # Told once: an automation on this state would else send it every minute.
+    assert again.name == "Completed"
+    assert "still so: Version 1 is the champion" in str(again.message)
     assert again.result()["written"] == []
 
 
@@ -214,6 +218,25 @@ def test_a_form_suspends_the_run_and_its_answer_promotes(
     tags = Tracker(home).client.get_model_version("asked", "2").tags
     record = json.loads(tags["loraline.approval"])
     assert (record["outcome"], record["by"]) == ("approved", "ada")
+
+
+@pytest.mark.slow
+def test_a_form_that_could_not_be_opened_is_opened_by_the_next_run_that_can(
+    small: Any, first_run: dict[str, Any], api: str
+) -> None:
+    run = ("run", "recipes/small.yaml", "--set", "name=unheard")
+    asking = ("--set", "promotion.policy=approval")
+    # The Prefect of a plain run has no deployments.
+    without = small.json(*run, *asking)
+    assert without["outcome"] == "awaiting_approval", without["reason"]
+    assert small.json(*run, *asking)["outcome"] == "skipped"
+    assert _runs_of("unheard") == []
+    asked = small.json(*run, *asking, PREFECT_API_URL=api)
+    assert asked["outcome"] == "awaiting_approval", asked["reason"]
+    assert asked["model_version"]["uri"] == without["model_version"]["uri"]
+    (form_run,) = _runs_of("unheard")
+    assert f"/runs/flow-run/{form_run.id}" in asked["reason"]
+    assert small.json(*run, *asking, PREFECT_API_URL=api)["outcome"] == "skipped"
 
 
 def test_an_approval_for_a_champion_of_yesterday_is_void(
@@ -268,6 +291,101 @@ def test_a_newer_candidate_closes_the_older_form_and_a_forgotten_one_expires(
     expired = state(newer)
     assert (expired.type.value, expired.name) == ("COMPLETED", "Expired")
     assert "loraline promote a 3" in str(expired.message)
+
+
+@pytest.fixture
+def asking(api: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The module that opens forms, outside of a flow run."""
+    from tasks.promotion import task
+
+    monkeypatch.setattr(task, "get_run_logger", lambda: logging.getLogger("test"))
+    return task
+
+
+def set_state(run_id: UUID, new: Any) -> None:
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(run_id, new, force=True)
+
+
+def candidate(version: str) -> Version:
+    return Version(
+        name="a", version=version, uri=f"models:/a/{version}", aliases=[], mlflow_run_id=""
+    )
+
+
+def test_a_question_is_asked_once_and_again_when_its_form_is_closed(
+    asking: Any, tracker: Tracker
+) -> None:
+    from prefect.states import Completed, Crashed
+
+    version = candidate("2").model_copy(update={"uri": f"models:/a/2?{tracker.home.root.parent}"})
+
+    def ask() -> UUID:
+        return UUID(str(asking._ask(version, "1", hours=72.0, recipe="", overrides=[]))[-36:])
+
+    first = ask()
+    assert ask() == first
+    set_state(first, Completed(name="Expired"))
+    second = ask()
+    assert second != first
+    assert ask() == second
+    set_state(second, Crashed())
+    assert ask() not in (first, second)
+
+
+def test_a_version_is_unasked_until_there_is_a_form_an_answer_or_a_promotion(
+    asking: Any, tracker: Tracker
+) -> None:
+    from prefect.states import Completed, Crashed
+
+    # A number of its own: the module's server knows the forms of other tests.
+    for _ in range(37):
+        tracker.client.create_model_version("a", source="mlflow-artifacts:/nowhere")
+    version = candidate("40")
+    assert asking.is_unasked(tracker, version)
+    place = asking._ask(version, "1", hours=72.0, recipe="", overrides=[])
+    assert not asking.is_unasked(tracker, version)
+    # The run that would have shown the form died: nobody was asked.
+    set_state(UUID(str(place)[-36:]), Crashed())
+    assert asking.is_unasked(tracker, version)
+    again = asking._ask(version, "1", hours=72.0, recipe="", overrides=[])
+    set_state(UUID(str(again)[-36:]), Completed(name="Expired"))
+    assert not asking.is_unasked(tracker, version)
+    answered = candidate("39")
+    assert asking.is_unasked(tracker, answered)
+    tracker.client.set_model_version_tag("a", "39", "loraline.approval", "{}")
+    assert not asking.is_unasked(tracker, answered)
+    assert not asking.is_unasked(
+        tracker, candidate("38").model_copy(update={"aliases": ["champion"]})
+    )
+
+
+@pytest.mark.usefixtures("api", "tracker")
+def test_a_form_that_is_answered_in_the_moment_of_its_closing_is_left_to_its_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from prefect.states import Scheduled, Suspended
+
+    import flows.approval_forms as forms
+
+    run = form("answered-late", "2", hours=1)
+    set_state(run, Suspended())
+    listed = [it for it in forms.waiting_forms() if it.id == run]
+    assert len(listed) == 1
+    # As somebody presses the button, after the list was made.
+    set_state(run, Scheduled(name="Resuming"))
+    monkeypatch.setattr(forms, "waiting_forms", lambda: listed)
+    assert forms.close_expired(datetime.now(UTC) + timedelta(hours=2)) == 0
+    assert forms.make_way("answered-late", "3", None) is None
+    assert state(run).name == "Resuming"
+    set_state(run, Suspended())
+    monkeypatch.undo()
+    listed = [it for it in forms.waiting_forms() if it.id == run]
+    monkeypatch.setattr(forms, "waiting_forms", lambda: listed)
+    assert forms.close_expired(datetime.now(UTC) + timedelta(hours=2)) == 1
+    assert state(run).name == "Expired"
 
 
 @pytest.fixture

@@ -111,7 +111,8 @@ def test_the_report_names_a_refusal_and_what_could_not_be_computed() -> None:
     }
     text = summary(facts(gate=gate, not_finite=["base.loss"], same_answers={"base": 5}), [])
     assert "The gate refuses it: 1 of 1 rules fail." in text
-    assert "| **failed** | 3 is above 1 |" in text
+    assert "| loss | **failed** |" in text
+    assert "- loss: 3 is above 1" in text
     assert "Not a finite number, and left out: base.loss" in text
     assert "equals the base's, character by character" in text
 

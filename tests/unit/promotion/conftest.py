@@ -40,7 +40,7 @@ def own_tracker(migrated: Path, tmp_path: Path) -> Tracker:
 
 @pytest.fixture
 def register() -> Callable[..., None]:
-    """Makes versions that passed the gate, unless their tags say otherwise."""
+    """Makes versions that passed the gate, each judged against the one before, unless their tags say otherwise."""
 
     def make(tracker: Tracker, name: str, versions: int, **tags: str) -> None:
         tracker.client.create_registered_model(name)
@@ -50,6 +50,7 @@ def register() -> Callable[..., None]:
                 source="mlflow-artifacts:/nowhere",
                 tags={
                     "loraline.gate": "passed",
+                    "loraline.judged_against": str(number - 1) if number > 1 else "none",
                     "loraline.adapter_sha256": f"{number:064d}",
                     "loraline.metrics": '{"challenger": {"rougeL": 0.4, "loss": 1.5}}',
                     **{key.replace("__", "."): value for key, value in tags.items()},

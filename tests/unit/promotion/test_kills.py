@@ -85,7 +85,8 @@ def prepare(home):
     tracker.client.create_registered_model("m")
     for number in range(2):
         tracker.client.create_model_version("m", source="mlflow-artifacts:/x",
-            tags={"loraline.gate": "passed", "loraline.adapter_sha256": str(number)})
+            tags={"loraline.gate": "passed", "loraline.adapter_sha256": str(number),
+                "loraline.judged_against": str(number) if number else "none"})
     quiet = notices_of(home, prefect_api=None, environ={})
     promote(tracker, "m", "1", reason="first", verify=lambda uri: uri, notices=quiet)
     if action == "rollback":

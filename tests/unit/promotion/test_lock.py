@@ -1,5 +1,6 @@
 """One promoter at a time: by the kernel on one machine, by PostgreSQL across several, or not at all."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -12,8 +13,10 @@ import pytest
 
 from tasks.errors import ServerAway, StageFailed, UserError
 from tasks.home import Home
-from tasks.promotion.lock import LOCK_DATABASE, lock_database, promoting
+from tasks.promotion import lock
+from tasks.promotion.lock import LOCK_DATABASE, lock_database, lock_folders, promoting
 from tasks.promotion.promoting import promote
+from tasks.stack import Server, write_stack
 from tasks.tracking import Tracker
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -216,3 +219,47 @@ def test_a_promotion_goes_through_postgresql_s_lock_where_the_stack_has_one(
     promote(own_tracker, "a", "1", reason="x", verify=loads, notices=nobody)
     assert seen == [(1,)]
     assert urlsplit(postgres).port
+
+
+@pytest.fixture
+def served(own_tracker: Tracker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
+    """A home whose MLflow server runs, as far as its `stack.json` says."""
+    monkeypatch.setattr(lock, "SERVER_LOCKS", tmp_path / "of all users")
+    write_stack(own_tracker.home, {"mlflow": Server("http://127.0.0.1:5000", os.getpid())})
+    return own_tracker.home
+
+
+@pytest.mark.parametrize("first", ["owner", "file", "localhost", "server"])
+@pytest.mark.parametrize("second", ["owner", "file", "localhost", "server"])
+def test_whichever_way_two_promoters_reach_one_registry_they_exclude_each_other(
+    served: Home, tmp_path: Path, first: str, second: str
+) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(served.root)
+    ways = {
+        "owner": Tracker(served, f"sqlite:///{served.mlflow / 'mlflow.db'}"),
+        "file": Tracker(Home(tmp_path / "b"), f"sqlite:///{link / 'mlflow' / 'mlflow.db'}"),
+        "localhost": Tracker(served, "http://localhost:5000"),
+        "server": Tracker(Home(tmp_path / "b"), "http://127.0.0.1:5000/"),
+    }
+    with (
+        promoting(ways[first], "a", environ={}),
+        pytest.raises(StageFailed, match="held the lock"),
+        promoting(ways[second], "a", environ={}, wait_seconds=0),
+    ):
+        pass
+
+
+def test_the_lock_of_a_server_lies_where_no_setting_of_one_process_moves_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    assert Path("/tmp") == lock.SERVER_LOCKS
+    monkeypatch.setattr(lock, "SERVER_LOCKS", tmp_path)
+    for uri in ("http://127.0.0.1:5000", "http://localhost:5000", "http://[::1]:5000/"):
+        assert lock_folders(Tracker(Home(tmp_path), uri)) == [tmp_path / "loraline-locks-5000"]
+    assert (tmp_path / "loraline-locks-5000").stat().st_mode & 0o7777 == 0o1777
+
+
+def test_without_a_server_the_lock_lies_beside_the_database(own_tracker: Tracker) -> None:
+    assert lock_folders(own_tracker) == [own_tracker.home.mlflow]

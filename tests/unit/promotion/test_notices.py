@@ -185,10 +185,45 @@ def test_prefect_gets_one_event_with_the_entry_s_id(
     assert Event.model_validate(event).payload["champion_to"] == "1"
 
 
-def test_without_receivers_nothing_is_kept(own_tracker: Tracker, register: Any, loads: Any) -> None:
+def test_a_process_that_knows_no_receiver_leaves_the_notice_to_one_that_does(
+    own_tracker: Tracker, register: Any, loads: Any, receiver: Receiver
+) -> None:
+    """As a shell without LORALINE_WEBHOOKS, and the worker that has them."""
+    register(own_tracker, "a", 2)
+    shell = outbox(own_tracker.home)
+    moved = promote(own_tracker, "a", "1", reason="why", verify=loads, notices=shell)
+    assert outbox(own_tracker.home).deliver() == 1
+    assert receiver.got == []
+    worker = outbox(own_tracker.home, LORALINE_WEBHOOKS=receiver.url)
+    assert worker.deliver() == 0
+    assert moved.entry is not None
+    assert [headers["webhook-id"] for _, headers, _ in receiver.got] == [moved.entry.id]
+    assert waiting(own_tracker.home) == []
+
+
+def test_a_receiver_that_only_another_process_knows_is_told_as_well(
+    own_tracker: Tracker, register: Any, loads: Any, receiver: Receiver
+) -> None:
+    register(own_tracker, "a", 2)
+    both = outbox(own_tracker.home, LORALINE_WEBHOOKS=f"{receiver.url}/shell {receiver.url}/worker")
+    promote(own_tracker, "a", "1", reason="why", verify=loads, notices=both)
+    shell = outbox(own_tracker.home, LORALINE_WEBHOOKS=f"{receiver.url}/shell")
+    assert promote(own_tracker, "a", "2", reason="why", verify=loads, notices=shell).waiting == 1
+    assert both.deliver() == 0
+    assert sorted(path for path, _, _ in receiver.got) == ["/shell"] * 2 + ["/worker"] * 2
+
+
+def test_a_notice_that_nobody_wanted_goes_in_the_end_without_a_warning(
+    own_tracker: Tracker, register: Any, loads: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     register(own_tracker, "a", 1)
     promote(own_tracker, "a", "1", reason="why", verify=loads, notices=outbox(own_tracker.home))
-    assert not (own_tracker.home.root / "outbox").exists()
+    (path,) = (own_tracker.home.root / "outbox").glob("[0-9]*.json")
+    notice = json.loads(path.read_text())
+    path.write_text(json.dumps({**notice, "occurred": "2020-01-01T00:00:00+00:00"}))
+    assert outbox(own_tracker.home).deliver() == 0
+    assert waiting(own_tracker.home) == []
+    assert "Given up" not in caplog.text
 
 
 def test_a_file_in_the_outbox_that_is_no_notice_stops_nothing(

@@ -1,13 +1,17 @@
 """Promotion: the policy decides, the alias moves under a lock, and the log says who, when and why."""
 
 import json
+import re
 import threading
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from tasks.errors import GateRefused, StageFailed, UserError
+from tasks.promotion.approval import Answer, carry_out_answer
 from tasks.promotion.audit import audit
+from tasks.promotion.entry import LONGEST_NAME, LONGEST_REASON
 from tasks.promotion.promoting import promote
 from tasks.promotion.settings import PromotionSettings
 from tasks.promotion.verdict import verdict_of
@@ -184,10 +188,10 @@ def test_a_version_judged_against_a_champion_of_yesterday_is_not_promoted(
 def test_of_two_promoters_at_once_one_wins_and_the_other_is_told(
     tracker: Tracker, register: Any, loads: Any, nobody: Any
 ) -> None:
-    register(tracker, "race", 3)
-    promote(tracker, "race", "1", reason="first", verify=loads, notices=nobody)
+    register(tracker, "race", 3, loraline__judged_against="1")
+    promote(tracker, "race", "1", reason="first", force=True, verify=loads, notices=nobody)
     told: list[tuple[str, str]] = []
-    both = threading.Barrier(2)
+    both = threading.Barrier(2, timeout=60)
 
     def run(version: str) -> None:
         def meet(uri: str) -> str:
@@ -270,12 +274,90 @@ def test_the_verdict_s_table_shows_rules_numbers_and_reasons() -> None:
     ).table()
     assert "judged against version 5" in table
     assert (
-        "| rougeL against champion | 0.41 | 0.4 | 0.01 (-0.01 to 0.03) | ✗ | not above 0 \\| really |"
+        "| rougeL against champion | **failed** |  | 0.410 | 0.400 | +0.010 | -0.010 to +0.030 |"
         in table
     )
+    assert "- rougeL against champion: not above 0 &#124; really" in table
     assert "| rougeL | 0.1 | 0.41 |" in table
     own = {"rule": "rougeL: gain over champion > 0", "metric": "rougeL", "passed": True, "why": ""}
     verdict = verdict_of(
         "a", "7", {"loraline.gate": "passed", "loraline.gate_verdict": json.dumps({"rules": [own]})}
     )
-    assert "| rougeL: gain over champion > 0 |" in verdict.table()
+    assert "| rougeL\\: gain over champion &gt; 0 |" in verdict.table()
+
+
+def test_no_text_of_a_row_or_a_metric_is_markup_in_the_verdict_s_table() -> None:
+    label = "source=<img src=x onerror=alert(1)> ![x](http://evil.example/p.png)"
+    rules = [{"rule": f"rougeL in {label}", "passed": True, "why": f"the weakest, {label}: fine"}]
+    rules.append({"metric": "rougeL", "slice": label, "passed": False, "why": ""})
+    table = verdict_of(
+        "a",
+        "7",
+        {
+            "loraline.gate": "passed",
+            "loraline.gate_verdict": json.dumps({"passed": True, "rules": rules}),
+            "loraline.metrics": json.dumps({"challenger": {label: 0.4}}),
+        },
+    ).table()
+    assert "<img" not in table
+    assert not re.search(r"(?<!\\)[\[\]]", table)
+    assert table.count("&lt;img") == 4
+
+
+def test_a_version_without_a_word_on_its_champion_does_not_replace_one(
+    tracker: Tracker, register: Any, loads: Any, nobody: Any
+) -> None:
+    register(tracker, "unnoted", 2)
+    tracker.client.delete_model_version_tag("unnoted", "1", "loraline.judged_against")
+    tracker.client.delete_model_version_tag("unnoted", "2", "loraline.judged_against")
+    # There is none that it could have been judged against.
+    promote(tracker, "unnoted", "1", reason="first", verify=loads, notices=nobody)
+    with pytest.raises(StageFailed, match="not recorded which champion version 2"):
+        promote(tracker, "unnoted", "2", reason="second", verify=loads, notices=nobody)
+    answer = Answer("promote", "fine", "ada")
+    settled = carry_out_answer(
+        tracker, "unnoted", "2", answer, verify=loads, notices=nobody, flow_run=None
+    )
+    assert settled.outcome == "Refused"
+    assert champion_version(tracker, "unnoted") == "1"
+
+
+@pytest.mark.parametrize("letter", ["я", "語", "x"])
+def test_a_reason_is_as_long_in_every_language(
+    tracker: Tracker, register: Any, loads: Any, nobody: Any, letter: str
+) -> None:
+    name = f"long-{ord(letter)}"
+    register(tracker, name, 1)
+    reason = letter * LONGEST_REASON
+    promote(tracker, name, "1", reason=reason, verify=loads, notices=nobody)
+    (entry,) = audit(tracker, name).entries
+    assert entry.reason == reason
+    assert audit(tracker, name).problems == []
+
+
+def test_a_reason_holds_nothing_that_a_terminal_would_obey(
+    tracker: Tracker, register: Any, loads: Any, nobody: Any
+) -> None:
+    register(tracker, "escape", 1)
+    promote(tracker, "escape", "1", reason="a\x1b[2Jb\udc80", verify=loads, notices=nobody)
+    assert audit(tracker, "escape").entries[0].reason == "a [2Jb"
+
+
+def test_an_answer_that_cannot_be_carried_out_is_kept_on_the_version(
+    tracker: Tracker, register: Any, loads: Any, nobody: Any
+) -> None:
+    register(tracker, "kept", 1)
+    answer = Answer("promote", "x" * (LONGEST_REASON + 1), "ada")
+    with pytest.raises(UserError, match="1,501 characters"):
+        carry_out_answer(tracker, "kept", "1", answer, verify=loads, notices=nobody, flow_run=None)
+    record = json.loads(tracker.client.get_model_version("kept", "1").tags["loraline.approval"])
+    assert (record["outcome"], record["by"]) == ("approved, and not promoted", "ada")
+
+
+def test_the_form_takes_no_answer_that_the_log_would_not() -> None:
+    from flows.approve import Approval
+
+    Approval(decision="promote", reason="x" * LONGEST_REASON, name="ada")
+    for reason, name in (("x" * (LONGEST_REASON + 1), "ada"), ("x", "a" * (LONGEST_NAME + 1))):
+        with pytest.raises(ValidationError, match="at most"):
+            Approval(decision="promote", reason=reason, name=name)

@@ -1,5 +1,6 @@
 """Going back restores what was, and the log tells when somebody tampered with it."""
 
+import argparse
 import json
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 
 from tasks.errors import StageFailed, UserError
 from tasks.promotion import log
+from tasks.promotion.accepting import accept
 from tasks.promotion.audit import audit
 from tasks.promotion.entry import canonical
 from tasks.promotion.promoting import promote, roll_back
@@ -63,7 +65,7 @@ def test_a_rollback_during_which_somebody_promotes_is_told(
     tracker: Tracker, three: str, loads: Any, nobody: Any, aliases: Any
 ) -> None:
     def meanwhile(uri: str) -> str:
-        promote(tracker, three, "1", reason="at once", verify=loads, notices=nobody)
+        promote(tracker, three, "1", reason="at once", force=True, verify=loads, notices=nobody)
         return uri
 
     with pytest.raises(StageFailed, match="Somebody else was faster"):
@@ -164,6 +166,135 @@ def test_nothing_is_written_behind_a_damaged_end(
         roll_back(tracker, three, reason="x", verify=loads, notices=nobody)
     assert aliases(tracker, three) == before
     assert audit(tracker, three).problems[0].number == 3
+
+
+def alter_newest(tracker: Tracker, name: str) -> None:
+    run = runs_of(tracker, name)[-1]
+    value = {**json.loads(run.entry.text), "actor": "mallory"}
+    tracker.client.set_tag(run.run_id, log.ENTRY_TAG, canonical(value))
+    tracker.client.set_tag(run.run_id, log.HASH_TAG, digest(value))
+
+
+def alter_text_of_newest(tracker: Tracker, name: str) -> None:
+    run = runs_of(tracker, name)[-1]
+    value = {**json.loads(run.entry.text), "actor": "mallory"}
+    tracker.client.set_tag(run.run_id, log.ENTRY_TAG, canonical(value))
+
+
+def rename_experiment(tracker: Tracker, name: str) -> None:
+    found = tracker.client.get_experiment_by_name(log.experiment_name(name))
+    assert found is not None
+    tracker.client.rename_experiment(found.experiment_id, f"{name} old")
+
+
+def remove_newest(tracker: Tracker, name: str) -> None:
+    # As `mlflow gc` leaves it.
+    run = runs_of(tracker, name)[-1]
+    tracker.client.delete_tag(run.run_id, log.ENTRY_TAG)
+    tracker.client.delete_tag(run.run_id, log.HASH_TAG)
+
+
+def forget_head(tracker: Tracker, name: str) -> None:
+    tracker.client.delete_registered_model_tag(name, log.HEAD_TAG)
+
+
+DAMAGES = [alter_newest, alter_text_of_newest, rename_experiment, remove_newest, forget_head]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_no_promotion_hides_a_damage_and_an_accepted_one_stays_on_record(
+    tracker: Tracker, three: str, loads: Any, nobody: Any, aliases: Any, damage: Any
+) -> None:
+    damage(tracker, three)
+    problems = audit(tracker, three).problems
+    assert problems != []
+    before = aliases(tracker, three)
+    for move in (
+        lambda: promote(tracker, three, "1", reason="night", verify=loads, notices=nobody),
+        lambda: roll_back(tracker, three, reason="night", verify=loads, notices=nobody),
+    ):
+        with pytest.raises(StageFailed, match=rf"loraline audit {three}` names .* --accept"):
+            move()
+    assert aliases(tracker, three) == before
+    # The very same is wrong as before.
+    assert audit(tracker, three).problems == problems
+    entry = accept(tracker, three, reason="no backup", actor="ada", notices=nobody)
+    assert entry.number == 4
+    assert problems[0].told in entry.verification
+    assert aliases(tracker, three) == before
+    found = audit(tracker, three)
+    assert found.problems == []
+    assert "ada accepted it" in found.notes[0]
+    assert problems[0].told in found.notes[0]
+    promote(tracker, three, "1", reason="on with it", force=True, verify=loads, notices=nobody)
+    found = audit(tracker, three)
+    assert found.problems == []
+    assert found.entries[-1].champion_to == "1"
+    assert "ada accepted it" in found.notes[0]
+    with pytest.raises(UserError, match="nothing to accept"):
+        accept(tracker, three, reason="again", notices=nobody)
+
+
+def test_what_was_accepted_may_not_change_any_more(
+    tracker: Tracker, three: str, nobody: Any
+) -> None:
+    alter_newest(tracker, three)
+    accept(tracker, three, reason="no backup", notices=nobody)
+    run = runs_of(tracker, three)[0]
+    value = {**json.loads(run.entry.text), "actor": "mallory"}
+    tracker.client.set_tag(run.run_id, log.ENTRY_TAG, canonical(value))
+    tracker.client.set_tag(run.run_id, log.HASH_TAG, digest(value))
+    assert audit(tracker, three).problems[0].number == 1
+
+
+def test_a_damage_can_only_be_accepted_with_a_reason(
+    tracker: Tracker, three: str, nobody: Any
+) -> None:
+    alter_newest(tracker, three)
+    with pytest.raises(UserError, match="reason"):
+        accept(tracker, three, reason=" ", notices=nobody)
+
+
+def test_the_command_accepts_a_damage_and_then_finds_nothing_wrong(
+    own_tracker: Tracker,
+    register: Any,
+    loads: Any,
+    nobody: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from flows.commands import audit as command
+
+    monkeypatch.setenv("LORALINE_HOME", str(own_tracker.home.root))
+    monkeypatch.chdir(own_tracker.home.root)
+    register(own_tracker, "a", 1)
+    promote(own_tracker, "a", "1", reason="first", verify=loads, notices=nobody)
+    forget_head(own_tracker, "a")
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    assert command.run(parser.parse_args(["a"])) == 1
+    with pytest.raises(UserError, match="reason"):
+        command.run(parser.parse_args(["a", "--accept"]))
+    with pytest.raises(UserError, match="--accept"):
+        command.run(parser.parse_args(["a", "--reason", "why"]))
+    capsys.readouterr()
+    accepting = parser.parse_args(["a", "--accept", "--reason", "lost in a move", "--json"])
+    assert command.run(accepting) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert [it["kind"] for it in answer["entries"]] == ["promotion", "accepted"]
+    assert "lost in a move" in answer["notes"][0]
+
+
+def test_an_entry_from_before_a_field_was_added_keeps_its_hash(
+    tracker: Tracker, three: str, loads: Any, nobody: Any
+) -> None:
+    run = runs_of(tracker, three)[-1]
+    old = json.loads(run.entry.text)
+    assert "accepts" not in old
+    # ASCII, as entries were written once: the hash is the same.
+    tracker.client.set_tag(run.run_id, log.ENTRY_TAG, json.dumps(old, sort_keys=True))
+    roll_back(tracker, three, reason="zurück", verify=loads, notices=nobody)
+    assert audit(tracker, three).problems == []
 
 
 def test_a_move_by_hand_is_a_note_and_no_broken_chain(tracker: Tracker, three: str) -> None:
