@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ from tasks.files import file_sha256
 from tasks.home import Home
 from tasks.registration.prediction import check_registered
 from tasks.registration.verification import verify_version
-from tasks.registry import DATASET_CARD, TRAIN_ROWS, model_files, model_id_of
+from tasks.registry import DATASET_CARD, TRAIN_ROWS, model_files, model_id_of, version_at
 from tasks.store import Store
 from tasks.tracking import Tracker
+from tasks.version_manifest import check_files
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,15 @@ class Check:
     told: str
 
 
+@dataclass(frozen=True)
+class Named:
+    """The logged model that an address names, and what the registry says of it."""
+
+    model_id: str
+    tags: Mapping[str, str]
+    """Of the version; empty for a model that is none yet."""
+
+
 def check_version(tracker: Tracker, uri: str, *, base: Path | None, home: Home) -> list[Check]:
     """Recompute what the version says of itself; the last check loads it in a fresh process.
 
@@ -35,41 +46,33 @@ def check_version(tracker: Tracker, uri: str, *, base: Path | None, home: Home) 
     differ from the trained adapter's.
     """
     check_registered(tracker, uri)
-    with model_files(tracker, model_id_of_uri(tracker, uri), home) as folder:
+    named = registered_at(tracker, uri)
+    with model_files(tracker, named.model_id, home) as folder:
         artifacts = folder / "artifacts"
-        checks = [files_check(artifacts), *_rows(artifacts / "about", home)]
+        files = check_files(folder, named.tags)
+        checks = [Check("files", not files.wrong, files.told)]
+        if files.wrong:
+            told = "not loaded: what is not as it was registered is not executed"
+            return [*checks, Check("logits", False, told)]
+        checks += _rows(artifacts / "about", home)
         found = verify_version(tracker, uri, base=base, fixture=artifacts / "fixture", home=home)
     told = (
         f"loaded in a fresh process; logits differ by at most {found.largest_difference:.2g} from the "
-        f"trained adapter's, {found.tolerance:.2g} is rounding"
+        f"trained adapter's, {found.allowed:.2g} is allowed"
     )
     return [*checks, Check("logits", True, told)]
 
 
-def model_id_of_uri(tracker: Tracker, uri: str) -> str:
-    """The logged model behind `models:/NAME@ALIAS`, `models:/NAME/VERSION` or `models:/m-<id>`."""
-    name, _, alias = uri.removeprefix("models:/").partition("@")
-    name, _, number = name.partition("/")
-    with tracker.explained(f"read {uri}"):
-        if alias:
-            return model_id_of(tracker.client.get_model_version_by_alias(name, alias))
-        if number:
-            return model_id_of(tracker.client.get_model_version(name, number))
-    return name
+def registered_at(tracker: Tracker, uri: str) -> Named:
+    """The model behind `models:/NAME@ALIAS`, `models:/NAME/VERSION` or `models:/m-<id>`.
 
-
-def files_check(artifacts: Path) -> Check:
-    """The adapter's files against the manifest."""
-    manifest = json.loads((artifacts / "manifest.json").read_text(encoding="utf-8"))
-    wrong = [
-        name
-        for name, sha in sorted(manifest["files"].items())
-        if not (artifacts / "adapter" / name).is_file()
-        or file_sha256(artifacts / "adapter" / name) != sha
-    ]
-    if wrong:
-        return Check("files", False, f"damaged or missing: {', '.join(wrong)}")
-    return Check("files", True, f"all {len(manifest['files'])} have their recorded sha256")
+    Raises: UserError when there is no such version.
+    """
+    name = uri.removeprefix("models:/")
+    if "/" not in name and "@" not in name:
+        return Named(name, {})
+    version = version_at(tracker, uri)
+    return Named(model_id_of(version), version.tags)
 
 
 def _rows(about: Path, home: Home) -> list[Check]:
