@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from tasks.errors import BaseModelError, StageFailed, UserError
-from tasks.registration.prediction import check_registered
+from tasks.registration.named import check_registered
 from tasks.registration.pulling import pull_adapter
 from tasks.registry import (
     ADAPTER_TAG,

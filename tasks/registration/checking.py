@@ -2,16 +2,15 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tasks.files import file_sha256
 from tasks.home import Home
-from tasks.registration.prediction import check_registered
+from tasks.registration.named import check_registered, registered_at
 from tasks.registration.verification import verify_version
-from tasks.registry import DATASET_CARD, TRAIN_ROWS, model_files, model_id_of, version_at
+from tasks.registry import DATASET_CARD, TRAIN_ROWS, model_files
 from tasks.store import Store
 from tasks.tracking import Tracker
 from tasks.version_manifest import check_files
@@ -25,15 +24,6 @@ class Check:
     passed: bool | None
     """None: there was nothing to compare with."""
     told: str
-
-
-@dataclass(frozen=True)
-class Named:
-    """The logged model that an address names, and what the registry says of it."""
-
-    model_id: str
-    tags: Mapping[str, str]
-    """Of the version; empty for a model that is none yet."""
 
 
 def check_version(tracker: Tracker, uri: str, *, base: Path | None, home: Home) -> list[Check]:
@@ -61,18 +51,6 @@ def check_version(tracker: Tracker, uri: str, *, base: Path | None, home: Home) 
         f"trained adapter's, {found.allowed:.2g} is allowed"
     )
     return [*checks, Check("logits", True, told)]
-
-
-def registered_at(tracker: Tracker, uri: str) -> Named:
-    """The model behind `models:/NAME@ALIAS`, `models:/NAME/VERSION` or `models:/m-<id>`.
-
-    Raises: UserError when there is no such version.
-    """
-    name = uri.removeprefix("models:/")
-    if "/" not in name and "@" not in name:
-        return Named(name, {})
-    version = version_at(tracker, uri)
-    return Named(model_id_of(version), version.tags)
 
 
 def _rows(about: Path, home: Home) -> list[Check]:

@@ -9,8 +9,7 @@ import yaml
 
 from tasks.errors import StageFailed
 from tasks.home import Home
-from tasks.registration.checking import registered_at
-from tasks.registration.prediction import check_registered
+from tasks.registration.named import check_registered, registered_at
 from tasks.registry import ADAPTER_TAG, TRAINING, model_files
 from tasks.tracking import Tracker
 

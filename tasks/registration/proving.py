@@ -3,11 +3,9 @@
 from pathlib import Path
 
 from tasks.errors import StageFailed, UserError, WorkerFailed
-from tasks.registration.checking import registered_at
+from tasks.registration.named import registered_files
 from tasks.registration.verification import verify_version
-from tasks.registry import model_files
 from tasks.tracking import Tracker
-from tasks.version_manifest import check_files
 
 
 def prove_version(tracker: Tracker, uri: str, *, base: Path | None = None) -> str:
@@ -17,11 +15,7 @@ def prove_version(tracker: Tracker, uri: str, *, base: Path | None = None) -> st
 
     Raises: StageFailed when it is damaged, does not load or computes something else.
     """
-    named = registered_at(tracker, uri)
-    with model_files(tracker, named.model_id, tracker.home) as folder:
-        # First: loading executes the version's own code.
-        if wrong := check_files(folder, named.tags).wrong:
-            raise StageFailed(f"{uri} is not what was registered: {'; '.join(wrong)}.")
+    with registered_files(tracker, uri) as (folder, _):
         try:
             found = verify_version(
                 tracker,

@@ -3,17 +3,14 @@
 import json
 import shutil
 import uuid
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks.errors import StageFailed, UserError
+from tasks.errors import UserError
 from tasks.files import hashes
-from tasks.registration.checking import registered_at
-from tasks.registration.prediction import check_registered
-from tasks.registry import model_files
+from tasks.registration.named import check_registered, refuse, registered_files
 from tasks.tracking import Tracker
-from tasks.version_manifest import check_files, differences
+from tasks.version_manifest import differences
 
 
 @dataclass(frozen=True)
@@ -37,18 +34,14 @@ def pull_adapter(tracker: Tracker, uri: str, folder: Path) -> Pulled:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is there already, and not an empty folder. Name another one.")
     check_registered(tracker, uri)
-    named = registered_at(tracker, uri)
-    with model_files(tracker, named.model_id, tracker.home) as model:
-        found = check_files(model, named.tags)
-        _refuse(uri, found.wrong)
-        adapter = model / "artifacts" / "adapter"
+    with registered_files(tracker, uri) as (model, found):
         draft = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.draft")
         try:
             draft.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copytree(adapter, draft)
+            shutil.copytree(model / "artifacts" / "adapter", draft)
             files = hashes(draft)
             # What was copied, and not what it was copied from.
-            _refuse(uri, differences(found.adapter, files))
+            refuse(uri, differences(found.adapter, files))
             if folder.exists():
                 folder.rmdir()
             draft.rename(folder)
@@ -63,11 +56,3 @@ def pull_adapter(tracker: Tracker, uri: str, folder: Path) -> Pulled:
         str(config.get("base_model_name_or_path") or ""),
         found.base_sha256,
     )
-
-
-def _refuse(uri: str, wrong: Sequence[str]) -> None:
-    if wrong:
-        raise StageFailed(
-            f"{uri} is not what was registered: {'; '.join(wrong)}. Restore MLflow's artifact store, or name "
-            "another version."
-        )

@@ -20,6 +20,7 @@ from tasks.promotion.notices import Notices
 from tasks.promotion.promoting import promote
 from tasks.registration.checking import check_version
 from tasks.registration.comparing import compare_versions
+from tasks.registration.prediction import Row, answer_rows
 from tasks.registration.proving import prove_version
 from tasks.registration.pulling import pull_adapter
 from tasks.registry import current_champion, model_files, model_id_of
@@ -144,7 +145,7 @@ def test_a_whole_version_is_proven_in_a_fresh_process(
 
 
 @pytest.mark.usefixtures("unverified")
-def test_altered_code_is_neither_executed_nor_pulled_nor_judged_beside(
+def test_altered_code_is_neither_executed_nor_pulled_nor_compared_with(
     own_trained: Any, tmp_path: Path
 ) -> None:
     tracker = own_trained.tracker()
@@ -161,6 +162,14 @@ def test_altered_code_is_neither_executed_nor_pulled_nor_judged_beside(
         prove_version(tracker, "models:/tiny/1")
     with pytest.raises(StageFailed, match=told):
         pull_adapter(tracker, "models:/tiny/1", tmp_path / "adapter")
+    with pytest.raises(StageFailed, match=told):
+        answer_rows(
+            [Row("--prompt", {"prompt": "Who?"})],
+            tracker=tracker,
+            uri="models:/tiny@champion",
+            base=None,
+            home=own_trained.home,
+        )
     with pytest.raises(StageFailed, match=told):
         current_champion(tracker, "tiny", own_trained.home)
     checks = check_version(tracker, "models:/tiny/1", base=None, home=own_trained.home)
