@@ -14,9 +14,13 @@ from filelock import FileLock
 
 from tasks.artifacts import Version
 from tasks.errors import StageFailed, UserError
-from tasks.files import file_sha256
 from tasks.home import Home
 from tasks.tracking import Tracker, filter_text
+from tasks.version_manifest import ADAPTER_TAG as ADAPTER_TAG
+from tasks.version_manifest import BASE_TAG as BASE_TAG
+from tasks.version_manifest import FILES_TAG as FILES_TAG
+from tasks.version_manifest import FINGERPRINT_TAG as FINGERPRINT_TAG
+from tasks.version_manifest import check_files, drop_bytecode
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -32,9 +36,6 @@ DATASET_CARD = "dataset.json"
 PROMOTED_AT = "loraline.promoted_at"
 PROMOTED_BY = "loraline.promoted_by"
 PREVIOUS = "previous"
-FINGERPRINT_TAG = "loraline.fingerprint"
-ADAPTER_TAG = "loraline.adapter_sha256"
-BASE_TAG = "loraline.base_sha256"
 METRICS_TAG = "loraline.metrics"
 """JSON of `{"base": {...}, "challenger": {...}}` on each version: a list needs no run for it."""
 
@@ -112,6 +113,7 @@ def model_files(tracker: Tracker, model_id: str, home: Home) -> Iterator[Path]:
     with tracker.explained(f"find the files of model {model_id}"):
         location = tracker.client.get_logged_model(model_id).artifact_location
     if (local := local_path(location)) is not None:
+        drop_bytecode(local)
         yield local
         return
     folder = home.work / f"download-{uuid.uuid4().hex[:12]}"
@@ -262,9 +264,11 @@ def _files(
     with tracker.explained(f"find the files of version {number} of {name!r}"):
         location = tracker.client.get_logged_model(model_id).artifact_location
     folder = local_path(location)
-    if folder is None:
+    if folder is not None:
+        drop_bytecode(folder)
+    else:
         folder = cached
-        if not _intact(folder, tags[ADAPTER_TAG]):
+        if check_files(folder, tags).wrong:
             shutil.rmtree(folder, ignore_errors=True)
             draft = home.work / f"download-{uuid.uuid4().hex[:12]}"
             try:
@@ -273,9 +277,9 @@ def _files(
                 shutil.move(files, folder)
             finally:
                 shutil.rmtree(draft, ignore_errors=True)
-    if not _intact(folder, tags[ADAPTER_TAG]):
+    if found := check_files(folder, tags).wrong:
         raise StageFailed(
-            f"{what}, but its adapter in {folder / 'artifacts' / 'adapter'} is missing or damaged. {ways_out}"
+            f"{what}, but its files in {folder} are not those that were registered: {'; '.join(found)}. {ways_out}"
         )
     return VersionFiles(
         name=name,
@@ -283,7 +287,7 @@ def _files(
         folder=folder / "artifacts" / "adapter",
         adapter_sha256=tags[ADAPTER_TAG],
         base_sha256=tags[BASE_TAG],
-        metrics=dict((json.loads(tags.get(METRICS_TAG) or "{}") or {}).get("challenger") or {}),
+        metrics=dict(json_tag(tags.get(METRICS_TAG)).get("challenger") or {}),
     )
 
 
@@ -331,17 +335,3 @@ def model_id_of(version: "ModelVersion") -> str:
         f"Version {version.version} of {version.name!r} comes from {source}, not from a logged model: "
         "it was not registered by loraline."
     )
-
-
-def _intact(folder: Path, adapter_sha256: str) -> bool:
-    """Whether the adapter's files are those of the manifest, and the weights those of the tag."""
-    artifacts = folder / "artifacts"
-    try:
-        files: dict[str, Any] = json.loads(
-            (artifacts / "manifest.json").read_text(encoding="utf-8")
-        )["files"]
-        return files["adapter_model.safetensors"] == adapter_sha256 and all(
-            file_sha256(artifacts / "adapter" / name) == sha for name, sha in files.items()
-        )
-    except (OSError, ValueError, KeyError, TypeError):
-        return False

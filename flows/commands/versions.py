@@ -3,8 +3,13 @@
 import argparse
 import json
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
 
 from tasks.home import home
+
+if TYPE_CHECKING:
+    from tasks.registration.listing import Listed
+    from tasks.tracking import Tracker
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,15 +21,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print a table, or one JSON object. Raises UserError when there is no model of that name."""
     from flows.streams import own_standard_output
-    from tasks.registration.listing import list_versions
     from tasks.tracking import reachable_tracker
 
     with own_standard_output() as answer:
-        entries = list_versions(reachable_tracker(home()), args.name)
+        found = with_promotions(reachable_tracker(home()), args.name)
         if args.json:
-            answer.write(json.dumps({"versions": [e.model_dump() for e in entries]}) + "\n")
+            versions = [{**entry.model_dump(), **promoted} for entry, promoted in found]
+            answer.write(json.dumps({"versions": versions}) + "\n")
             return 0
-        if not entries:
+        if not found:
             answer.write("No version is registered yet. `loraline run RECIPE` registers one.\n")
             return 0
         from rich.console import Console
@@ -36,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
         table.add_column("promoted by")
         for heading in ("rougeL", "chrf", "loss"):
             table.add_column(f"{heading} (base)", justify="right", no_wrap=True)
-        for entry in entries:
+        for entry, promoted in found:
             created = datetime.fromtimestamp(entry.created_ms / 1000, UTC)
             table.add_row(
                 entry.name,
@@ -45,11 +50,29 @@ def run(args: argparse.Namespace) -> int:
                 f"{created:%Y-%m-%d %H:%M}",
                 (entry.dataset_digest or "")[:8],
                 entry.gate or "",
-                _promoted(entry.promoted_by, entry.promoted_at),
+                _promoted(promoted["promoted_by"], promoted["promoted_at"]),
                 *(_pair(entry.metrics, entry.base_metrics, m) for m in ("rougeL", "chrf", "loss")),
             )
         Console(file=answer, width=None if answer.isatty() else 160).print(table)
     return 0
+
+
+def with_promotions(tracker: "Tracker", name: str | None) -> "list[tuple[Listed, dict[str, Any]]]":
+    """The versions, each with `promoted_by` and `promoted_at`: who made it champion last, and when (ISO 8601, UTC).
+
+    Both None for one that never was. As the promotion log has them, and not the version's tags.
+    """
+    from tasks.promotion.promoted import promotions_of
+    from tasks.registration.listing import list_versions
+
+    entries = list_versions(tracker, name)
+    known = {model: promotions_of(tracker, model) for model in {entry.name for entry in entries}}
+    found = []
+    for entry in entries:
+        last = known[entry.name].get(entry.version)
+        by, at = (last.by, last.at) if last else (None, None)
+        found.append((entry, {"promoted_by": by, "promoted_at": at}))
+    return found
 
 
 def _promoted(by: str | None, at: str | None) -> str:

@@ -19,7 +19,7 @@ from tasks.export.push import Pushed, Target
 from tasks.export.reach import vllm_problems
 from tasks.export.usage import CHECKPOINT, GGUF_ADAPTER, GGUF_MODEL, Kind
 from tasks.export.version import ExportedVersion, read_version
-from tasks.registration.package import hashes
+from tasks.files import hashes
 from tasks.tracking import Tracker
 
 Format = Literal["peft", "merged", "loralib", "gguf"]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks import launch
+from tasks.adapter_effect import allowed_difference
 from tasks.errors import BaseModelError, StageFailed
 from tasks.export.job import TORCH_NAMES, Certificate, Dtype, Merged, MergeJob
 from tasks.export.version import TOKENIZER_MODEL, ExportedVersion
@@ -97,13 +98,9 @@ def merge_version(
 
 
 def allowed(found: Merged, dtype: Dtype) -> float:
-    """The largest difference with which a merged model is still that adapter.
-
-    What rounding explains, and never more than half of what the adapter does: else a base into which
-    nothing was merged would pass wherever the adapter does little.
-    """
+    """The largest difference with which a merged model is still that adapter."""
     rounding = ROUNDING[dtype] * max(found.largest_logit, 1.0)
-    return min(rounding, found.adapter_effect / 2)
+    return allowed_difference(rounding, found.adapter_effect)
 
 
 def _refusal(

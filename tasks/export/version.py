@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from tasks.errors import BaseModelError, StageFailed, UserError
-from tasks.registration.prediction import check_registered
+from tasks.registration.named import check_registered
 from tasks.registration.pulling import pull_adapter
 from tasks.registry import (
     ADAPTER_TAG,
@@ -23,6 +23,7 @@ from tasks.registry import (
     version_at,
 )
 from tasks.tracking import Tracker
+from tasks.version_manifest import adapter_manifest
 
 TOKENIZER_MODEL = "tokenizer.model"
 """SentencePiece's file, which converters to GGUF read for some architectures."""
@@ -113,13 +114,15 @@ def read_version(
     # An alias may move while the files are read.
     fixed = f"models:/{found.name}/{found.version}"
     tags = found.tags
-    pull_adapter(tracker, fixed, folder / "adapter")
+    pulled = pull_adapter(tracker, fixed, folder / "adapter")
+    # Of the copy: the version's own manifest names files that are not copied.
+    manifest = adapter_manifest(folder / "adapter", pulled.base_sha256)
+    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     with model_files(tracker, model_id_of(found), tracker.home) as model:
         artifacts = model / "artifacts"
         try:
             loading = yaml.safe_load((model / "MLmodel").read_text(encoding="utf-8"))
             loading = dict(loading["flavors"]["python_function"]["config"])
-            shutil.copyfile(artifacts / "manifest.json", folder / "manifest.json")
             shutil.copytree(artifacts / "fixture", folder / "fixture")
             about = artifacts / "about"
             recipe = yaml.safe_load((about / "recipe.yaml").read_text(encoding="utf-8"))

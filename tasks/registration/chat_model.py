@@ -41,10 +41,10 @@ class ChatModel(PythonModel):
     """
 
     def load_context(self, context: Any) -> None:
-        """Check the adapter's bytes, find the base, put one on the other.
+        """Check the version's bytes, find the base, put the adapter on it.
 
-        Raises: RuntimeError in words when the adapter was changed, or no base with the recorded
-        sha256 can be found.
+        Raises: RuntimeError in words when a file was changed, or no base with the recorded sha256 can
+        be found.
         """
         import torch
         from peft import PeftModel, prepare_model_for_kbit_training
@@ -53,7 +53,7 @@ class ChatModel(PythonModel):
 
         config: dict[str, Any] = dict(context.model_config or {})
         adapter = Path(context.artifacts["adapter"])
-        check_adapter(adapter, Path(context.artifacts["manifest"]))
+        check_files(Path(context.artifacts["manifest"]))
         base = find_base(config, adapter)
         self._name = str(config.get("name"))
         self._default_max_tokens = int(config.get("max_tokens") or 256)
@@ -259,15 +259,23 @@ class ChatModel(PythonModel):
         }
 
 
-def check_adapter(adapter: Path, manifest: Path) -> None:
-    """Compare every file of the adapter with the manifest that was written when it was registered.
+def check_files(manifest: Path) -> None:
+    """Compare every file of the version with the manifest that was written when it was registered.
+
+    The manifest says from where its names count: `root`, relative to the folder where it lies. What
+    vouches for the manifest is the registry, which `loraline verify` and a promotion ask.
 
     Raises: RuntimeError naming the files that differ, are missing or were added.
     """
-    recorded: dict[str, str] = json.loads(manifest.read_text(encoding="utf-8"))["files"]
+    values = json.loads(manifest.read_text(encoding="utf-8"))
+    recorded: dict[str, str] = values["files"]
+    root = (manifest.parent / values.get("root", "adapter")).resolve()
     present = {
-        p.relative_to(adapter).as_posix(): p for p in sorted(adapter.rglob("*")) if p.is_file()
+        name: path
+        for path in sorted(root.rglob("*"))
+        if path.is_file() and not _written_since(name := path.relative_to(root).as_posix())
     }
+    present.pop(Path(os.path.relpath(manifest.resolve(), root)).as_posix(), None)
     wrong = [f"{name} is missing" for name in recorded if name not in present]
     wrong += [f"{name} was added" for name in present if name not in recorded]
     wrong += [
@@ -277,9 +285,9 @@ def check_adapter(adapter: Path, manifest: Path) -> None:
     ]
     if wrong:
         raise RuntimeError(
-            f"The adapter in {adapter} is not the one that was registered: {'; '.join(wrong)}. "
-            "Download the version again; if it stays so, its artifacts were damaged or tampered "
-            "with: promote another version, or register the adapter again."
+            f"The version in {root} is not the one that was registered: {'; '.join(wrong)}. "
+            "Download it again; if it stays so, its artifacts were damaged or tampered with: promote "
+            "another version, or register the adapter again."
         )
 
 
@@ -383,6 +391,11 @@ def _no_base(config: dict[str, Any], tried: list[str]) -> RuntimeError:
         'Name its folder: load_model(uri, model_config={"base": "/path/to/base"}), or set '
         "LORALINE_BASE=/path/to/base, or start in the folder of the repository that holds the recipe."
     )
+
+
+def _written_since(name: str) -> bool:
+    """What loading a version leaves in its folder: MLflow's note of its name, and Python's bytecode."""
+    return name == "registered_model_meta" or name.startswith("__pycache__/")
 
 
 def _sha256(path: Path) -> str:

@@ -8,11 +8,12 @@ from typing import Any
 
 from tasks.files import file_sha256
 from tasks.home import Home
-from tasks.registration.prediction import check_registered
+from tasks.registration.named import check_registered, registered_at
 from tasks.registration.verification import verify_version
-from tasks.registry import DATASET_CARD, TRAIN_ROWS, model_files, model_id_of
+from tasks.registry import DATASET_CARD, TRAIN_ROWS, model_files
 from tasks.store import Store
 from tasks.tracking import Tracker
+from tasks.version_manifest import check_files
 
 
 @dataclass(frozen=True)
@@ -35,41 +36,21 @@ def check_version(tracker: Tracker, uri: str, *, base: Path | None, home: Home) 
     differ from the trained adapter's.
     """
     check_registered(tracker, uri)
-    with model_files(tracker, model_id_of_uri(tracker, uri), home) as folder:
+    named = registered_at(tracker, uri)
+    with model_files(tracker, named.model_id, home) as folder:
         artifacts = folder / "artifacts"
-        checks = [files_check(artifacts), *_rows(artifacts / "about", home)]
+        files = check_files(folder, named.tags)
+        checks = [Check("files", not files.wrong, files.told)]
+        if files.wrong:
+            told = "not loaded: what is not as it was registered is not executed"
+            return [*checks, Check("logits", False, told)]
+        checks += _rows(artifacts / "about", home)
         found = verify_version(tracker, uri, base=base, fixture=artifacts / "fixture", home=home)
     told = (
         f"loaded in a fresh process; logits differ by at most {found.largest_difference:.2g} from the "
-        f"trained adapter's, {found.tolerance:.2g} is rounding"
+        f"trained adapter's, {found.allowed:.2g} is allowed"
     )
     return [*checks, Check("logits", True, told)]
-
-
-def model_id_of_uri(tracker: Tracker, uri: str) -> str:
-    """The logged model behind `models:/NAME@ALIAS`, `models:/NAME/VERSION` or `models:/m-<id>`."""
-    name, _, alias = uri.removeprefix("models:/").partition("@")
-    name, _, number = name.partition("/")
-    with tracker.explained(f"read {uri}"):
-        if alias:
-            return model_id_of(tracker.client.get_model_version_by_alias(name, alias))
-        if number:
-            return model_id_of(tracker.client.get_model_version(name, number))
-    return name
-
-
-def files_check(artifacts: Path) -> Check:
-    """The adapter's files against the manifest."""
-    manifest = json.loads((artifacts / "manifest.json").read_text(encoding="utf-8"))
-    wrong = [
-        name
-        for name, sha in sorted(manifest["files"].items())
-        if not (artifacts / "adapter" / name).is_file()
-        or file_sha256(artifacts / "adapter" / name) != sha
-    ]
-    if wrong:
-        return Check("files", False, f"damaged or missing: {', '.join(wrong)}")
-    return Check("files", True, f"all {len(manifest['files'])} have their recorded sha256")
 
 
 def _rows(about: Path, home: Home) -> list[Check]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.registration.prediction import check_registered
+from tasks.registration.named import check_registered
 from tasks.registry import (
     ADAPTER_TAG,
     BASE_TAG,

@@ -5,6 +5,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, FiniteFloat
 
+from tasks.adapter_effect import allowed_difference
+
 FAILED = "stage_failed"
 """The event by which a worker explains its failure in words before it dies of it."""
 
@@ -35,6 +37,7 @@ class Verification(BaseModel):
     largest_difference: FiniteFloat
     """Largest absolute difference between the version's logits and the trained adapter's."""
     tolerance: FiniteFloat
+    """What rounding explains."""
     adapter_effect: FiniteFloat
     """Largest absolute difference that the adapter makes to the base's logits on the same rows."""
     answer: str
@@ -47,13 +50,18 @@ class Verification(BaseModel):
         """The finding in a sentence."""
         return (
             f"files as recorded; loaded in a fresh process; logits differ by at most "
-            f"{self.largest_difference:.2g} from the trained adapter's, {self.tolerance:.2g} is rounding"
+            f"{self.largest_difference:.2g} from the trained adapter's, {self.allowed:.2g} is allowed"
         )
 
     @property
     def passed(self) -> bool:
         """Whether the version computes what the trained adapter computed."""
-        return self.largest_difference <= self.tolerance
+        return self.largest_difference <= self.allowed
+
+    @property
+    def allowed(self) -> float:
+        """The largest difference with which it is still that adapter."""
+        return allowed_difference(self.tolerance, self.adapter_effect)
 
 
 class PredictJob(BaseModel):

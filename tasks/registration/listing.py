@@ -1,11 +1,9 @@
 """The registered versions with what tells them apart: aliases, data, gate, metrics beside the base's."""
 
-import json
-
 from pydantic import BaseModel
 
 from tasks.errors import UserError
-from tasks.registry import GATE_TAG, METRICS_TAG, PROMOTED_AT, PROMOTED_BY, versions_of
+from tasks.registry import ADAPTER_TAG, GATE_TAG, METRICS_TAG, json_tag, versions_of
 from tasks.tracking import Tracker
 
 
@@ -23,10 +21,6 @@ class Listed(BaseModel):
     adapter_sha256: str | None
     gate: str | None
     """passed, refused, or none where the recipe has no gate."""
-    promoted_by: str | None
-    """Who made it champion last; None for one that never was."""
-    promoted_at: str | None
-    """When, ISO 8601, UTC."""
     metrics: dict[str, float]
     base_metrics: dict[str, float]
 
@@ -62,7 +56,7 @@ def list_versions(tracker: Tracker, name: str | None = None) -> list[Listed]:
             aliases.setdefault(str(number), []).append(alias)
         for version in reversed(versions_of(tracker, str(model.name))):
             number, tags = str(version.version), version.tags
-            metrics = _metrics(tags.get(METRICS_TAG))
+            metrics = json_tag(tags.get(METRICS_TAG))
             listed.append(
                 Listed(
                     name=str(model.name),
@@ -72,20 +66,10 @@ def list_versions(tracker: Tracker, name: str | None = None) -> list[Listed]:
                     created_ms=int(version.creation_timestamp),
                     mlflow_run_id=version.run_id or "",
                     dataset_digest=tags.get("loraline.dataset_digest"),
-                    adapter_sha256=tags.get("loraline.adapter_sha256"),
+                    adapter_sha256=tags.get(ADAPTER_TAG),
                     gate=tags.get(GATE_TAG),
-                    promoted_by=tags.get(PROMOTED_BY),
-                    promoted_at=tags.get(PROMOTED_AT),
                     metrics=metrics.get("challenger") or {},
                     base_metrics=metrics.get("base") or {},
                 )
             )
     return listed
-
-
-def _metrics(text: str | None) -> dict[str, dict[str, float]]:
-    try:
-        value = json.loads(text or "{}")
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}

@@ -9,8 +9,7 @@ import yaml
 
 from tasks.errors import StageFailed
 from tasks.home import Home
-from tasks.registration.checking import model_id_of_uri
-from tasks.registration.prediction import check_registered
+from tasks.registration.named import check_registered, registered_at
 from tasks.registry import ADAPTER_TAG, TRAINING, model_files
 from tasks.tracking import Tracker
 
@@ -45,9 +44,9 @@ def read_making(tracker: Tracker, uri: str, home: Home) -> Making:
     its papers are gone.
     """
     check_registered(tracker, uri)
-    model_id = model_id_of_uri(tracker, uri)
-    tags = _tags(tracker, uri)
-    with model_files(tracker, model_id, home) as folder:
+    named = registered_at(tracker, uri)
+    tags = named.tags
+    with model_files(tracker, named.model_id, home) as folder:
         about = folder / "artifacts" / "about"
         recipe = about / "recipe.yaml"
         missing = [name for name in (ADAPTER_TAG, _DATASET_TAG) if name not in tags]
@@ -68,15 +67,6 @@ def read_making(tracker: Tracker, uri: str, home: Home) -> Making:
             dataset_digest=tags[_DATASET_TAG],
             training=json.loads(training.read_text(encoding="utf-8")) if training.is_file() else {},
         )
-
-
-def _tags(tracker: Tracker, uri: str) -> dict[str, str]:
-    name, _, alias = uri.removeprefix("models:/").partition("@")
-    name, _, number = name.partition("/")
-    with tracker.explained(f"read {uri}"):
-        if alias:
-            return dict(tracker.client.get_model_version_by_alias(name, alias).tags)
-        return dict(tracker.client.get_model_version(name, number).tags)
 
 
 def _config(model: Path) -> dict[str, Any]:

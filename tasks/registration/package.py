@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.base import Base
-from tasks.files import file_sha256
 from tasks.home import Home
 from tasks.store import digest
+from tasks.version_manifest import MANIFEST, adapter_manifest, write_manifest
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
@@ -45,9 +45,11 @@ class Contents:
     """The files of a version, gathered in one folder, and what they are known by."""
 
     folder: Path
-    """`adapter/`, `fixture/`, `about/` and `manifest.json`."""
+    """`adapter/`, `fixture/` and `about/`."""
     fingerprint: str
     """sha256 over the adapter's files and the base's sha256: equal for the same adapter on the same base."""
+    base: Base
+    """What the adapter belongs on; not among the files."""
     fixture: dict[str, Any]
 
     @property
@@ -59,7 +61,7 @@ class Contents:
 def gather(
     folder: Path, *, adapter: Path, fixture: Path, base: Base, about: Mapping[str, Path | str]
 ) -> Contents:
-    """Copy what belongs into a version to `folder` and write the manifest of the adapter's files.
+    """Copy what belongs into a version to `folder`.
 
     `fixture` is the folder of `fixture.json` and `fixture.safetensors`; `about` maps file names to
     files or texts that are kept with the version.
@@ -76,16 +78,10 @@ def gather(
             shutil.copyfile(source, folder / "about" / name)
         else:
             (folder / "about" / name).write_text(source, encoding="utf-8")
-    files = {
-        path.relative_to(folder / "adapter").as_posix(): file_sha256(path)
-        for path in sorted((folder / "adapter").rglob("*"))
-        if path.is_file()
-    }
-    manifest = {"files": files, "base_sha256": base.weights_sha256}
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     return Contents(
         folder=folder,
-        fingerprint=digest(manifest),
+        fingerprint=digest(adapter_manifest(folder / "adapter", base.weights_sha256)),
+        base=base,
         fixture=json.loads((folder / "fixture" / "fixture.json").read_text(encoding="utf-8")),
     )
 
@@ -133,9 +129,10 @@ def recorded_path(recipe: Path, home: Home) -> str:
     return min(ways, key=lambda way: len(way.parts), default=Path(recipe.name)).as_posix()
 
 
-def requirements() -> list[str]:
+def requirements(contents: Contents) -> list[str]:
     """Exact versions without local parts: `torch==2.13.0` is on the index, `2.13.0+cpu` is not."""
-    return [f"{name}=={installed(name).partition('+')[0]}" for name in REQUIREMENTS]
+    names = [*REQUIREMENTS, *(["bitsandbytes"] * _needs_bitsandbytes(contents))]
+    return [f"{name}=={installed(name).partition('+')[0]}" for name in names]
 
 
 def signature() -> "ModelSignature":
@@ -177,11 +174,17 @@ def signature() -> "ModelSignature":
 
 def write_model(
     folder: Path, contents: Contents, config: dict[str, Any], *, run_id: str, model_id: str
-) -> None:
-    """Write an MLflow model to `folder` (which must not exist yet), with no path of this machine in it."""
+) -> str:
+    """Write an MLflow model to `folder` (which must not exist yet), with no path of this machine in it.
+
+    Returns the digest over the sha256 of its files, which the version's tag `loraline.files_sha256` holds.
+    """
     from mlflow.models import Model
     from mlflow.pyfunc import FLAVOR_NAME, save_model
 
+    # MLflow wants it now; what it says is known when everything else is written.
+    manifest = contents.folder / Path(MANIFEST).name
+    manifest.touch()
     model = Model(run_id=run_id, model_id=model_id, model_uuid=model_id)
     with _quiet("mlflow.pyfunc", "mlflow.models.signature", "mlflow.utils.requirements_utils"):
         save_model(
@@ -189,13 +192,13 @@ def write_model(
             python_model=str(CHAT_MODEL),
             mlflow_model=model,
             artifacts={
-                Path(name).stem: str(contents.folder / name)
-                for name in ("adapter", "fixture", "about", "manifest.json")
+                **{name: str(contents.folder / name) for name in ("adapter", "fixture", "about")},
+                "manifest": str(manifest),
             },
             model_config=config,
             signature=signature(),
             input_example=INPUT_EXAMPLE,
-            pip_requirements=requirements(),
+            pip_requirements=requirements(contents),
         )
     # MLflow notes where the files came from on this machine.
     flavor = model.flavors[FLAVOR_NAME]
@@ -205,15 +208,20 @@ def write_model(
     model.save(str(folder / "MLmodel"))
     for cache in folder.rglob("__pycache__"):
         shutil.rmtree(cache)
+    return write_manifest(folder, contents.base.weights_sha256)
 
 
-def hashes(folder: Path) -> dict[str, str]:
-    """sha256 of every file below the folder, by relative name."""
-    return {
-        path.relative_to(folder).as_posix(): file_sha256(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
+def _needs_bitsandbytes(contents: Contents) -> bool:
+    """Whether the base is quantized when it is loaded, or holds weights that bitsandbytes quantized."""
+    if str(contents.fixture.get("quantization") or "none") != "none":
+        return True
+    config = json.loads((contents.base.path / "config.json").read_text(encoding="utf-8"))
+    stored = config.get("quantization_config") or {}
+    return bool(
+        stored.get("quant_method") == "bitsandbytes"
+        or stored.get("load_in_4bit")
+        or stored.get("load_in_8bit")
+    )
 
 
 def _base_path(base: Base, recipe: Path) -> str:

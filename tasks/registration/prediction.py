@@ -1,6 +1,7 @@
 """Answer prompts with a registered version: rows checked first, then a worker process, torch only there."""
 
 import json
+import logging
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,12 +12,13 @@ from tasks import launch
 from tasks.errors import DataError, UserError
 from tasks.home import Home
 from tasks.registration.job import Answer, PredictJob, Request
-from tasks.registration.listing import list_versions
+from tasks.registration.named import check_registered, registered_files
 from tasks.registration.process import run_worker
 from tasks.tracking import Tracker
 
 SHOWN_MISTAKES = 20
 REQUEST_KEYS = ("messages", "max_tokens", "temperature", "top_p", "seed")
+_log = logging.getLogger(__name__)
 
 
 def model_uri(text: str) -> str:
@@ -47,25 +49,6 @@ class Row:
     place: str
     """Where it stands: `rows.jsonl:7`."""
     values: dict[str, Any]
-
-
-def check_registered(tracker: Tracker, uri: str) -> None:
-    """See that the registry has the version before a process is started for it.
-
-    Raises: UserError naming what there is instead.
-    """
-    name, _, alias = uri.removeprefix("models:/").partition("@")
-    name, _, number = name.partition("/")
-    if not alias and not number:
-        return
-    listed = list_versions(tracker, name)
-    here = [e for e in listed if (alias in e.aliases if alias else e.version == number)]
-    if not here:
-        has = ", ".join(f"{e.version} ({', '.join(e.aliases) or 'no alias'})" for e in listed[:10])
-        raise UserError(
-            f"{uri}: {name!r} has no {f'alias {alias!r}' if alias else f'version {number}'}. "
-            f"Its versions: {has or 'none'}."
-        )
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -108,9 +91,11 @@ def answer_rows(
     """One answer for each row, in order.
 
     Raises: UserError when there is no such version, its base is not found, or a row cannot be
-    answered; StageFailed when MLflow cannot deliver it; WorkerFailed when the process dies.
+    answered; StageFailed when MLflow cannot deliver it or its files are not those that were registered; WorkerFailed when the process dies.
     """
     check_registered(tracker, uri)
+    with registered_files(tracker, uri):
+        _log.debug("%s is what was registered", uri)
     # The rows may be confidential: they do not stay behind, whatever happens.
     with home.scratch("predict") as folder:
         job = PredictJob(

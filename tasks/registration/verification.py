@@ -15,8 +15,8 @@ def verify_version(
 ) -> Verification:
     """Load `model_uri` through mlflow.pyfunc in a process of its own and compare logits on the fixture.
 
-    Raises: StageFailed when a logit differs by more than rounding explains or is not a finite
-    number; what `tasks.launch.run` raises when the process dies.
+    Raises: StageFailed when a logit differs by more than rounding explains, by half of what the adapter
+    does or more, or is not a finite number; what `tasks.launch.run` raises when the process dies.
     """
     name = model_uri.removeprefix("models:/").replace("/", "-")
     log = home.logs / f"verify-{name}.log"
@@ -37,7 +37,8 @@ def verify_version(
         raise StageFailed(
             f"{model_uri} does not compute what was trained: its logits differ by up to "
             f"{found.largest_difference:.3g} from the trained adapter's in {found.dtype}, and at most "
-            f"{found.tolerance:.3g} is rounding (the adapter itself changes them by {found.adapter_effect:.3g}). "
+            f"{found.allowed:.3g} is allowed: rounding explains {found.tolerance:.3g}, and half of what the "
+            f"adapter does to them is {found.adapter_effect / 2:.3g}. "
             "A run does not register it; a version that stands already should not be promoted. Run the same recipe again; if it stays so and the training ran on "
             f"other hardware or other library versions, train again here. Log: {log}"
         )

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks.errors import StageFailed
+from tasks.files import hashes
 from tasks.home import Home
-from tasks.registration.package import hashes
 from tasks.registry import FINGERPRINT_TAG, model_files
 from tasks.tracking import Tracker, filter_text
 

@@ -25,6 +25,7 @@ from tasks.registry import (
     CHAMPION,
     DATASET_CARD,
     EARLIER_ROWS,
+    FILES_TAG,
     FINGERPRINT_TAG,
     GATE_TAG,
     METRICS_TAG,
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel
 
-OUTPUT_VERSION = 1
+OUTPUT_VERSION = 2
 RECORD = "version.json"
 _log = logging.getLogger(__name__)
 
@@ -163,7 +164,7 @@ def register_adapter(
                 max_tokens=max_tokens,
                 home=home,
             )
-            model_id, verification = _upload_and_verify(
+            model_id, files_sha256, verification = _upload_and_verify(
                 tracker, contents, config, scratch / "model", made
             )
             number = create_version(
@@ -171,7 +172,7 @@ def register_adapter(
                 name,
                 model_id=model_id,
                 run_id=made.run_id,
-                tags=tags,
+                tags={**tags, FILES_TAG: files_sha256},
                 description=text,
                 model_description=model_description(name, settings.description),
             )
@@ -246,8 +247,8 @@ def _upload_and_verify(
     config: dict[str, object],
     folder: Path,
     made: Provenance,
-) -> tuple[str, Verification]:
-    """Store the model and prove it; the returned id is that of a ready model."""
+) -> tuple[str, str, Verification]:
+    """Store the model and prove it: the id of a ready model, the digest of its files, the proof."""
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus
 
     client, run_id, home = tracker.client, made.run_id, tracker.home
@@ -257,7 +258,7 @@ def _upload_and_verify(
         model_id = str(model.model_id)
     status = LoggedModelStatus.FAILED
     try:
-        write_model(folder, contents, config, run_id=run_id, model_id=model_id)
+        files_sha256 = write_model(folder, contents, config, run_id=run_id, model_id=model_id)
         upload_model(tracker, folder, model_id=model_id, home=home)
         verification = verify_version(
             tracker,
@@ -274,7 +275,7 @@ def _upload_and_verify(
         client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
     with tracker.explained("link the metrics to the model"):
         _link_metrics(client, run_id, model, made.report.metrics.get("challenger") or {})
-    return model_id, verification
+    return model_id, files_sha256, verification
 
 
 def _link_metrics(

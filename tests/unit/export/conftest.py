@@ -78,6 +78,20 @@ class Project:
         assert found is not None
         return found
 
+    def seal(self) -> None:
+        """Have the registry vouch for version 1 as its files are now."""
+        from tasks.store import digest
+        from tasks.version_manifest import adapter_manifest, write_manifest
+
+        base = self.trained.base.weights_sha256
+        manifest = adapter_manifest(self.model / "artifacts" / "adapter", base)
+        tags = {
+            "loraline.files_sha256": write_manifest(self.model, base),
+            "loraline.fingerprint": digest(manifest),
+        }
+        for name, value in tags.items():
+            self.tracker.client.set_model_version_tag("tiny", "1", name, value)
+
 
 def build_project(
     folder: Path, tiny_base: Path, database: Path, *, quantization: str | None = None

@@ -78,14 +78,10 @@ def test_a_loralib_checkpoint_comes_back_as_the_same_adapter(project: Any, tmp_p
 def test_what_loralib_cannot_express_is_refused_and_nothing_is_left(
     own_project: Any, tmp_path: Path
 ) -> None:
-    from tasks.registration.package import hashes
-
     artifacts = own_project.model / "artifacts"
     path = artifacts / "adapter" / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "use_dora": True}))
-    manifest = json.loads((artifacts / "manifest.json").read_text())
-    manifest["files"] = hashes(artifacts / "adapter")
-    (artifacts / "manifest.json").write_text(json.dumps(manifest))
+    own_project.seal()
     for kind in ("loralib", "gguf"):
         if kind == "gguf":
             bin_folder = llama_cpp(tmp_path / "bin")

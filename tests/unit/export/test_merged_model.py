@@ -12,8 +12,8 @@ from tasks.export import merging
 from tasks.export.exporting import export_version
 from tasks.export.job import Merged, MergeJob
 from tasks.export.version import ExportedVersion, read_version
+from tasks.files import hashes
 from tasks.home import Home
-from tasks.registration.package import hashes
 
 pytestmark = pytest.mark.long
 

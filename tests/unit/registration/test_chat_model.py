@@ -284,24 +284,34 @@ def test_the_base_s_sha256_is_the_one_that_the_pipeline_computes(
     assert weights_sha256(starter) == resolved.weights_sha256
 
 
-def _flip(folder: Path) -> None:
-    path = folder / "adapter_model.safetensors"
+def _flip(model: Path) -> None:
+    path = model / "artifacts" / "adapter" / "adapter_model.safetensors"
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
 
 
-def _edit_template(folder: Path) -> None:
-    path = folder / "chat_template.jinja"
+def _edit_template(model: Path) -> None:
+    path = model / "artifacts" / "adapter" / "chat_template.jinja"
     path.write_text(path.read_text() + " ")
 
 
-def _remove_tokenizer(folder: Path) -> None:
-    (folder / "tokenizer.json").unlink()
+def _remove_tokenizer(model: Path) -> None:
+    (model / "artifacts" / "adapter" / "tokenizer.json").unlink()
 
 
-def _add_file(folder: Path) -> None:
-    (folder / "extra.py").write_text("")
+def _add_file(model: Path) -> None:
+    (model / "artifacts" / "adapter" / "extra.py").write_text("")
+
+
+def _add_to_the_code(model: Path) -> None:
+    path = model / "chat_model.py"
+    path.write_text(path.read_text().replace("text.strip()", 'text.strip() + " BUY NOW"'))
+
+
+def _improve_the_report(model: Path) -> None:
+    with (model / "artifacts" / "about" / "report.md").open("a") as report:
+        report.write("rougeL 0.99")
 
 
 @pytest.mark.parametrize(
@@ -311,6 +321,8 @@ def _add_file(folder: Path) -> None:
         (_edit_template, "chat_template.jinja was changed"),
         (_remove_tokenizer, "tokenizer.json is missing"),
         (_add_file, "extra.py was added"),
+        (_add_to_the_code, r"chat_model\.py was changed"),
+        (_improve_the_report, r"about/report\.md was changed"),
     ],
 )
 def test_a_version_whose_files_were_changed_does_not_load(
@@ -318,7 +330,7 @@ def test_a_version_whose_files_were_changed_does_not_load(
 ) -> None:
     import mlflow
 
-    damage(moved / "artifacts" / "adapter")
+    damage(moved)
     with pytest.raises(RuntimeError, match=complaint):
         mlflow.pyfunc.load_model(str(moved), model_config={"base": str(trained.base.path)})
 
@@ -337,7 +349,7 @@ def test_an_adapter_with_a_renamed_tensor_does_not_load(moved: Path, trained: An
     # As if it had been registered like this.
     manifest = moved / "artifacts" / "manifest.json"
     values = json.loads(manifest.read_text())
-    values["files"][path.name] = file_sha256(path)
+    values["files"][f"artifacts/adapter/{path.name}"] = file_sha256(path)
     manifest.write_text(json.dumps(values))
     with pytest.raises(RuntimeError, match="do not fit the base"):
         mlflow.pyfunc.load_model(str(moved), model_config={"base": str(trained.base.path)})

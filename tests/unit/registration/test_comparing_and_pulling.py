@@ -1,6 +1,9 @@
 """Two versions side by side, and a version's adapter as a plain folder."""
 
+import importlib.util
 import json
+import py_compile
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,13 +12,19 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from flows.commands.versions import with_promotions
 from tasks.errors import StageFailed, UserError
+from tasks.files import hashes
+from tasks.promotion.log import ENTRY_TAG, read_log
+from tasks.promotion.notices import Notices
+from tasks.promotion.promoting import promote
+from tasks.registration.checking import check_version
 from tasks.registration.comparing import compare_versions
-from tasks.registration.listing import list_versions
-from tasks.registration.package import hashes
+from tasks.registration.prediction import Row, answer_rows
 from tasks.registration.proving import prove_version
 from tasks.registration.pulling import pull_adapter
-from tasks.registry import model_files, model_id_of
+from tasks.registry import current_champion, model_files, model_id_of
+from tasks.version_manifest import write_manifest
 
 
 def weights_of(tracker: Any, home: Any, number: str) -> Path:
@@ -114,10 +123,10 @@ def test_a_flipped_byte_is_neither_pulled_nor_proven(own_trained: Any, tmp_path:
     own_trained.register(tracker)
     weights = weights_of(tracker, own_trained.home, "1")
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x00")
-    with pytest.raises(StageFailed, match=r"adapter_model\.safetensors differ from the manifest"):
+    with pytest.raises(StageFailed, match=r"adapter_model\.safetensors was changed"):
         pull_adapter(tracker, "models:/tiny/1", tmp_path / "adapter")
     assert list(tmp_path.glob("*adapter*")) == []
-    with pytest.raises(StageFailed, match=r"damaged or missing: adapter_model\.safetensors"):
+    with pytest.raises(StageFailed, match=r"adapter_model\.safetensors was changed"):
         prove_version(tracker, "models:/tiny/1")
 
 
@@ -136,12 +145,122 @@ def test_a_whole_version_is_proven_in_a_fresh_process(
 
 
 @pytest.mark.usefixtures("unverified")
-def test_the_list_says_who_promoted_a_version(own_trained: Any) -> None:
+def test_altered_code_is_neither_executed_nor_pulled_nor_compared_with(
+    own_trained: Any, tmp_path: Path
+) -> None:
     tracker = own_trained.tracker()
     own_trained.register(tracker)
-    (entry,) = list_versions(tracker, "tiny")
-    assert (entry.promoted_by, entry.promoted_at) == (None, None)
-    tracker.client.set_model_version_tag("tiny", "1", "loraline.promoted_by", "ada")
-    tracker.client.set_model_version_tag("tiny", "1", "loraline.promoted_at", "2026-11-21T00:00:00")
-    (entry,) = list_versions(tracker, "tiny")
-    assert (entry.promoted_by, entry.promoted_at) == ("ada", "2026-11-21T00:00:00")
+    tracker.client.set_registered_model_alias("tiny", "champion", "1")
+    model = weights_of(tracker, own_trained.home, "1").parents[2]
+    code = model / "chat_model.py"
+    proof = tmp_path / "executed"
+    code.write_text(f"open({str(proof)!r}, 'w').close()\n{code.read_text()}")
+    # Whoever may write there renews the manifest, too.
+    write_manifest(model, own_trained.base.weights_sha256)
+    told = r"tag loraline\.files_sha256 names"
+    with pytest.raises(StageFailed, match=told):
+        prove_version(tracker, "models:/tiny/1")
+    with pytest.raises(StageFailed, match=told):
+        pull_adapter(tracker, "models:/tiny/1", tmp_path / "adapter")
+    with pytest.raises(StageFailed, match=told):
+        answer_rows(
+            [Row("--prompt", {"prompt": "Who?"})],
+            tracker=tracker,
+            uri="models:/tiny@champion",
+            base=None,
+            home=own_trained.home,
+        )
+    with pytest.raises(StageFailed, match=told):
+        current_champion(tracker, "tiny", own_trained.home)
+    checks = check_version(tracker, "models:/tiny/1", base=None, home=own_trained.home)
+    assert {check.name: check.passed for check in checks} == {"files": False, "logits": False}
+    assert not proof.exists()
+
+
+@pytest.mark.usefixtures("unverified")
+def test_bytecode_that_was_put_beside_the_code_is_not_executed(
+    own_trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(own_trained.project)
+    tracker = own_trained.tracker()
+    own_trained.register(tracker)
+    code = weights_of(tracker, own_trained.home, "1").parents[2] / "chat_model.py"
+    proof = tmp_path / "executed"
+    planted = tmp_path / "planted.py"
+    planted.write_text(f"open({str(proof)!r}, 'w').close()\n{code.read_text()}")
+    cached = Path(importlib.util.cache_from_source(str(code)))
+    cached.parent.mkdir(exist_ok=True)
+    py_compile.compile(
+        str(planted), str(cached), invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH
+    )
+    assert "loaded in a fresh process" in prove_version(tracker, "models:/tiny/1")
+    assert not proof.exists()
+
+
+@pytest.mark.usefixtures("unverified")
+def test_one_version_s_files_in_another_s_place_are_refused(
+    own_trained: Any, another_adapter: Callable[[Any, int], Any], tmp_path: Path
+) -> None:
+    tracker = own_trained.tracker()
+    own_trained.register(tracker)
+    another_adapter(own_trained, 2).register(tracker)
+    first, second = (weights_of(tracker, own_trained.home, n).parents[1] for n in "12")
+    shutil.rmtree(first)
+    shutil.copytree(second, first)
+    told = r"tag loraline\.adapter_sha256 names"
+    with pytest.raises(StageFailed, match=told):
+        prove_version(tracker, "models:/tiny/1")
+    with pytest.raises(StageFailed, match=told):
+        pull_adapter(tracker, "models:/tiny/1", tmp_path / "adapter")
+
+
+@pytest.mark.usefixtures("unverified")
+def test_the_list_says_who_promoted_a_version_as_the_log_has_it(own_trained: Any) -> None:
+    tracker = own_trained.tracker()
+    own_trained.register(tracker)
+    ((_, promoted),) = with_promotions(tracker, "tiny")
+    assert promoted == {"promoted_by": None, "promoted_at": None}
+    moved = promote(
+        tracker,
+        "tiny",
+        "1",
+        reason="better",
+        actor="ada",
+        verify=lambda uri: f"{uri} loads",
+        notices=Notices(own_trained.home.root / "outbox"),
+    )
+    tracker.client.set_model_version_tag("tiny", "1", "loraline.promoted_by", "mallory")
+    tracker.client.set_model_version_tag("tiny", "1", "loraline.promoted_at", "1999-01-01T00:00:00")
+    ((_, promoted),) = with_promotions(tracker, "tiny")
+    assert moved.entry is not None
+    assert promoted == {"promoted_by": "ada", "promoted_at": moved.entry.at}
+    # A log that was altered vouches for nobody.
+    (logged,) = read_log(tracker, "tiny")
+    assert logged.entry is not None
+    text = logged.entry.model_copy(update={"actor": "mallory"}).text
+    tracker.client.set_tag(logged.run_id, ENTRY_TAG, text)
+    ((_, promoted),) = with_promotions(tracker, "tiny")
+    assert promoted["promoted_by"] == (
+        "unknown (entry 1 of the log is damaged: loraline audit tiny)"
+    )
+
+
+@pytest.mark.usefixtures("unverified")
+def test_transformers_loads_a_pulled_adapter_and_computes_what_was_trained(
+    own_trained: Any, tmp_path: Path
+) -> None:
+    import torch
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
+
+    tracker = own_trained.tracker()
+    own_trained.register(tracker)
+    pulled = pull_adapter(tracker, "models:/tiny/1", tmp_path / "adapter")
+    model = AutoModelForCausalLM.from_pretrained(own_trained.base.path, dtype=torch.float32)
+    model.load_adapter(str(pulled.folder))
+    fixture = json.loads((own_trained.adapter.path / "fixture.json").read_text())
+    wanted = load_file(own_trained.adapter.path / "fixture.safetensors")["logits"]
+    with torch.inference_mode():
+        for ids, logits in zip(fixture["input_ids"], wanted, strict=True):
+            got = model(torch.tensor([ids])).logits[0, -len(logits) :]
+            torch.testing.assert_close(got, logits, atol=1e-4, rtol=0)

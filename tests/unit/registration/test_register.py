@@ -6,6 +6,8 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
+from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +16,16 @@ import pytest
 from tasks.artifacts import Version
 from tasks.base import BaseSettings, resolve_base
 from tasks.errors import StageFailed
+from tasks.files import hashes
 from tasks.home import Home
 from tasks.registration import versions, work
 from tasks.registration.listing import list_versions
-from tasks.registration.package import recorded_path, requirements
+from tasks.registration.package import Contents, recorded_path, requirements
 from tasks.registration.settings import RegistrationSettings
 from tasks.registration.verification import verify_version
 from tasks.registration.work import find_registered, fingerprint_of, git_commit
 from tasks.registry import current_champion, model_files, model_id_of
+from tasks.version_manifest import check_files
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -171,10 +175,51 @@ def test_a_version_says_where_it_comes_from(trained: Any, registered: Version) -
     assert "tiny/promotions" in model
 
 
-def test_requirements_are_exact_and_without_local_parts() -> None:
-    lines = requirements()
+def test_requirements_are_exact_and_without_local_parts(trained: Any, tmp_path: Path) -> None:
+    lines = requirements(Contents(tmp_path, "f", trained.base, {}))
     assert any(line.startswith("torch==") for line in lines)
     assert all("==" in line and "+" not in line for line in lines)
+    assert not any(line.startswith("bitsandbytes") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("fixture", "stored"),
+    [
+        ({"quantization": "nf4"}, None),
+        ({"quantization": "int8"}, None),
+        ({"quantization": "none"}, {"quant_method": "bitsandbytes", "load_in_4bit": True}),
+        ({}, {"load_in_8bit": True}),
+    ],
+)
+def test_a_version_on_a_quantized_base_requires_what_loads_it(
+    trained: Any, tmp_path: Path, fixture: dict[str, Any], stored: dict[str, Any] | None
+) -> None:
+    config = json.loads((trained.base.path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "quantization_config": stored}))
+    base = replace(trained.base, path=tmp_path)
+    lines = requirements(Contents(tmp_path, "f", base, fixture))
+    assert f"bitsandbytes=={installed('bitsandbytes').partition('+')[0]}" in lines
+
+
+def test_a_version_takes_at_most_20_mb_more_than_its_adapter(
+    trained: Any, registered: Version
+) -> None:
+    tracker = trained.tracker()
+    version = tracker.client.get_model_version("tiny", registered.version)
+    with model_files(tracker, model_id_of(version), trained.home) as folder:
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    adapter = (trained.adapter.folder / "adapter_model.safetensors").stat().st_size
+    assert adapter < size <= adapter + 20_000_000
+
+
+def test_the_registry_names_the_files_of_a_version(trained: Any, registered: Version) -> None:
+    tracker = trained.tracker()
+    version = tracker.client.get_model_version("tiny", registered.version)
+    with model_files(tracker, model_id_of(version), trained.home) as folder:
+        found = check_files(folder, version.tags)
+    assert (found.wrong, found.whole) == ((), True)
+    assert len(version.tags["loraline.files_sha256"]) == 64
+    assert set(found.adapter) == set(hashes(trained.adapter.folder)) - {"README.md"}
 
 
 def test_a_registered_adapter_is_found_again_by_the_next_run(
@@ -406,7 +451,7 @@ def test_the_champion_comes_with_its_adapter_and_a_damaged_one_is_an_error(
     assert champion.base_sha256 == own_trained.base.weights_sha256
     weights = champion.folder / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x00")
-    with pytest.raises(StageFailed, match="missing or damaged"):
+    with pytest.raises(StageFailed, match=r"adapter_model\.safetensors was changed"):
         current_champion(tracker, "tiny", own_trained.home)
 
 

@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from tasks.artifacts import Version
+from tasks.files import hashes
 from tasks.registration import work
-from tasks.registration.package import gather, hashes, model_config
+from tasks.registration.package import gather, model_config, write_model
 from tasks.registration.settings import RegistrationSettings
 from tasks.store import MANIFEST
+from tasks.version_manifest import MANIFEST as MODEL_MANIFEST
 
-EXPECTED_VERSION = 1
+EXPECTED_VERSION = 2
 EXPECTED = {
     "contents": [
         "about/dataset.json",
@@ -24,9 +26,28 @@ EXPECTED = {
         "adapter/tokenizer_config.json",
         "fixture/fixture.json",
         "fixture/fixture.safetensors",
-        "manifest.json",
     ],
-    "manifest.json": ["base_sha256", "files"],
+    "manifest.json": ["base_sha256", "files", "root"],
+    "manifest.json files": [
+        "MLmodel",
+        "artifacts/about/dataset.json",
+        "artifacts/about/recipe.yaml",
+        "artifacts/about/report.md",
+        "artifacts/adapter/adapter_config.json",
+        "artifacts/adapter/adapter_model.safetensors",
+        "artifacts/adapter/chat_template.jinja",
+        "artifacts/adapter/generation_config.json",
+        "artifacts/adapter/tokenizer.json",
+        "artifacts/adapter/tokenizer_config.json",
+        "artifacts/fixture/fixture.json",
+        "artifacts/fixture/fixture.safetensors",
+        "chat_model.py",
+        "conda.yaml",
+        "input_example.json",
+        "python_env.yaml",
+        "requirements.txt",
+        "serving_input_example.json",
+    ],
     "model_config": [
         "base",
         "base_commit",
@@ -75,10 +96,15 @@ def test_a_registration_leaves_the_expected_files_and_keys(
     output = trained.store.find("registration", key)
     assert output is not None
     record = json.loads((output / "version.json").read_text(encoding="utf-8"))
-    manifest = json.loads((contents.folder / "manifest.json").read_text(encoding="utf-8"))
+    gathered = sorted(hashes(contents.folder))
+    model = tmp_path / "model"
+    write_model(model, contents, config, run_id="0" * 32, model_id="m-" + "0" * 32)
+    manifest = json.loads((model / MODEL_MANIFEST).read_text(encoding="utf-8"))
+    assert sorted(hashes(model)) == sorted([*manifest["files"], MODEL_MANIFEST])
     actual = {
-        "contents": sorted(hashes(contents.folder)),
+        "contents": gathered,
         "manifest.json": sorted(manifest),
+        "manifest.json files": sorted(manifest["files"]),
         "model_config": sorted(config),
         "output": sorted(set(hashes(output)) - {MANIFEST}),
         "version.json": sorted(record),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tasks.home import Home
-from tasks.registration.checking import _rows, files_check
+from tasks.registration.checking import _rows
 
 IDS = np.array([3, 2**63 + 1, 7], dtype=np.uint64)
 
@@ -69,15 +69,3 @@ def test_what_cannot_be_compared_is_said_and_no_failure(about: Path, home: Home)
     assert _rows(about, home)[-1].passed is None
     (about / "train_rows.npy").unlink()
     assert [check.passed for check in _rows(about, home)] == [None]
-
-
-def test_a_damaged_adapter_file_is_named(tmp_path: Path) -> None:
-    (tmp_path / "adapter").mkdir()
-    (tmp_path / "adapter" / "a.json").write_text("{}")
-    sha = hashlib.sha256(b"{}").hexdigest()
-    (tmp_path / "manifest.json").write_text(json.dumps({"files": {"a.json": sha, "b": sha}}))
-
-    check = files_check(tmp_path)
-
-    assert check.passed is False
-    assert check.told == "damaged or missing: b"
