@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -24,6 +25,20 @@ model = mlflow.pyfunc.load_model(sys.argv[1])
 answer = model.predict({"messages": [{"role": "user", "content": "Who?"}], "max_tokens": 2})
 print(json.dumps(answer))
 """
+
+
+@pytest.fixture(scope="module")
+def tiny_base(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny base, wide enough for 4-bit weights: they share a scale by sixty-four."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    folder = Path(shutil.copytree(tiny_base, tmp_path_factory.mktemp("wide") / "base"))
+    config = AutoConfig.from_pretrained(folder)
+    config.hidden_size, config.intermediate_size = 64, 128
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
 
 
 def requirements_of(tracker: Any, home: Any, number: str) -> str:
