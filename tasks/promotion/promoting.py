@@ -207,12 +207,14 @@ def _ready(tracker: Tracker, name: str, version: str) -> Any:
 def _unmoved(tracker: Tracker, name: str, version: str, verify: Verify, notices: Notices) -> Moved:
     """The version is champion; what a killed process may have left half done is completed.
 
-    Where the log says that it does not load, it is loaded again, and the log says what came of it.
+    Where the log does not say that it loads, it is loaded now, and the log says so.
+
+    Raises: as `verify`.
     """
     with promoting(tracker, name) as held:
         log = settle(tracker, name, held, notices)
     looked = log.looked
-    if looked is not None and looked.champion_to == version and looked.verified is False:
+    if looked is not None and looked.champion_to == version and not looked.verified:
         found = verify(f"models:/{name}/{version}")
         with promoting(tracker, name) as held:
             log = settle(tracker, name, held, notices)

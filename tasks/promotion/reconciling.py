@@ -53,7 +53,6 @@ def reconcile(tracker: Tracker, *, verify: Verify, notices: Notices) -> list[See
         except Interrupted:
             raise
         except LoralineError as error:
-            _log.error("%s could not be reconciled: %s", name, error)
             failed.append(_failed(tracker, name, error))
     notices.deliver()
     return [*seen, *failed]
@@ -135,13 +134,17 @@ def _told(
 
 
 def _failed(tracker: Tracker, name: str, error: LoralineError) -> Seen:
+    told = f"{name} could not be reconciled: {error}"
     if is_outage(error):
         # It passes by itself, and says nothing of the model.
+        _log.warning("%s", told)
         return Seen(name, None, None, str(error))
     memory = read_pass(tracker.home, name)
     key = f"error {hashlib.sha256(str(error).encode()).hexdigest()[:16]}"
     if key == memory.alert:
+        _log.info("%s", told)
         return Seen(name, None, None, str(error))
+    _log.error("%s", told)
     keep_pass(tracker.home, name, replace(memory, alert=key))
     return Seen(name, None, str(error))
 

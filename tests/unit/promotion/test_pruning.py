@@ -43,7 +43,7 @@ def test_pruning_keeps_aliases_rollbacks_starts_and_the_newest(
     own_tracker: Tracker, ten: list[str], loads: Any, nobody: Any
 ) -> None:
     for number in ("1", "5", "6"):
-        promote(own_tracker, "a", number, reason="x", verify=loads, notices=nobody)
+        promote(own_tracker, "a", number, reason="x", force=True, verify=loads, notices=nobody)
     roll_back(own_tracker, "a", reason="x", verify=loads, notices=nobody)
     own_tracker.client.set_registered_model_alias("a", "canary", "2")
     planned = plan(own_tracker, "a", keep=2)

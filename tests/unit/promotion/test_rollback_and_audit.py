@@ -210,7 +210,9 @@ def test_no_promotion_hides_a_damage_and_an_accepted_one_stays_on_record(
     assert problems != []
     before = aliases(tracker, three)
     for move in (
-        lambda: promote(tracker, three, "1", reason="night", verify=loads, notices=nobody),
+        lambda: promote(
+            tracker, three, "1", reason="night", force=True, verify=loads, notices=nobody
+        ),
         lambda: roll_back(tracker, three, reason="night", verify=loads, notices=nobody),
     ):
         with pytest.raises(StageFailed, match=rf"loraline audit {three}` names .* --accept"):
@@ -261,7 +263,7 @@ def test_the_command_accepts_a_damage_and_then_finds_nothing_wrong(
     loads: Any,
     nobody: Any,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     from flows.commands import audit as command
 
@@ -277,10 +279,10 @@ def test_the_command_accepts_a_damage_and_then_finds_nothing_wrong(
         command.run(parser.parse_args(["a", "--accept"]))
     with pytest.raises(UserError, match="--accept"):
         command.run(parser.parse_args(["a", "--reason", "why"]))
-    capsys.readouterr()
+    capfd.readouterr()
     accepting = parser.parse_args(["a", "--accept", "--reason", "lost in a move", "--json"])
     assert command.run(accepting) == 0
-    answer = json.loads(capsys.readouterr().out)
+    answer = json.loads(capfd.readouterr().out)
     assert [it["kind"] for it in answer["entries"]] == ["promotion", "accepted"]
     assert "lost in a move" in answer["notes"][0]
 
