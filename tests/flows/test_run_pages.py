@@ -171,8 +171,8 @@ def test_task_runs_say_what_they_work_on(tmp_path: Path, monkeypatch: pytest.Mon
     run_id = training()
     names: list[str] = []
     deadline = time.monotonic() + 60
-    # Task runs reach the server's tables by way of its events.
-    while not names and time.monotonic() < deadline:
+    # Task runs reach the server's tables by way of its events, first under the name of their beginning.
+    while names != ["train adapter: 6,120 rows"] and time.monotonic() < deadline:
         with get_client(sync_client=True) as client:
             found = client.read_task_runs(
                 flow_run_filter=_runs(run_id),

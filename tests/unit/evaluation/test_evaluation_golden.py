@@ -16,8 +16,8 @@ EXPECTED_VERSION = 5
 EXPECTED_SHA256 = {
     "metrics.json": "f25bcfcd12a5fa3be716a51e177c366a3f1be1c85096717b6853cd55dffbb0dc",
     "scores": "d551c6eb5ea0fa67e2f24109b1067397905c0e0835d2a26bdc15eafeb0d0d8b9",
-    "report.md": "3bfc6c6ea6a010de9e96d7bf50fb1954ed509412e97af4717fa0e8fd5add4f6e",
-    "summary.md": "ad929da673fec33fa1abdc3381b3b37f50349f0886b14afb259507137aa84643",
+    "report.md": "5fa9a9ed2f3281115adf7d1e2342d8d980c3eb3e7d56e43642a1e7b21fbe8607",
+    "summary.md": "294028651b375285662f06d575e5afae0a6cec3d3a35e59a3e963027c9b0792c",
 }
 ANSWERS = [
     ("Return the sum.", "Return it. And the sum of all.", "Return the sum."),

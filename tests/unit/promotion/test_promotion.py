@@ -301,7 +301,8 @@ def test_no_text_of_a_row_or_a_metric_is_markup_in_the_verdict_s_table() -> None
     ).table()
     assert "<img" not in table
     assert not re.search(r"(?<!\\)[\[\]]", table)
-    assert table.count("&lt;img") == 4
+    # A reason stands below the table, behind its rule's name.
+    assert table.count("&lt;img") == 5
 
 
 def test_a_version_without_a_word_on_its_champion_does_not_replace_one(
