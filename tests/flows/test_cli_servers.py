@@ -21,6 +21,8 @@ from flows.server_lock import ServerLock
 from tasks.home import Home
 from tasks.stack import Server, running, write_stack
 
+pytestmark = pytest.mark.long
+
 
 def free_port() -> int:
     with socket.socket() as probe:

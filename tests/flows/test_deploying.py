@@ -10,6 +10,8 @@ import pytest
 
 from tasks.home import Home
 
+pytestmark = pytest.mark.long
+
 RECIPE = """\
 name: {name}
 base: {base}

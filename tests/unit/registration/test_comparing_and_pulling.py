@@ -26,6 +26,8 @@ from tasks.registration.pulling import pull_adapter
 from tasks.registry import current_champion, model_files, model_id_of
 from tasks.version_manifest import write_manifest
 
+pytestmark = pytest.mark.long
+
 
 def weights_of(tracker: Any, home: Any, number: str) -> Path:
     version = tracker.client.get_model_version("tiny", number)

@@ -14,9 +14,12 @@ from tasks.report.run import ReportedRun
 from tests.unit.report.chromium import CHROMIUM, browser
 from tests.unit.report.conftest import NASTY
 
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="no chromium here; Debian and Ubuntu have it as `chromium`"
-)
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(
+        CHROMIUM is None, reason="no chromium here; Debian and Ubuntu have it as `chromium`"
+    ),
+]
 
 
 def test_the_report_opens_without_a_complaint_and_without_a_request(

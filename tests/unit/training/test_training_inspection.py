@@ -18,6 +18,8 @@ from tasks.training.inspection import inspect_training
 from tasks.training.job import InspectionJob
 from tasks.training.settings import TrainingSettings
 
+pytestmark = pytest.mark.long
+
 PHI3_MINI = Phi3Config(
     hidden_size=3072,
     intermediate_size=8192,

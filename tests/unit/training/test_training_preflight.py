@@ -16,7 +16,7 @@ from tasks.training import loading, method_trainer, out_of_memory, preflight, tr
 from tasks.training.guard_settings import Guards
 from tasks.training.job import TrainingJob, TrainingResult
 
-pytestmark = pytest.mark.usefixtures("own_signals_and_threads")
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("own_signals_and_threads")]
 
 MakeJob = Callable[..., TrainingJob]
 WITHOUT = Guards(untrained_base="allow", preflight=False)

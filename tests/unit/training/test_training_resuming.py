@@ -12,7 +12,7 @@ from tasks.errors import StageFailed
 from tasks.training import checkpoints, disk, method_trainer, worker
 from tasks.training.job import TrainingJob, TrainingResult
 
-pytestmark = pytest.mark.usefixtures("own_signals_and_threads")
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("own_signals_and_threads")]
 
 MakeJob = Callable[..., TrainingJob]
 SHORT = {"max_steps": 6, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 2}

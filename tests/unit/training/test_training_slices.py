@@ -25,6 +25,8 @@ from tasks.training.fused import blocks_of, fused_modules
 from tasks.training.job import InspectionJob, TrainingJob, TrainingResult
 from tasks.training.settings import TrainingSettings
 
+pytestmark = pytest.mark.long
+
 MakeJob = Callable[..., TrainingJob]
 SLICES = {"qkv_proj": ["q", "v"], "gate_up_proj": ["up"]}
 # Of the tiny base: 4 heads of 8 and 2 of keys and values; 64 wide inside.

@@ -34,7 +34,7 @@ from tasks.training import (
 from tasks.training.job import TrainingJob, TrainingResult
 from tasks.training.settings import TrainingSettings
 
-pytestmark = pytest.mark.usefixtures("own_signals_and_threads")
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("own_signals_and_threads")]
 
 MakeJob = Callable[..., TrainingJob]
 
