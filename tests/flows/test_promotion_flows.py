@@ -195,7 +195,13 @@ def test_a_form_suspends_the_run_and_its_answer_promotes(
     (run,) = _runs_of("asked")
     assert f"/runs/flow-run/{run.id}" in asked["reason"]
     recipe = str(small.folder / "recipes" / "small.yaml")
-    assert run.parameters == {"name": "asked", "version": "2", "hours": 72.0, "recipe": recipe}
+    assert run.parameters == {
+        "name": "asked",
+        "version": "2",
+        "hours": 72.0,
+        "recipe": recipe,
+        "overrides": ["name=asked", "promotion.policy=approval", "seed=7"],
+    }
     home = Home(small.folder / ".loraline")
     execute(run.id, api, home, small.folder)
     assert state(run.id).name == "Suspended"

@@ -14,6 +14,14 @@ from tasks.export.job import Merged, MergeJob
 from tasks.export.version import ExportedVersion, read_version
 from tasks.files import hashes
 from tasks.home import Home
+from tasks.store import digest
+from tasks.version_manifest import (
+    BASE_TAG,
+    FILES_TAG,
+    FINGERPRINT_TAG,
+    adapter_manifest,
+    write_manifest,
+)
 
 pytestmark = pytest.mark.long
 
@@ -231,6 +239,21 @@ def test_what_is_allowed_is_never_more_than_half_of_what_the_adapter_does() -> N
     assert merging.allowed(strong, "fp32") == pytest.approx(20e-4)
 
 
+def belongs_on(project: Any, base_sha256: str) -> None:
+    """Have the version be one that was registered on this base."""
+    mlmodel = project.model / "MLmodel"
+    before = project.trained.base.weights_sha256
+    mlmodel.write_text(mlmodel.read_text().replace(before, base_sha256))
+    adapter = adapter_manifest(project.model / "artifacts" / "adapter", base_sha256)
+    tags = {
+        FILES_TAG: write_manifest(project.model, base_sha256),
+        FINGERPRINT_TAG: digest(adapter),
+        BASE_TAG: base_sha256,
+    }
+    for tag, value in tags.items():
+        project.tracker.client.set_model_version_tag("tiny", "1", tag, value)
+
+
 def test_fp16_that_overflows_is_refused_by_the_weights_name(
     own_project: Any, tmp_path: Path
 ) -> None:
@@ -243,9 +266,7 @@ def test_fp16_that_overflows_is_refused_by_the_weights_name(
     tensors = load_file(base / "model.safetensors")
     tensors["model.layers.0.mlp.down_proj.weight"][0, 0] = 1e5
     save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
-    mlmodel = own_project.model / "MLmodel"
-    before = own_project.trained.base.weights_sha256
-    mlmodel.write_text(mlmodel.read_text().replace(before, weights_sha256(base)))
+    belongs_on(own_project, weights_sha256(base))
     with pytest.raises(StageFailed, match=r"down_proj\.weight.*beyond its largest number"):
         export_version(
             own_project.tracker,
@@ -276,9 +297,7 @@ def test_another_base_and_a_quantized_one_are_refused(own_project: Any, tmp_path
     )
     with pytest.raises(BaseModelError, match="is another model"):
         export()
-    mlmodel = own_project.model / "MLmodel"
-    before = own_project.trained.base.weights_sha256
-    mlmodel.write_text(mlmodel.read_text().replace(before, weights_sha256(own_project.base)))
+    belongs_on(own_project, weights_sha256(own_project.base))
     with pytest.raises(BaseModelError, match="holds quantized weights"):
         export()
     assert not (tmp_path / "merged").exists()
