@@ -113,8 +113,10 @@ import sys, time
 from pathlib import Path
 from tasks.store import Store
 def build(folder):
+    print("begun", flush=True)
     for n in range(40):
         (folder / f"{n}.txt").write_text(sys.argv[3] * 20000)
+        time.sleep(0.01)
 Store(Path(sys.argv[1])).publish("dataset", sys.argv[2], build)
 print("published", flush=True)
 """
@@ -128,14 +130,13 @@ def _publisher(root: Path, text: str) -> subprocess.Popen[bytes]:
 
 def test_sigkill_in_the_middle_of_publishing_leaves_no_half_output_in_use(tmp_path: Path) -> None:
     """Kill at moments spread over the whole publication: never anything between all and nothing."""
-    started = time.monotonic()
-    _publisher(tmp_path / "measure", "x").communicate()
-    whole = time.monotonic() - started
     seen = set()
     for n in range(16):
         root = tmp_path / str(n)
         process = _publisher(root, "x")
-        time.sleep(whole * (0.4 + 0.6 * n / 15))
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"begun\n"
+        time.sleep(0.03 * n)
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
         found = Store(root).find("dataset", KEY)
@@ -151,9 +152,8 @@ def test_sigkill_in_the_middle_of_publishing_leaves_no_half_output_in_use(tmp_pa
 
 def test_two_processes_that_want_one_output_build_it_once(tmp_path: Path) -> None:
     processes = [_publisher(tmp_path, text) for text in "ab"]
-    for process in processes:
-        out, _ = process.communicate(timeout=60)
-        assert out == b"published\n"
+    told = [process.communicate(timeout=60)[0].splitlines() for process in processes]
+    assert sorted(told) == [[b"begun", b"published"], [b"published"]]
     found = Store(tmp_path).find("dataset", KEY)
     assert found is not None
     assert len({p.read_text() for p in found.glob("*.txt")}) == 1
