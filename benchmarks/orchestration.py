@@ -16,6 +16,8 @@ from typing import Any
 
 from harness import Result, main, ratio
 
+from tasks.cores import available_cores
+
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = """\
 name: orchestration
@@ -105,24 +107,63 @@ def _seconds(work: Callable[[], Any]) -> float:
 
 
 def _overhead(result: Result, recipe: Path, pairs: int) -> None:
-    """Stages that are all complete take the same few moments either way: the rest is orchestration."""
+    """Stages that are all complete take the same few moments either way: the rest is orchestration.
+
+    As `loraline run` does it, and with the heartbeats that a deployment's run sends.
+    """
+    from flows.heartbeats import without_heartbeats
     from flows.retrain import retrain
     from flows.run_record import RunRecord
 
     is_done = RunRecord.is_done
     for name, done in (("", lambda *_: False), ("unchanged_run_", is_done)):
         RunRecord.is_done = done  # type: ignore[method-assign]
-        flow, plain = [], []
+        flow, beating, plain = [], [], []
         for _ in range(pairs):
-            flow.append(_seconds(lambda: retrain(str(recipe))))
+            with without_heartbeats():
+                flow.append(_seconds(lambda: retrain(str(recipe))))
+            beating.append(_seconds(lambda: retrain(str(recipe))))
             with _plain() as body:
                 plain.append(_seconds(lambda body=body: body(recipe)))
         RunRecord.is_done = is_done  # type: ignore[method-assign]
-        differences = [f - p for f, p in zip(flow, plain, strict=True)]
-        result.values[f"{name}overhead_seconds"] = statistics.median(differences)
+        for kind, seconds in ("", flow), ("with_heartbeats_", beating):
+            differences = [f - p for f, p in zip(seconds, plain, strict=True)]
+            result.values[f"{name}overhead_{kind}seconds"] = statistics.median(differences)
         result.values[f"{name}flow_seconds"] = statistics.median(flow)
         result.values[f"{name}plain_seconds"] = statistics.median(plain)
         result.ratios[f"{name}plain_vs_flow"] = ratio(plain, flow)
+
+
+def _tracking(result: Result, recipe: Path, steps: int) -> None:
+    """What the flow's process takes of the processors while a worker trains on all of them.
+
+    Everything that looks on: points and system metrics to MLflow, the progress bar and log lines to Prefect.
+    """
+    import flows.retrain as retraining
+
+    train, found = retraining.train_adapter, {}
+
+    def watched(*args: Any, **named: Any) -> Any:
+        busy, began = time.process_time(), time.perf_counter()
+        adapter = train(*args, **named)
+        found["seconds"] = time.perf_counter() - began
+        found["busy"] = time.process_time() - busy
+        return adapter
+
+    config = {"max_steps": steps, "per_device_train_batch_size": 16}
+    retraining.train_adapter = watched  # type: ignore[assignment]
+    try:
+        retraining.retrain(
+            str(recipe),
+            [f"training.training_config.{key}={value}" for key, value in config.items()],
+        )
+    finally:
+        retraining.train_adapter = train
+    result.values["tracked_training_seconds"] = found["seconds"]
+    result.values["tracking_cpu_seconds"] = found["busy"]
+    result.values["tracking_share_of_training"] = (
+        found["busy"] / found["seconds"] / available_cores()
+    )
 
 
 def _soak(result: Result, recipe: Path, server: int, folder: Path, runs: int) -> None:
@@ -193,11 +234,11 @@ def measure(quick: bool) -> Result:
 
             retrain(str(recipe))
             _overhead(result, recipe, 2 if quick else 7)
+            _tracking(result, recipe, 4 if quick else 120)
             _soak(result, recipe, server, folder, 5 if quick else 100)
         _embedded(result, folder, 1 if quick else 5)
     return result
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
     main(measure, __doc__ or "")

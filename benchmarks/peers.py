@@ -45,7 +45,7 @@ def ours(job: dict[str, Any]) -> dict[str, Any]:
         "warmup_steps": 1,
     }
     trainer = product(SHAPES[job["shape"]], rows, Path(job["folder"]), **course)
-    seconds = train_with_clock(trainer)
+    seconds = train_with_clock(trainer).seconds
     return asdict(
         Measured(
             seconds=seconds,

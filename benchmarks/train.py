@@ -44,7 +44,7 @@ REFERENCES = ("notebook", "trl_best")
 
 
 class Clock(TrainerCallback):
-    """Real tokens and seconds of the steps after the first one, which also pays for what is done once."""
+    """Real tokens and seconds of the steps; the first one also pays for what is done once."""
 
     def __init__(self, trainer: Any) -> None:
         self.tokens = 0
@@ -66,7 +66,13 @@ class Clock(TrainerCallback):
         self.marks.append((time.perf_counter(), self.tokens))
 
     @property
+    def seconds(self) -> float:
+        """Of all steps."""
+        return self.marks[-1][0] - self.marks[0][0]
+
+    @property
     def tokens_per_second(self) -> float:
+        """Of the steps after the first one."""
         began, first = self.marks[1 if len(self.marks) > 2 else 0]
         ended, last = self.marks[-1]
         return (last - first) / (ended - began)
@@ -150,8 +156,8 @@ def padded(batch: int) -> dict[str, Any]:
 WAYS = {"product": product, "notebook": notebook, "trl_best": trl_best}
 
 
-def train(trainer: Any) -> float:
-    """Real tokens a second in one pass over the trainer's rows."""
+def train(trainer: Any) -> Clock:
+    """One pass over the trainer's rows."""
     clock = Clock(trainer)
     trainer.add_callback(clock)
     if hasattr(trainer, "use_kernels"):
@@ -159,7 +165,7 @@ def train(trainer: Any) -> float:
             trainer.train()
     else:
         trainer.train()
-    return clock.tokens_per_second
+    return clock
 
 
 def losses(trainer: Any) -> list[float]:
@@ -217,7 +223,7 @@ def one_way(way: str, name: str, count: int) -> dict[str, float]:
         # Forgets the peak of loading.
         Path("/proc/self/clear_refs").write_text("5")
         before = status("VmRSS")
-        speed = train(trainer)
+        speed = train(trainer).tokens_per_second
         peak = (status("VmHWM") - before) / 1000
     return {"speed": speed, "peak_mb": peak, "gemm": gemm_gflops()}
 

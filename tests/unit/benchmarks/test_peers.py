@@ -1,8 +1,10 @@
-"""What `benchmarks/peers.py` decides without training: who is best, who did the same, what is installed."""
+"""What `benchmarks/peers.py` decides: who is best, who did the same, what is installed; and how it times us."""
 
 import importlib
 import json
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -179,3 +181,27 @@ def test_packs_are_gathered_to_about_the_rows_of_a_step(load: Any, tmp_path: Pat
         settings={},
     )
     assert [job.accumulation(size) for size in (512, 1024, 100_000)] == [5, 2, 1]
+
+
+@pytest.mark.long
+def test_our_own_training_answers_with_its_seconds_and_its_tokens(tmp_path: Path) -> None:
+    (tmp_path / "work").mkdir()
+    job = {
+        "folder": str(tmp_path / "work"),
+        "rank": 4,
+        "alpha": 8,
+        "learning_rate": 1e-3,
+        "threads": 1,
+        "shape": "deep",
+        "rows": 20,
+    }
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    began = time.perf_counter()
+    command = [sys.executable, str(BENCHMARKS / "peers.py"), "--ours", str(tmp_path / "job.json")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    assert 0.05 < found["seconds"] < time.perf_counter() - began
+    # Twenty rows are two steps of sixteen: a step takes a moment, and no second has a million tokens.
+    assert found["steps"] == len(found["losses"]) == 2
+    assert found["tokens"] / found["seconds"] < 1e6
+    assert found["tokens"] > found["answers"] > 0
