@@ -70,6 +70,9 @@ class PredictJob(BaseModel):
     model_config = ConfigDict(frozen=True, protected_namespaces=())
 
     model_uri: str
+    """What people call it."""
+    model: Path
+    """Its files, which are known to be as they were registered."""
     base: Path | None
     """Overrides where the version looks for its base."""
     requests: Path

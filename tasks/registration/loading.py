@@ -4,6 +4,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from tasks.addresses import without_passwords
@@ -14,8 +15,8 @@ from tasks.worker import emit
 _USER_MISTAKES = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
-def load_version(uri: str, config: Mapping[str, Any]) -> Any:
-    """The version as mlflow.pyfunc loads it from the registry that the environment names.
+def load_version(uri: str, config: Mapping[str, Any], *, files: Path | None = None) -> Any:
+    """The version as mlflow.pyfunc loads it: from `files`, else from the registry that the environment names.
 
     Raises: UserError when there is no such version, or the adapter or the base is not the recorded
     one; StageFailed when MLflow does not answer or cannot deliver the version.
@@ -24,7 +25,7 @@ def load_version(uri: str, config: Mapping[str, Any]) -> Any:
     from mlflow.exceptions import MlflowException
 
     try:
-        return mlflow.pyfunc.load_model(uri, model_config=dict(config))
+        return mlflow.pyfunc.load_model(str(files or uri), model_config=dict(config))
     except MlflowException as error:
         if error.error_code in _USER_MISTAKES:
             raise UserError(

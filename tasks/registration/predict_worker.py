@@ -20,7 +20,7 @@ def predict(job: PredictJob) -> None:
     if job.base is not None:
         config["base"] = str(job.base)
     with telling_failures():
-        loaded = load_version(job.model_uri, config)
+        loaded = load_version(job.model_uri, config, files=job.model)
     model: Any = loaded.unwrap_python_model()
     _refuse_unanswerable(model, asked)
     temporary = job.answers.with_suffix(".tmp")

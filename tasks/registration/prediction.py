@@ -1,7 +1,6 @@
 """Answer prompts with a registered version: rows checked first, then a worker process, torch only there."""
 
 import json
-import logging
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,6 @@ from tasks.tracking import Tracker
 
 SHOWN_MISTAKES = 20
 REQUEST_KEYS = ("messages", "max_tokens", "temperature", "top_p", "seed")
-_log = logging.getLogger(__name__)
 
 
 def model_uri(text: str) -> str:
@@ -91,15 +89,15 @@ def answer_rows(
     """One answer for each row, in order.
 
     Raises: UserError when there is no such version, its base is not found, or a row cannot be
-    answered; StageFailed when MLflow cannot deliver it or its files are not those that were registered; WorkerFailed when the process dies.
+    answered; StageFailed when MLflow cannot deliver it or its files are not those that were registered;
+    WorkerFailed when the process dies.
     """
     check_registered(tracker, uri)
-    with registered_files(tracker, uri):
-        _log.debug("%s is what was registered", uri)
     # The rows may be confidential: they do not stay behind, whatever happens.
-    with home.scratch("predict") as folder:
+    with registered_files(tracker, uri) as (model, _), home.scratch("predict") as folder:
         job = PredictJob(
             model_uri=uri,
+            model=model,
             base=base,
             requests=folder / "requests.jsonl",
             answers=folder / "answers.jsonl",

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from tasks.artifacts import Version
 from tasks.base import lock_path
 from tasks.registration.description import description, model_description, summary
+from tasks.registration.environment import ENVIRONMENT, environment_lock
 from tasks.registration.job import Verification
 from tasks.registration.package import Contents, gather, model_config, recorded_path, write_model
 from tasks.registration.provenance import Provenance
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel
 
-OUTPUT_VERSION = 2
+OUTPUT_VERSION = 3
 RECORD = "version.json"
 _log = logging.getLogger(__name__)
 
@@ -322,8 +323,11 @@ def _optional(key: str, value: str | None) -> dict[str, str]:
 
 
 def _about(made: Provenance) -> Mapping[str, Path | str]:
-    """The papers of a version: by which recipe, on which data, with which result."""
-    papers: dict[str, Path | str] = {"recipe.yaml": made.recipe_text}
+    """The papers of a version: by which recipe, on which data, in which environment, with which result."""
+    papers: dict[str, Path | str] = {
+        "recipe.yaml": made.recipe_text,
+        ENVIRONMENT: environment_lock(),
+    }
     for name, path in (
         ("recipe.lock", lock_path(made.recipe_path)),
         (DATASET_CARD, made.dataset.path / "card.json"),

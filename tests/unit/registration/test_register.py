@@ -1,5 +1,6 @@
 """Registration: one version for one adapter, complete or not at all, and nothing of this machine in it."""
 
+import importlib.metadata
 import json
 import os
 import shutil
@@ -77,6 +78,7 @@ def test_a_version_holds_the_adapter_and_neither_the_base_nor_a_path_of_this_mac
     with model_files(tracker, model_id_of(version), trained.home) as folder:
         files = [path for path in folder.rglob("*") if path.is_file()]
         names = {path.relative_to(folder).as_posix() for path in files}
+        environment = (folder / "artifacts" / "about" / "environment.lock").read_text()
         for path in files:
             content = path.read_bytes()
             for place in (trained.project, ROOT, Path(sys.prefix)):
@@ -88,6 +90,9 @@ def test_a_version_holds_the_adapter_and_neither_the_base_nor_a_path_of_this_mac
     }
     assert {"MLmodel", "input_example.json", "artifacts/manifest.json"} <= names
     assert {"artifacts/about/recipe.yaml", "artifacts/about/report.md"} <= names
+    # Not only what loading needs: also what trained it.
+    for name in ("torch", "peft", "trl", "loraline"):
+        assert f"\n{name}=={importlib.metadata.version(name)}\n" in environment
 
 
 ASK = """

@@ -12,10 +12,11 @@ from tasks.registration.settings import RegistrationSettings
 from tasks.store import MANIFEST
 from tasks.version_manifest import MANIFEST as MODEL_MANIFEST
 
-EXPECTED_VERSION = 2
+EXPECTED_VERSION = 3
 EXPECTED = {
     "contents": [
         "about/dataset.json",
+        "about/environment.lock",
         "about/recipe.yaml",
         "about/report.md",
         "adapter/adapter_config.json",
@@ -31,6 +32,7 @@ EXPECTED = {
     "manifest.json files": [
         "MLmodel",
         "artifacts/about/dataset.json",
+        "artifacts/about/environment.lock",
         "artifacts/about/recipe.yaml",
         "artifacts/about/report.md",
         "artifacts/adapter/adapter_config.json",

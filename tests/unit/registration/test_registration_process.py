@@ -1,9 +1,11 @@
 """The registration's workers: no address in a file, nothing left behind, failures in words."""
 
+import json
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tasks.errors import LoralineError, StageFailed, UserError, WorkerFailed
@@ -25,7 +27,7 @@ def home(tmp_path: Path) -> Home:
 @pytest.fixture
 def _registry_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prediction, "check_registered", lambda *_: None)
-    monkeypatch.setattr(prediction, "registered_files", lambda *_: nullcontext())
+    monkeypatch.setattr(prediction, "registered_files", lambda *_: nullcontext((Path(), None)))
 
 
 def verify(tracker: Tracker, home: Home) -> None:
@@ -64,21 +66,27 @@ def test_the_registry_s_address_travels_in_the_environment_and_nothing_stays_on_
     assert seen["repeatable"] is False
 
 
-@pytest.mark.usefixtures("_registry_is_not_asked")
 def test_a_server_that_does_not_answer_fails_in_words_and_is_not_the_user_s_mistake(
     home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from safetensors.numpy import save_file
+
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    home.prepare()
+    fixture = {"input_ids": [[1]], "dtype": "float32"}
+    (home.root / "fixture.json").write_text(json.dumps(fixture))
+    logits = np.zeros((1, 1, 2), np.float32)
+    save_file({"logits": logits}, home.root / "fixture.safetensors")
     with pytest.raises(StageFailed) as caught:
-        predict(Tracker(home, "http://somebody:secret@127.0.0.1:9"), home)
+        verify(Tracker(home, "http://somebody:secret@127.0.0.1:9"), home)
     assert type(caught.value) is StageFailed
     assert caught.value.exit_code == 1
     text = str(caught.value)
-    assert text.startswith("MLflow at http://127.0.0.1:9 could not deliver models:/tiny/1")
+    assert text.startswith("MLflow at http://127.0.0.1:9 could not deliver models:/m-1")
     assert "Traceback" not in text
-    assert str(home.logs / "predict.log") in text
+    assert str(home.logs / "verify-m-1.log") in text
     assert "secret" not in text
-    assert "secret" not in (home.logs / "predict.log").read_text()
+    assert "secret" not in (home.logs / "verify-m-1.log").read_text()
     assert list(home.work.iterdir()) == []
 
 
