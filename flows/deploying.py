@@ -129,13 +129,8 @@ def _deploy(
         "job_variables": pool.job_variables,
         "enforce_parameter_schema": True,
         "concurrency_limit": limit and limit.limit,
-        "concurrency_options": limit
-        and limit.model_dump(
-            include={"collision_strategy", "grace_period_seconds"}, exclude_none=True
-        ),
+        "concurrency_options": limit and {"collision_strategy": limit.collision_strategy},
     }
-    if pool.work_queue_name:
-        values["work_queue_name"] = pool.work_queue_name
     flow = deployment.flow
     try:
         there = client.read_deployment_by_name(f"{flow.name}/{deployment.name}")

@@ -42,7 +42,6 @@ class WorkPool(Settings):
     """Whose workers run it."""
 
     name: str
-    work_queue_name: str | None = None
     job_variables: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -51,7 +50,6 @@ class Limit(Settings):
 
     limit: int = Field(ge=1)
     collision_strategy: Literal["ENQUEUE", "CANCEL_NEW"] = "ENQUEUE"
-    grace_period_seconds: int | None = Field(default=None, ge=60)
 
 
 class Deployment(Settings):

@@ -8,15 +8,17 @@ from prefect.runtime import flow_run
 from prefect.states import Completed
 
 from flows.block_secrets import secrets_of
+from flows.recipe_form import Override
 from tasks.base import resolve_base
 from tasks.dataset.task import prepare_dataset
 from tasks.errors import UserError
 from tasks.evaluation.task import evaluate_adapter
 from tasks.gpu_turn import give_back_gpus
-from tasks.home import home
+from tasks.home import Home, home
 from tasks.methods import ROWS
 from tasks.preflight import check_recipe
 from tasks.registration.task import adapter_of, find_champion, find_version
+from tasks.retention.readers import Reader, reading
 from tasks.seen import together
 from tasks.store import Store
 from tasks.tokenization.task import tokenize_dataset
@@ -30,7 +32,7 @@ def _run_name() -> str:
 
 @flow(name="evaluate", flow_run_name=_run_name, persist_result=False)
 def evaluate(
-    recipe: str, version: str = "champion", overrides: list[str] | None = None
+    recipe: str, version: str = "champion", overrides: list[Override] | None = None
 ) -> State[dict[str, Any]]:
     """Base, champion and one registered version on the test rows that the sources give today.
 
@@ -43,17 +45,21 @@ def evaluate(
     report is an artifact of this run. Ends as `Completed(name="Refused")` when the gate would refuse.
     """
     path, changes = Path(recipe).expanduser().absolute(), tuple(overrides or ())
-    with secrets_of(path, changes):
-        return _judged(path, version, changes)
-
-
-def _judged(path: Path, version: str, overrides: tuple[str, ...]) -> State[dict[str, Any]]:
-    loaded = check_recipe(path, overrides).recipe
     here = home()
+    here.prepare()
+    with secrets_of(path, changes), reading(here) as reader:
+        return _judged(path, version, changes, here, reader)
+
+
+def _judged(
+    path: Path, version: str, overrides: tuple[str, ...], here: Home, reader: Reader
+) -> State[dict[str, Any]]:
+    loaded = check_recipe(path, overrides).recipe
     tracker = reachable_tracker(here)
     store = Store.of(here)
     base = resolve_base(loaded.base, path, here)
     judged = find_version(tracker, loaded.model_name, version)
+    reader.reads_adapter(judged.adapter_sha256)
     if judged.base_sha256 != base.weights_sha256:
         raise UserError(
             f"Version {judged.version} of {judged.name} belongs on a base with sha256 "
@@ -65,10 +71,13 @@ def _judged(path: Path, version: str, overrides: tuple[str, ...]) -> State[dict[
         or champion.base_sha256 != base.weights_sha256
     ):
         champion = None
+    if champion is not None:
+        reader.reads_adapter(champion.adapter_sha256)
     try:
         dataset = prepare_dataset(
             store, loaded.dataset, salt=loaded.split_salt, recipe_folder=path.parent
         )
+        reader.reads("dataset", dataset.fingerprint)
         tokens = tokenize_dataset(
             store,
             loaded.tokenization,
@@ -76,6 +85,7 @@ def _judged(path: Path, version: str, overrides: tuple[str, ...]) -> State[dict[
             dataset=dataset,
             base=base,
         )
+        reader.reads("tokenization", tokens.fingerprint)
         learned = [judged.train_rows, judged.earlier_rows]
         learned += [champion.train_rows, champion.earlier_rows] if champion else []
         report = evaluate_adapter(

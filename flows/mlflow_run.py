@@ -12,6 +12,7 @@ from flows.stage_arguments import StageArguments
 from tasks.artifacts import Artifact, Dataset, Report, Stage
 from tasks.errors import Interrupted, Killed, Preempted
 from tasks.progress import Event, listening
+from tasks.system_metrics import SystemMetrics
 
 if TYPE_CHECKING:
     from tasks.metric_writer import MetricWriter
@@ -42,6 +43,7 @@ class MlflowRun:
         self._opened = opened
         self._id: str | None = None
         self._writer: MetricWriter | None = None
+        self._machine: SystemMetrics | None = None
         self._listening = listening(self._hear)
         self._sent_steps: set[int] = set()
         self._no_live_metrics = False
@@ -70,6 +72,8 @@ class MlflowRun:
         )
         try:
             try:
+                if self._machine is not None:
+                    self._machine.stop()
                 if self._writer is not None:
                     self._writer.close()
             finally:
@@ -224,6 +228,7 @@ class MlflowRun:
             # worker starts, so that a slow MLflow never keeps the worker's output waiting.
             try:
                 self._writer = self._facts.tracker.metric_writer(self.id)
+                self._machine = SystemMetrics(self._writer.add)
             except Exception:
                 self._no_live_metrics = True
                 _log.warning("No live metrics: MLflow does not answer; they are sent at the end")

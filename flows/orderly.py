@@ -27,7 +27,7 @@ from tasks.gpu_turn import give_back_gpus
 from tasks.progress import announce
 from tasks.promotion.lock import lock_database
 from tasks.retention.collecting import collect, ensure_free
-from tasks.retention.ledger import recorded
+from tasks.retention.ledger import newest_success, recorded
 from tasks.turn import Taken, Turn, adapter_turn
 
 _log = logging.getLogger(__name__)
@@ -49,9 +49,9 @@ def orderly(run: RunRecord) -> Iterator[Turn]:
     """Have the adapter's turn for the block, and leave the machine as bounded as it was.
 
     A run of a schedule does not wait for another run of its adapter: the next one is due soon. One that
-    a person or an event started does.
+    a person or an event started does; what an event asked for may be done by then.
 
-    Raises: NotNow for that, and StageFailed when the disk is too full to begin.
+    Raises: NotNow for either, and StageFailed when the disk is too full to begin.
     """
     recipe, home = run.recipe, run.home
     try:
@@ -64,6 +64,7 @@ def orderly(run: RunRecord) -> Iterator[Turn]:
             wait=started_by() != "schedule",
             say=_tell,
         ) as turn:
+            _refuse_answered(run)
             ensure_free(home, run.tracker, recipe.retention.min_free_gb)
             with recorded(home, recipe.name, recipe.retention.keep_runs):
                 yield turn
@@ -109,6 +110,27 @@ def refuse_outdated(recipe: str) -> None:
         raise NotNow(
             f"{recipe} was due at {here.expected_start_time:%Y-%m-%d %H:%M} and is late; the run "
             f"{newer.name}, due at {newer.expected_start_time:%Y-%m-%d %H:%M} UTC, does it for both."
+        )
+
+
+def _refuse_answered(run: RunRecord) -> None:
+    """What an event asks for is done once a training succeeded that began after it: it saw the same rows.
+
+    Asked after the wait for the turn, in which that may have happened. A person gets what they start,
+    and so does whoever asks for other settings than the recipe's.
+
+    Raises: NotNow when such a training is there.
+    """
+    here = _this_run()
+    if here is None or here.created is None or started_by() != "event":
+        return
+    if run.facts.force or run.facts.overrides:
+        return
+    name, done = run.recipe.name, newest_success(run.home, run.recipe.name)
+    if done is not None and done > here.created:
+        raise NotNow(
+            f"{name} was to be trained for what happened by {here.created:%Y-%m-%d %H:%M} UTC; a run that "
+            f"began at {done:%Y-%m-%d %H:%M} UTC, and ended well, has done that."
         )
 
 

@@ -16,8 +16,22 @@ from tasks.errors import UserError
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
 
-RecipePath = Annotated[str, Field(json_schema_extra={"minLength": 1})]
-"""A path that the form asks for. In the schema only: a schedule's run comes without, and is no mistake."""
+RecipePath = Annotated[
+    str,
+    Field(
+        json_schema_extra={
+            "minLength": 1,
+            # Pasted with a blank before or behind, no worker would find it.
+            "pattern": r"^\S(.*\S)?$",
+            "examples": ["recipes/quickstart.yaml"],
+        }
+    ),
+]
+"""A path that the form asks for. In the schema only: a schedule's run comes without, and is no mistake.
+
+No choice of the recipes that are scheduled: it would rewrite the deployment whenever one comes or goes, and
+Prefect forgets the runs that are due when a deployment is written.
+"""
 
 
 def remember_recipe(client: "SyncPrefectClient", slug: str, recipe: str) -> None:

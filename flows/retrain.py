@@ -9,6 +9,7 @@ from prefect.states import Cancelled, Completed, Crashed
 
 from flows.block_secrets import secrets_of
 from flows.orderly import NotNow, orderly, refuse_outdated
+from flows.recipe_form import Override
 from flows.recipe_memory import RecipePath, recipe_of_run
 from flows.run_alerts import failure_told, tell_refusal, unattended
 from flows.run_names import first_name, this_cause
@@ -27,7 +28,7 @@ from tasks.training.task import train_adapter
 @flow(name="retrain", flow_run_name=first_name, persist_result=False)
 def retrain(
     recipe: RecipePath = "",
-    overrides: list[str] | None = None,
+    overrides: list[Override] | None = None,
     force: bool = False,
     reason: str = "",
 ) -> State[dict[str, Any]]:

@@ -12,7 +12,7 @@ from prefect.context import FlowRunContext
 from prefect.settings import PREFECT_API_URL
 
 from flows.orderly import NotNow
-from flows.run_names import heading_of
+from flows.recipe_heading import heading_of
 from flows.stack.alerts import Alert, Alerts, memory_of
 from tasks.errors import Interrupted, Killed, OverBudget
 from tasks.home import home
@@ -75,8 +75,11 @@ def _is_watched() -> bool:
 
 
 def _name(run: "FlowRun", recipe: str) -> str:
-    slug = run.created_by.display_value if run.created_by is not None and not recipe else None
-    return slug or heading_of(recipe)[0] or "retrain"
+    """The adapter's, as `flows.stack.crashes` names it: automations listen to one name."""
+    creator = run.created_by
+    slug = creator.display_value if creator is not None and creator.type == "SCHEDULE" else None
+    overrides = run.parameters.get("overrides") or ()
+    return heading_of(recipe, overrides, otherwise=slug or "")[0] or "retrain"
 
 
 def _details(run: "FlowRun") -> dict[str, str]:

@@ -1,18 +1,14 @@
 """What a retraining is called, in Prefect and in MLflow: `quickstart v7 · 6,120 rows · nightly`."""
 
-from collections.abc import Sequence
-from contextlib import suppress
-from pathlib import Path
 from uuid import UUID
 
 from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext
 from prefect.runtime import flow_run
 
+from flows.recipe_heading import heading_of
 from flows.stack.crashes import AGAIN
-from tasks.errors import LoralineError
 from tasks.late import deliver
-from tasks.recipe_file import read_document
 from tasks.schedule import cadence
 from tasks.stage_report import asking_once
 
@@ -79,19 +75,6 @@ def rename_flow_run(run_id: str, name: str) -> None:
     deliver(f"name of {run_id}", f"the name {name!r}", send)
     if (run := _this_run()) is not None and str(run.id) == run_id:
         run.name = name
-
-
-def heading_of(path: str, overrides: Sequence[str] = ()) -> tuple[str, str | None]:
-    """The recipe's name and its cron; what cannot be read is told later, by who needs it."""
-    name, cron = Path(path).stem, None
-    with suppress(LoralineError):
-        document = read_document(Path(path).expanduser())
-        found, cron = document.get(("name",)), document.get(("schedule", "cron"))
-        name = found if isinstance(found, str) else name
-    for override in overrides:
-        field, _, value = str(override).partition("=")
-        name = value.strip() if field.strip() == "name" else name
-    return name, cron if isinstance(cron, str) else None
 
 
 def _this_run() -> FlowRun | None:

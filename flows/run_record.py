@@ -151,7 +151,8 @@ class RunRecord:
         self._end(
             "skipped",
             f"{NOTHING_NEW} since version {version.version} of {version.name} was registered "
-            f"(MLflow run {version.mlflow_run_id}); `--force` runs every stage again.",
+            f"by the MLflow run {self._address_of(version.mlflow_run_id)} "
+            "(`--force` runs every stage again).",
             version,
         )
         return True
@@ -245,6 +246,15 @@ class RunRecord:
         page = page_of(self.facts, run_id)
         if page.is_file():
             self.outcome.report = str(page)
+
+    def _address_of(self, run_id: str) -> str:
+        """The run's page; of one that MLflow does not find any more, the id."""
+        try:
+            return self.tracker.run_url(run_id)
+        except Exception as error:
+            # That there is nothing to do is known all the same.
+            _log.warning("No address of the MLflow run %s: %s", run_id, error)
+            return run_id
 
     def _opened(self, run_id: str) -> None:
         self.outcome.mlflow_run_id = run_id

@@ -1,27 +1,43 @@
 """Look at a recipe's data between its trainings, and ask for one when enough is new."""
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from prefect import State, flow
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import (
+    DeploymentFilter,
+    DeploymentFilterName,
+    FlowRunFilter,
+    FlowRunFilterExpectedStartTime,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.sorting import FlowRunSort
 from prefect.runtime import flow_run
 from prefect.states import Completed
 from prefect.types._datetime import now
 
 from flows.block_secrets import secrets_of
 from flows.recipe_memory import RecipePath, recipe_of_run
+from flows.stack.crashes import RETRAIN
+from flows.stack.successes import NOTHING_DUE
 from tasks.base import known_commit
 from tasks.dataset.task import look_at_sources
-from tasks.dataset.watching import Watch
+from tasks.dataset.watching import Seen, Watch
 from tasks.errors import UserError
-from tasks.home import home
+from tasks.home import Home, home
 from tasks.recipe import load_recipe
-from tasks.retention.ledger import newest_success
+from tasks.retention.ledger import entries
+from tasks.turn import is_taken
 
 EVENT = "loraline.retrain"
 """Whoever posts it starts a training: payload `{"recipe": path on the worker, "reason": text}`."""
+LONGEST_WAIT = timedelta(days=7)
+"""A run that has been due for longer, and has not begun, is not counted on any more."""
 
 
 def _run_name() -> str:
@@ -42,7 +58,8 @@ def watch_data(
         after_days: Ask for one when anything changed and the last is so old. Default: the recipe's.
 
     When a training is due it posts the event `loraline.retrain`, which the automation
-    `loraline-retrain-wanted` turns into a run that records the cause. The same rows ask once.
+    `loraline-retrain-wanted` turns into a run that records the cause. Nobody is asked while the adapter
+    is trained or such a run waits: what comes meanwhile is counted when that has ended.
     """
     path = Path(recipe_of_run(recipe)).expanduser().absolute()
     loaded = load_recipe(path)
@@ -57,23 +74,86 @@ def watch_data(
     here = home()
     here.prepare()
     watch = Watch(here.root / "watch" / loaded.name, here.cache / "sources")
-    with secrets_of(path):
-        seen = look_at_sources(
-            watch,
-            loaded.dataset,
-            recipe_folder=path.parent,
-            after_new_rows=rows,
-            after_days=days,
-            trained_at=newest_success(here, loaded.name),
-            base=None if loaded.base.is_local else known_commit(loaded.base, path),
-        )
+    with watch.alone() as first:
+        if not first:
+            # It reads much. A worker that waited here would keep promotions waiting.
+            return Completed(name="Skipped", message=f"Another look at {loaded.name} is at work.")
+        runs = [entry for _, entry in entries(here).get(loaded.name, [])]
+        with secrets_of(path):
+            seen = look_at_sources(
+                watch,
+                loaded.dataset,
+                recipe_folder=path.parent,
+                after_new_rows=rows,
+                after_days=days,
+                trained_at=next((run.started for run in runs if run.succeeded), None),
+                begun_at=runs[0].started if runs else None,
+                base=None if loaded.base.is_local else known_commit(loaded.base, path),
+            )
+        busy, asks = None, False
+        if seen.cause is not None and (busy := under_way(here, loaded.name, path)) is None:
+            kind = "base" if seen.cause.startswith("the base") else "data"
+            ask_for_retraining(loaded.name, path, f"{kind}: {seen.cause}")
+            # Only now: an event that no server took must be posted again.
+            watch.asked()
+            asks = True
+    data = {"new_rows": seen.new_rows, "asked": asks, "cause": seen.cause}
+    quiet = seen.cause is None and seen.asked_at is None
+    return Completed(
+        name=NOTHING_DUE if quiet else "Completed", message=_told(seen, busy), data=data
+    )
+
+
+def _told(seen: Seen, busy: str | None) -> str:
     if seen.cause is not None:
-        kind = "base" if seen.cause.startswith("the base") else "data"
-        ask_for_retraining(loaded.name, path, f"{kind}: {seen.cause}")
-        # Only now: an event that no server took must be posted again.
-        watch.asked(seen)
-    data = {"new_rows": seen.new_rows, "asked": seen.cause is not None, "cause": seen.cause}
-    return Completed(message=f"{seen.told}. {seen.cause or 'No training is due.'}", data=data)
+        return f"{seen.told}. {seen.cause}." + (f" {busy}" if busy else "")
+    if seen.asked_at is not None:
+        return (
+            f"{seen.told}. A training was asked for at {seen.asked_at:%Y-%m-%d %H:%M} UTC, and none that "
+            "began since has succeeded; a day later it is asked for again."
+        )
+    return f"{seen.told}. No training is due."
+
+
+def under_way(home: Home, name: str, recipe: Path) -> str | None:
+    """Which training takes the new rows along, or is followed by a look that counts them; None: none does.
+
+    One that computes has the adapter's turn, and its death frees that. Of the others Prefect knows.
+
+    Raises: whatever the client raises when the server does not answer.
+    """
+    if is_taken(home, name):
+        return f"{name} is being trained: nobody is asked before that has ended."
+    for run in _waiting():
+        if _is_about(run, name, recipe):
+            return f"The run {run.name} is to train it and has not begun: nobody is asked again."
+    return None
+
+
+def _waiting() -> list[FlowRun]:
+    """The retrainings that are due and have not begun."""
+    due = now("UTC")
+    with get_client(sync_client=True) as client:
+        return client.read_flow_runs(
+            deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=[RETRAIN])),
+            flow_run_filter=FlowRunFilter(
+                state=FlowRunFilterState(
+                    type=FlowRunFilterStateType(any_=[StateType.SCHEDULED, StateType.PENDING])
+                ),
+                expected_start_time=FlowRunFilterExpectedStartTime(
+                    after_=due - LONGEST_WAIT, before_=due
+                ),
+            ),
+            sort=FlowRunSort.EXPECTED_START_TIME_DESC,
+            limit=200,
+        )
+
+
+def _is_about(run: FlowRun, name: str, recipe: Path) -> bool:
+    """Whether it is to train the adapter; a schedule's run may have lost its recipe, and bears the name."""
+    if given := run.parameters.get("recipe"):
+        return Path(str(given)).expanduser().absolute() == recipe
+    return run.created_by is not None and run.created_by.display_value == name
 
 
 def ask_for_retraining(name: str, recipe: Path, reason: str) -> None:

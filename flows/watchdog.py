@@ -10,15 +10,22 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from flows.stack import abandoned
+from flows.stack.abandoned import Abandoned
 from flows.stack.alerts import Alerts, memory_of
 from flows.stack.api import PrefectApi
+from flows.stack.aside import Aside
 from flows.stack.crashes import Crashes
 from flows.stack.hangs import Hangs
+from flows.stack.old_runs import LOOK_SECONDS as OLD_RUNS_SECONDS
+from flows.stack.old_runs import OldRuns
 from flows.stack.parts import parts
 from flows.stack.reaper import LOOK_SECONDS, Reaper
 from flows.stack.restarts import Restarts
+from flows.stack.round_limit import RoundLimit
 from flows.stack.settings import folder, read_settings
 from flows.stack.silence import Silence
+from flows.stack.silent_workers import SilentWorkers
 from tasks.errors import LoralineError
 from tasks.home import Home, home
 from tasks.promotion.notices import notices_of
@@ -26,6 +33,8 @@ from tasks.promotion.notices import notices_of
 _log = logging.getLogger(__name__)
 TURN_SECONDS = 5.0
 """Between two rounds; each check has a rhythm of its own."""
+ANSWER_SECONDS = 10.0
+"""For one answer of Prefect: all checks that wait for one that hangs fit into a round."""
 
 
 @dataclass
@@ -66,17 +75,21 @@ class Check:
 
 def checks(state: Home, environ: dict[str, str]) -> list[Check]:
     """All checks of a stack; a new one is a line here."""
-    api = PrefectApi.of(environ)
+    api = PrefectApi.of(environ, timeout_seconds=ANSWER_SECONDS)
     notices = notices_of(state, prefect_api=api.url, environ=environ)
     settings = read_settings(state)
     alerts = Alerts(memory_of(state), notices)
     return [
         Check("reaper", LOOK_SECONDS, Reaper(api, state)),
-        Check("crashes", 15, Crashes(api, alerts)),
+        # What waits for MLflow or for receivers of alerts does so beside the others.
+        Check("abandoned runs", LOOK_SECONDS, Aside(Abandoned(api, state))),
+        Check("crashes", 15, Crashes(api, alerts, Path(environ.get("LORALINE_PROJECT", "")))),
         Check("silence", 300, Silence(api, alerts)),
         Check("restarts", 30, Restarts(state, alerts)),
         Check("hangs", 30, Hangs(state, parts(settings) if settings else [], alerts)),
-        Check("delivery", 15, alerts.deliver),
+        Check("silent workers", 30, SilentWorkers(api, state, alerts)),
+        Check("delivery", 15, Aside(alerts.deliver)),
+        Check("old runs", OLD_RUNS_SECONDS, OldRuns(api)),
     ]
 
 
@@ -87,12 +100,20 @@ def watch(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
     rounds: int | None = None,
+    limit: RoundLimit | None = None,
 ) -> None:
-    """Take turns for ever, or for `rounds`; the file `beat` is touched in each, as proof of life."""
+    """Take turns for ever, or for `rounds`; the file `beat` is touched in each, as proof of life.
+
+    With a `limit` a round that takes too long ends the process.
+    """
     beat.parent.mkdir(parents=True, exist_ok=True)
     while rounds is None or rounds > 0:
         for check in all_checks:
+            if limit is not None:
+                limit.at(check.name)
             check.take_turn(clock())
+        if limit is not None:
+            limit.end()
         beat.touch()
         rounds = None if rounds is None else rounds - 1
         sleep(TURN_SECONDS)
@@ -103,10 +124,9 @@ def main() -> None:
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    # A server that is away is asked again in the next round, and not for minutes in this one.
-    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "1"
+    os.environ.update(abandoned.CLIENT)
     state = home()
-    watch(checks(state, dict(os.environ)), folder(state) / "watchdog.json")
+    watch(checks(state, dict(os.environ)), folder(state) / "watchdog.json", limit=RoundLimit())
 
 
 if __name__ == "__main__":

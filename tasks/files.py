@@ -1,8 +1,12 @@
-"""Files on a disk: what they hold, and that they are really there."""
+"""Files on a disk: what they hold, that they are really there, and whether somebody holds them."""
 
 import hashlib
+import json
 import os
 from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
 
 
 def file_sha256(path: Path) -> str:
@@ -25,3 +29,24 @@ def fsync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Synced and renamed into its folder, which is there: it survives a kill, and a loss of power."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(value))
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process holds the lock of this file; asked by taking it for a moment."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    lock.release()
+    return False

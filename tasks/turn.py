@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 
 from tasks.advisory_lock import AdvisoryLock
 from tasks.errors import StageFailed
+from tasks.files import is_locked
 from tasks.home import Home
 
 _POLL_SECONDS = 1.0
@@ -105,15 +106,7 @@ def adapter_turn(
 def is_taken(home: Home, name: str) -> bool:
     """Whether a run of this machine has the turn."""
     path = home.locks / f"adapter-{quote(name, safe='')}.lock"
-    if not path.exists():
-        return False
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return True
-    lock.release()
-    return False
+    return path.exists() and is_locked(path)
 
 
 def _taken(path: Path, database: str | None, name: str, held: ExitStack) -> Turn | None:

@@ -7,12 +7,10 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from tasks.errors import StageFailed
 from tasks.home import Home
 from tasks.tracking import Tracker
 from tasks.turn import is_taken
+from tests.webhook import webhook
 
 ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 AGAIN = {"tags": {"all_": ["loraline:again"]}}
@@ -233,28 +232,14 @@ class Stack:
 @contextmanager
 def running_stack(cli: Any) -> Iterator[Stack]:
     """A healthy stack in the folder of `cli`, on free ports; nothing of it is left afterwards."""
-    told: list[dict[str, Any]] = []
-
-    class Receiver(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            told.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Receiver)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
     ports = ("--prefect-port", str(free_port()), "--mlflow-port", str(free_port()))
-    found = Stack(cli, ports, f"http://127.0.0.1:{server.server_port}/", told)
-    try:
-        found.up()
-        yield found
-    finally:
-        cli("down")
-        server.shutdown()
-        server.server_close()
+    with webhook() as (url, told):
+        found = Stack(cli, ports, url, told)
+        try:
+            found.up()
+            yield found
+        finally:
+            cli("down")
     left = leftovers.processes(found.home)
     assert not left, [p.cmdline() for p in left]
 

@@ -30,13 +30,16 @@ def run(args: argparse.Namespace) -> int:
     """Print what goes, by kind. Raises StageFailed when MLflow cannot say which versions there are."""
     from flows.streams import own_standard_output
     from tasks.retention.collecting import collect, plan
+    from tasks.retention.deleted_runs import RESTORABLE_DAYS
     from tasks.tracking import reachable_tracker
 
     with own_standard_output() as out:
         here = home()
         tracker = reachable_tracker(here)
-        act = collect if args.yes else plan
-        done = act(here, tracker, keep_runs=args.keep_runs)
+        if args.yes:
+            done = collect(here, tracker, keep_runs=args.keep_runs, asked=True)
+        else:
+            done = plan(here, tracker, keep_runs=args.keep_runs)
         if args.json:
             out.write(json.dumps(_as_json(done)) + "\n")
             return 0
@@ -46,9 +49,10 @@ def run(args: argparse.Namespace) -> int:
                 f"  {'gone ' if done.removed else 'goes '} {goes.bytes / 1e6:9.1f} MB  {name}\n"
             )
         if runs := len(done.deleted_runs):
-            out.write(
-                f"  {'gone ' if done.removed else 'goes '} {runs} MLflow runs that were deleted\n"
-            )
+            which = "that were deleted"
+            if not done.removed:
+                which += f": those of them that were so {RESTORABLE_DAYS} days ago"
+            out.write(f"  {'gone ' if done.removed else 'goes '} {runs} MLflow runs {which}\n")
         if not done.goes and not done.deleted_runs:
             out.write("Everything here is needed.\n")
         else:

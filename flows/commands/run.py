@@ -107,11 +107,13 @@ class Attempt:
             listening(self._note),
             prefect_connection(state, again(self.args), display.say, _import_flow),
         ):
+            from flows.heartbeats import without_heartbeats
             from flows.retrain import retrain
 
-            result = retrain(
-                recipe=str(path), overrides=list(self.args.overrides), force=self.args.force
-            )
+            with without_heartbeats():
+                result = retrain(
+                    recipe=str(path), overrides=list(self.args.overrides), force=self.args.force
+                )
         return Outcome.model_validate(result)
 
     def _note(self, event: Event) -> None:

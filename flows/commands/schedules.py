@@ -64,6 +64,8 @@ def _row(
     active = schedule.active and not deployment.paused
     due = next_due(clock) if active else None
     last = _last_run(client, deployment, schedule)
+    if last is not None:
+        last = _repetition(client, last) or last
     return {
         "name": schedule.slug,
         "deployment": name,
@@ -101,6 +103,28 @@ def _last_run(
         limit=1,
     )
     return runs[0] if runs else None
+
+
+def _repetition(client: "SyncPrefectClient", run: "FlowRun") -> "FlowRun | None":
+    """The run in which a crashed one goes on, once it was begun: how that ends is how it went."""
+    from prefect.client.schemas.filters import (
+        FlowRunFilter,
+        FlowRunFilterIdempotencyKey,
+        FlowRunFilterStartTime,
+    )
+
+    from flows.stack.crashes import repetition_key
+
+    if run.state is None or not run.state.is_crashed():
+        return None
+    found = client.read_flow_runs(
+        flow_run_filter=FlowRunFilter(
+            idempotency_key=FlowRunFilterIdempotencyKey(any_=[repetition_key(str(run.id))]),
+            start_time=FlowRunFilterStartTime(is_null_=False),
+        ),
+        limit=1,
+    )
+    return found[0] if found else None
 
 
 def _print(rows: list[dict[str, Any]], out: Any) -> None:

@@ -13,7 +13,7 @@ from flows.signals import stop_signals
 from flows.stack import supervisor
 from flows.stack.settings import StackSettings
 from tasks.addresses import without_passwords
-from tasks.errors import StageFailed
+from tasks.errors import StageFailed, UserError
 from tasks.home import Home, home
 
 
@@ -63,6 +63,8 @@ def run(args: argparse.Namespace) -> int:
         for line in install(state, wanted):
             print(line)
         return 0
+    if args.foreground:
+        _refuse_for_good(wanted)
     for note in _notes():
         _say(note)
     # Ctrl-C and SIGTERM end a half-started stack as they end a running one.
@@ -86,7 +88,6 @@ def wanted_settings(args: argparse.Namespace, state: Home) -> StackSettings:
     from pydantic import ValidationError
 
     from flows.stack.starting import read_settings_or_none
-    from tasks.errors import UserError
 
     before = read_settings_or_none(state)
     chosen = before.model_dump() if before else {"project": Path.cwd()}
@@ -108,6 +109,17 @@ def wanted_settings(args: argparse.Namespace, state: Home) -> StackSettings:
             f"--{str(e['loc'][0]).replace('_', '-')}: {e['msg']}" for e in error.errors()
         )
         raise UserError(f"{wrong}.") from None
+
+
+def _refuse_for_good(wanted: StackSettings) -> None:
+    """Raises: UserError for missing passwords, with the exit code after which systemd tries no more."""
+    from flows.stack.exposure import NO_RESTART, refuse_open
+
+    try:
+        refuse_open(wanted.host, os.environ)
+    except UserError as error:
+        error.exit_code = NO_RESTART
+        raise
 
 
 def _stay(state: Home) -> int:

@@ -1,17 +1,16 @@
 """Tell people what went wrong without them: alerts into the outbox that promotions use, each told once."""
 
-import json
-import os
 import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
+from flows.stack.memory import keep, recall
 from flows.stack.settings import folder
 from tasks.home import Home
 from tasks.promotion.notices import Notices
@@ -20,8 +19,12 @@ EVENT = "loraline.alert"
 """The event's name in Prefect and in webhooks: what an automation or a receiver filters by."""
 ENDS = frozenset({"crashed", "failed", "budget"})
 """How a run ends badly. It does so once: the run tells of itself where it can, else the watchdog does."""
-REMEMBERED = 2000
-"""So many told alerts are remembered, the newest."""
+RUNS_REMEMBERED = timedelta(days=8)
+"""So long it is known that a run's end was told: longer than anybody looks back for ended runs."""
+REMEMBERED = timedelta(days=400)
+"""The same of everything that may go on: a verdict judged again each night, a schedule that stays silent."""
+STEP = timedelta(hours=1)
+"""Between two notes of how far somebody has looked."""
 LONGEST_PAUSE_SECONDS = 900.0
 """Between two attempts to reach a receiver that is away."""
 _NAMESPACE = uuid.UUID("6a9a3d7e-6f0e-4b52-9d6c-0d4c1f6a2b11")
@@ -39,12 +42,23 @@ class Alert:
     """The adapter, the deployment or the part, for a person."""
     text: str
     details: dict[str, Any] = field(default_factory=dict)
+    goes_on: bool = False
+    """Whether a run's end stands for what may last: for all that fail until one succeeds."""
 
     @property
     def id(self) -> str:
         """The same in every repetition: a receiver that got it twice can tell."""
-        kind = "run" if self.kind in ENDS else self.kind
-        return str(uuid.uuid5(_NAMESPACE, f"{kind} {self.subject}"))
+        return identity(self.kind, self.subject)
+
+    @property
+    def remembered(self) -> timedelta:
+        """How long it must be known that it was told."""
+        return RUNS_REMEMBERED if self.kind in ENDS and not self.goes_on else REMEMBERED
+
+
+def identity(kind: str, subject: str) -> str:
+    """The id of the alert of this kind on this subject."""
+    return str(uuid.uuid5(_NAMESPACE, f"{'run' if kind in ENDS else kind} {subject}"))
 
 
 class Alerts:
@@ -67,71 +81,71 @@ class Alerts:
         self._notices = notices
         self.since = now or datetime.now(UTC)
         self._told: dict[str, str] = {}
+        """Alert -> until when it is remembered, ISO 8601 in UTC."""
         self._clock, self._next_delivery, self._pause = clock, 0.0, 0.0
+        self._told_here, self._tried = 0, 0
         memory.parent.mkdir(parents=True, exist_ok=True)
         with self._lock:
             # Damaged or not there: rather begin anew than tell everything again.
             if not self._recall():
                 self._keep()
 
-    def is_told(self, alert: Alert) -> bool:
-        """Whether it was put into the outbox before, by whomever."""
+    def is_told(self, kind: str, subject: str) -> bool:
+        """Whether such an alert was put into the outbox before, by whomever."""
         self._recall()
-        return alert.id in self._told
+        return identity(kind, subject) in self._told
 
     def tell(self, alert: Alert) -> bool:
         """Put the alert into the outbox; False when it was told before."""
         with self._lock:
-            if self.is_told(alert):
+            if self.is_told(alert.kind, alert.subject):
                 return False
             at = datetime.now(UTC)
             # First the outbox: killed in between, the same notice with the same id is written once more.
-            self._put(alert, at)
-            self._next_delivery = 0.0
-            self._told[alert.id] = at.isoformat()
-            self._told = dict(list(self._told.items())[-REMEMBERED:])
+            entry = {"name": alert.name, "kind": alert.kind, "text": alert.text, **alert.details}
+            # As a word, the time stands behind the numbers of promotions.
+            self._notices.keep(str(time.time_ns()), alert.id, EVENT, at.isoformat(), entry)
+            self._told_here += 1
+            today = _seconds(at)
+            self._told = {it: until for it, until in self._told.items() if until > today}
+            self._told[alert.id] = _seconds(at + alert.remembered)
             self._keep()
         return True
 
-    def deliver(self) -> int:
-        """Send what waits in the outbox; returns how many notices still wait.
+    def look_from(self, moment: datetime) -> None:
+        """Nothing before the moment counts as news any more; kept in steps of an hour, against wear."""
+        with self._lock:
+            self._recall()
+            if moment - self.since >= STEP:
+                self.since = moment
+                self._keep()
 
-        A receiver that is away is asked less and less often, and at once when there is something new.
+    def deliver(self) -> int:
+        """Send what waits in the outbox, one attempt each; returns how many notices still wait.
+
+        A receiver that is away is asked less and less often, and at once when there is something new. Takes
+        10 s for each receiver that does not answer. May be called in a thread of its own, beside `tell`.
         """
-        if self._clock() < self._next_delivery:
+        told = self._told_here
+        if told == self._tried and self._clock() < self._next_delivery:
             return 0
-        waiting = self._notices.deliver(sleep=lambda _: None)
+        self._tried = told
+        waiting = self._notices.deliver(attempts=1)
         self._pause = min(LONGEST_PAUSE_SECONDS, 2 * self._pause + 15.0) if waiting else 0.0
         self._next_delivery = self._clock() + self._pause
         return waiting
 
-    def _put(self, alert: Alert, at: datetime) -> None:
-        """A notice as `Notices.deliver` reads it. Without a receiver there is nobody to keep it for."""
-        folder = self._notices.folder
-        if not self._notices.targets or any(folder.glob(f"*-{alert.id}.json")):
-            return
-        entry = {"name": alert.name, "kind": alert.kind, "text": alert.text, **alert.details}
-        notice = {
-            "id": alert.id,
-            "event": EVENT,
-            "occurred": at.isoformat(),
-            "entry": entry,
-            "waiting": sorted(self._notices.targets),
-        }
-        # The outbox is emptied in the order of names: alerts in that of time, behind promotions.
-        _write(folder / f"{time.time_ns()}-{alert.id}.json", notice)
-
     def _recall(self) -> bool:
         """Read what was told meanwhile; False where the memory is not there or is damaged."""
         try:
-            kept = json.loads(self._path.read_text(encoding="utf-8"))
-            self.since, self._told = datetime.fromisoformat(kept["since"]), dict(kept["told"])
-        except (OSError, ValueError, KeyError, TypeError):
+            kept = recall(self._path)
+            self.since, self._told = datetime.fromisoformat(kept["since"]), dict(kept["until"])
+        except (ValueError, KeyError, TypeError):
             return False
         return True
 
     def _keep(self) -> None:
-        _write(self._path, {"since": self.since.isoformat(), "told": self._told})
+        keep(self._path, {"since": self.since.isoformat(), "until": self._told})
 
 
 def memory_of(home: Home) -> Path:
@@ -139,12 +153,5 @@ def memory_of(home: Home) -> Path:
     return folder(home) / "alerts.json"
 
 
-def _write(path: Path, value: dict[str, Any]) -> None:
-    """Synced and renamed: it survives a kill, and a loss of power."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(value))
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
+def _seconds(at: datetime) -> str:
+    return at.isoformat("T", "seconds")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from flows.stack.exposure import NO_RESTART, refuse_open
 from flows.stack.settings import POSTGRES, StackSettings, folder
 from tasks.errors import StageFailed, UserError
 from tasks.home import Home
@@ -26,14 +27,16 @@ KEPT = (
 def install(home: Home, settings: StackSettings) -> list[str]:
     """Write the unit, let systemd read and enable it; returns what a person should know of it.
 
-    Raises: UserError where there is no systemd for this user, StageFailed when it refuses the unit.
+    Raises: UserError where there is no systemd for this user, or where the unit's own environment lacks
+    what the stack would refuse to start without; StageFailed when systemd refuses the unit.
     """
-    refuse_without_systemd()
+    inherited = systemd_environment()
     secrets = folder(home) / "environment"
     folder(home).mkdir(parents=True, exist_ok=True)
     if not secrets.exists():
         # Created closed: a moment in which others can read it is one too many.
         os.close(os.open(secrets, os.O_CREAT | os.O_WRONLY, 0o600))
+    _refuse_open(settings.host, inherited, secrets)
     path = unit_path()
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(unit(home, settings, dict(os.environ)), encoding="utf-8")
@@ -82,6 +85,8 @@ WorkingDirectory={_path(settings.project)}
 EnvironmentFile=-{_path(folder(home) / "environment")}
 Restart=on-failure
 RestartSec=10
+# Not 2: a port in use and a folder that is not mounted yet mend themselves, and the stack must come back.
+RestartPreventExitStatus={NO_RESTART}
 # `loraline up` ends its parts in order; whatever is left after that is killed.
 KillMode=mixed
 TimeoutStopSec=180
@@ -99,8 +104,11 @@ def unit_path() -> Path:
     return Path(base) / "systemd" / "user" / UNIT
 
 
-def refuse_without_systemd() -> None:
-    """Raises: UserError where no systemd runs for this user."""
+def systemd_environment() -> dict[str, str]:
+    """What systemd gives each of this user's services (systemctl(1), `show-environment`).
+
+    Raises: UserError where no systemd runs for this user.
+    """
     way_out = (
         "Start `loraline up --foreground` with what starts services here: a container's command, "
         "an init script, or a crontab line `@reboot`."
@@ -119,6 +127,33 @@ def refuse_without_systemd() -> None:
         raise UserError(
             f"--at-boot needs systemd's user services, and they do not answer: {reason}. {way_out}"
         )
+    return _assignments(asked.stdout)
+
+
+def _refuse_open(host: str, inherited: dict[str, str], secrets: Path) -> None:
+    """This shell's passwords do not count: the unit never sees them.
+
+    Raises: UserError as `exposure.refuse_open` does, with the file to write into.
+    """
+    try:
+        refuse_open(host, {**inherited, **_assignments(secrets.read_text(encoding="utf-8"))})
+    except UserError as error:
+        raise UserError(
+            f"{error}\nNothing was installed. The unit has no shell: what it needs is read from "
+            f"{secrets} (mode 600), one NAME=value a line."
+        ) from None
+
+
+def _assignments(text: str) -> dict[str, str]:
+    """The lines `NAME=value` of an environment file (systemd.exec(5)); quotes around a value are no part of it."""
+    found = {}
+    for line in text.splitlines():
+        name, sign, value = line.strip().partition("=")
+        if sign and not name.startswith(("#", ";")):
+            value = value.strip()
+            quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "\"'"
+            found[name.strip()] = value[1:-1] if quoted else value
+    return found
 
 
 def _systemctl(*arguments: str) -> None:

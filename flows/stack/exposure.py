@@ -14,6 +14,8 @@ MLFLOW_PASSWORDS = (
     "MLFLOW_TRACKING_PASSWORD",
 )
 """The first two are the server's, the others are what our own workers log in with."""
+NO_RESTART = 78
+"""EX_CONFIG of sysexits.h. With it `loraline up --foreground` tells what starts it that no restart helps."""
 
 
 def is_loopback(host: str) -> bool:

@@ -129,6 +129,9 @@ def prefect_server_settings(databases: Databases) -> dict[str, str]:
         ),
         # The default keeps flow runs, their logs and their artifacts for ever.
         "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
+        "PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD": str(90 * 86_400),
+        # What a look at the registry each minute leaves in the default's week is most of the database.
+        "PREFECT_SERVER_EVENTS_RETENTION_PERIOD": "P3D",
     }
 
 

@@ -1,4 +1,4 @@
-"""End runs in Prefect and MLflow whose process is gone: the one who dies cannot say so.
+"""End runs in Prefect whose process is gone: the one who dies cannot say so.
 
 A run is alive as long as a process of this machine bears its id, however busy that process is: no
 heartbeat has to be kept up, and none can be missed.
@@ -8,15 +8,15 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
 
 from flows.stack import leftovers
 from flows.stack.api import Json, PrefectApi
+from flows.stack.memory import keep, recall
 from flows.stack.parts import POOLS, worker_name
-from tasks import run_lease
+from flows.stack.settings import folder
 from tasks.errors import StageFailed
 from tasks.home import Home
-from tasks.tracking import Tracker
 
 RUNNING_SECONDS = 30.0
 """A running run without a process is dead after this: one that just ended is still reporting how."""
@@ -31,8 +31,8 @@ LOOK_SECONDS = 5.0
 """Between two looks."""
 PENDING_SECONDS = 75.0
 """A pending run is dead after this: a worker that took it is still starting its process."""
-FLOW_RUN_TAG = "loraline.prefect_flow_run_id"
-"""Tag of an MLflow run: the Prefect run that writes it."""
+UNFINISHED = ("PENDING", "RUNNING", "CANCELLING")
+"""States of a run that has a process, or should have."""
 _log = logging.getLogger(__name__)
 
 
@@ -49,16 +49,19 @@ class Reaper:
     """Flow run -> when it was first seen without a process."""
     _over: dict[str, float] = field(default_factory=dict)
     """Flow run that should have no process any more -> since when."""
-    _seen: set[str] = field(default_factory=set)
-    """Flow runs that had a process on this machine."""
+    _seen: dict[str, int] = field(init=False)
+    """Flow run that had a process on this machine -> which attempt it was. Kept in a file: whether a run is
+    ours must be known after this machine was started anew, when another one's worker may run as well."""
+
+    def __post_init__(self) -> None:
+        found = recall(_memory(self.home))
+        self._seen = found if isinstance(found, dict) else {}
 
     def __call__(self) -> None:
         """One look. Raises: StageFailed when a server does not answer."""
-        unfinished = self.api.flow_runs(
-            {"state": {"type": {"any_": ["PENDING", "RUNNING", "CANCELLING"]}}}
-        )
+        unfinished = self.api.flow_runs({"state": {"type": {"any_": [*UNFINISHED]}}})
         living = self.living()
-        self._seen = (self._seen & {run["id"] for run in unfinished}) | living
+        self._note(unfinished, living)
         foreign = self._pools_with_foreign_workers() if unfinished else set()
         gone = []
         for run in unfinished:
@@ -79,10 +82,16 @@ class Reaper:
         self._missing = {
             run["id"]: self._missing[run["id"]] for run in unfinished if run["id"] in self._missing
         }
-        self._end_strays(living - {run["id"] for run in unfinished})
-        self._close_abandoned(living)
+        self._end_strays(living, living - {run["id"] for run in unfinished})
 
-    def _end_strays(self, ids: set[str]) -> None:
+    def _note(self, unfinished: list[Json], living: set[str]) -> None:
+        here = {run["id"]: _attempt(run) for run in unfinished if run["id"] in living}
+        before = {run["id"]: self._seen[run["id"]] for run in unfinished if run["id"] in self._seen}
+        if (seen := before | here) != self._seen:
+            keep(_memory(self.home), seen)
+            self._seen = seen
+
+    def _end_strays(self, living: set[str], ids: set[str]) -> None:
         """Processes of runs that have ended. A run that this server does not know is another's."""
         ended = {
             run["id"]: STRAY_SECONDS[run["state"]["type"]]
@@ -92,7 +101,7 @@ class Reaper:
         self._over = {
             run_id: since
             for run_id, since in self._over.items()
-            if run_id in ended or run_id in self._seen
+            if run_id in ended or run_id in living
         }
         for run_id, seconds in ended.items():
             if self._is_over(run_id, seconds):
@@ -109,7 +118,9 @@ class Reaper:
     def _is_ours(self, run: Json, foreign: set[str]) -> bool:
         """Whether the run's process would be on this machine. Those of `loraline run` have a lease instead."""
         pool = run.get("work_pool_name")
-        return pool in POOLS.values() and (run["id"] in self._seen or pool not in foreign)
+        # One that was tried again since may have its process elsewhere.
+        was_here = _attempt(run) <= self._seen.get(run["id"], -1)
+        return pool in POOLS.values() and (was_here or pool not in foreign)
 
     def _is_overdue(self, run: Json) -> bool:
         first = self._missing.setdefault(run["id"], self.clock())
@@ -136,50 +147,32 @@ class Reaper:
             return "process"
 
     def _end(self, run: Json) -> None:
-        before = run["state"]["type"]
-        # Who was told to cancel it wanted it to end.
-        kind = "CANCELLED" if before == "CANCELLING" else "CRASHED"
-        self.api.end_flow_run(
-            run["id"],
-            kind,
-            f"Its process is gone: it was {before.lower()}, and no process of this machine works on it.",
-        )
+        end_run(self.api, run)
         self._missing.pop(run["id"], None)
-        _log.warning(
-            "Flow run %s (%s) was %s without a process: %s", run["id"], run["name"], before, kind
-        )
-        inside = {"parent_flow_run_id": {"any_": [run["id"]]}}
-        unfinished = {"type": {"any_": ["PENDING", "RUNNING", "CANCELLING"]}}
-        for child in self.api.flow_runs({**inside, "state": unfinished}):
-            self._end(child)
-
-    def _close_abandoned(self, living: set[str]) -> None:
-        """Runs whose lease the kernel gave back: KILLED in MLflow, and in Prefect what they belonged to."""
-        for run_id in run_lease.abandoned(self.home):
-            closed = close_in_mlflow(self.home, run_id)
-            flow_run = closed.get(FLOW_RUN_TAG, "")
-            if not flow_run or flow_run in living:
-                continue
-            for run in self.api.flow_runs({"id": {"any_": [flow_run]}}):
-                if run["state"]["type"] in ("PENDING", "RUNNING", "CANCELLING"):
-                    self._end(run)
 
 
-def close_in_mlflow(home: Home, run_id: str) -> dict[str, str]:
-    """Give a run that is left RUNNING its end; returns its tags, none when MLflow does not know it."""
-    tracker = Tracker(home)
-    client = tracker.client
-    try:
-        run: Any = client.get_run(run_id)
-    except Exception as error:
-        # MLflow's class is not imported here; its code says whether the server or the run is missing.
-        if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
-            return {}
-        raise StageFailed(
-            f"MLflow could not be asked for the run {run_id} ({type(error).__name__})"
-        ) from error
-    if run.info.status == "RUNNING":
-        with tracker.explained(f"close the run {run_id}"):
-            client.set_terminated(run_id, status="KILLED")
-        _log.warning("MLflow run %s was left by a killed process; it is KILLED now", run_id)
-    return dict(run.data.tags)
+def end_run(api: PrefectApi, run: Json) -> None:
+    """End a run without a process, and the flows inside it. Raises: StageFailed when Prefect does not answer."""
+    before = run["state"]["type"]
+    # Who was told to cancel it wanted it to end.
+    kind = "CANCELLED" if before == "CANCELLING" else "CRASHED"
+    api.end_flow_run(
+        run["id"],
+        kind,
+        f"Its process is gone: it was {before.lower()}, and no process of this machine works on it.",
+    )
+    _log.warning(
+        "Flow run %s (%s) was %s without a process: %s", run["id"], run["name"], before, kind
+    )
+    inside = {"parent_flow_run_id": {"any_": [run["id"]]}}
+    for child in api.flow_runs({**inside, "state": {"type": {"any_": [*UNFINISHED]}}}):
+        end_run(api, child)
+
+
+def _attempt(run: Json) -> int:
+    """Which attempt a run is at; Prefect counts one when it begins to run."""
+    return int(run.get("run_count") or 0) + int(run["state"]["type"] == "PENDING")
+
+
+def _memory(home: Home) -> Path:
+    return folder(home) / "runs-of-this-machine.json"

@@ -1,15 +1,15 @@
 """Whether a dataset has so much new that a training is due: today's rows beside those of the last training."""
 
-import json
-import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ValidationError
+from filelock import FileLock, Timeout
 
+from tasks.dataset.looks import Look, Looks, Memory
 from tasks.dataset.reading.bad_rows import BadRows
 from tasks.dataset.reading.opening import Opened, open_sources
 from tasks.dataset.settings import DatasetSettings
@@ -19,20 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 ASK_AGAIN = timedelta(days=1)
-"""A run that was asked for and came to nothing is asked for again after so long, or when more is new."""
-
-
-class Memory(BaseModel):
-    """What the last looks saw: `state.json`; rows are in `trained.npy` and `seen.npy` beside it."""
-
-    trained_at: datetime | None = None
-    """Start of the newest successful run; None: there was none."""
-    trained_digest: str = ""
-    seen_digest: str = ""
-    asked_at: datetime | None = None
-    asked_digest: str = ""
-    base: str | None = None
-    """The commit that pinned the base when it was trained."""
+"""A run that was asked for and came to nothing is asked for again after so long, and not before."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +27,12 @@ class Seen:
     """What one look saw."""
 
     cause: str | None
-    """Why a training is due, in words that its run records; None: it is not."""
+    """Why a training is to be asked for, in words that its run records; None: none is."""
     told: str
     """What there is, for the log."""
     new_rows: int
-    digest: str
+    asked_at: datetime | None
+    """When one was asked for that has not succeeded; None too where that was so long ago that it may be again."""
 
 
 class Watch:
@@ -52,8 +40,18 @@ class Watch:
 
     def __init__(self, folder: Path, cache: Path) -> None:
         """`folder` keeps the memory; `cache` is the one that trainings read sources through."""
-        self._folder, self._cache = folder, cache
-        self._state = folder / "state.json"
+        self._looks, self._cache = Looks(folder), cache
+
+    @contextmanager
+    def alone(self) -> Iterator[bool]:
+        """Be the only look until it has asked: two at once would both ask. False: another one is at work."""
+        folder = self._looks.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(folder / "looking.lock", timeout=0):
+                yield True
+        except Timeout:
+            yield False
 
     def look(
         self,
@@ -63,6 +61,7 @@ class Watch:
         after_new_rows: int | None,
         after_days: float | None,
         trained_at: datetime | None,
+        begun_at: datetime | None = None,
         base: str | None = None,
         now: datetime | None = None,
     ) -> Seen:
@@ -70,83 +69,55 @@ class Watch:
 
         Rows are read only when a source has changed since the last look; what is fetched for that, a
         training finds in the same cache. `trained_at`: start of the newest successful run, of whatever
-        cause. `base`: the commit that pins the base now; another one than before is a cause, too.
+        cause; what is new since is new for the next. `begun_at`: start of the newest run, however it
+        goes: should it succeed, what was there before it is what it saw. `base`: the commit that pins
+        the base now; another one than at the training is a cause, too.
 
         Raises: DataError when a source does not answer.
         """
         import numpy as np
 
-        now = now or datetime.now(UTC)
-        memory = self._read()
+        memory = self._looks.read()
         sources = open_sources(settings, recipe_folder, cache=self._cache)
         today = digest([[it.name, it.digest] for it in sources])
-        rows = self._rows("seen")
-        if rows is None or today != memory.seen_digest:
-            before, rows = (rows, memory.seen_digest), _ids(sources)
-        else:
-            before = (rows, today)
-        self._take_training(memory, trained_at, before, (rows, today), base)
-        trained = self._rows("trained")
-        new = len(np.setdiff1d(rows, trained)) if trained is not None else len(rows)
-        cause = _cause(memory, today, new, len(rows), after_new_rows, after_days, base, now)
-        self._save("seen", rows)
-        memory.seen_digest = today
-        self._write(memory)
-        return Seen(cause, f"{len(rows):,} rows, {new:,} of them new", new, today)
-
-    def asked(self, seen: Seen, now: datetime | None = None) -> None:
-        """Remember that a training was asked for: the same rows ask for no second one."""
-        memory = self._read()
-        memory.asked_at, memory.asked_digest = now or datetime.now(UTC), seen.digest
-        self._write(memory)
-
-    def _take_training(
-        self,
-        memory: Memory,
-        trained_at: datetime | None,
-        before: "tuple[np.ndarray[Any, Any] | None, str]",
-        today: "tuple[np.ndarray[Any, Any], str]",
-        base: str | None,
-    ) -> None:
-        """After a training, what counts as old are the rows that the last look before it had seen."""
-        if trained_at is None or (memory.trained_at and trained_at <= memory.trained_at):
-            return
-        rows, seen = before
+        rows = self._looks.rows(today)
         if rows is None:
-            # The first look comes after a training: it saw the data as it is, as far as one can tell.
-            rows, seen = today
-        self._save("trained", rows)
-        memory.trained_at, memory.trained_digest, memory.base = trained_at, seen, base
-        memory.asked_at, memory.asked_digest = None, ""
+            rows = _ids(sources)
+            self._looks.save(today, rows)
+        # Only now: a training that began while they were read may have missed the last of them.
+        now = now or datetime.now(UTC)
+        last = memory.looks[-1] if memory.looks else None
+        if last is None or (last.digest, last.base) != (today, base):
+            memory.looks.append(Look(at=now, digest=today, base=base))
+        self._take_training(memory, trained_at)
+        trained = self._looks.rows(memory.trained_digest)
+        new = len(np.setdiff1d(rows, trained)) if trained is not None else len(rows)
+        if (asked := memory.asked_at) is not None and now - asked >= ASK_AGAIN:
+            asked = None
+        cause = None
+        if asked is None:
+            cause = _cause(memory, today, new, len(rows), after_new_rows, after_days, base, now)
+        memory.forget(begun_at)
+        self._looks.write(memory)
+        return Seen(cause, f"{len(rows):,} rows, {new:,} of them new", new, asked)
 
-    def _read(self) -> Memory:
-        try:
-            return Memory.model_validate_json(self._state.read_text(encoding="utf-8"))
-        except (OSError, ValidationError):
-            return Memory()
+    def asked(self, now: datetime | None = None) -> None:
+        """Remember that a training was asked for: however much comes until it ends asks for no second one."""
+        memory = self._looks.read()
+        memory.asked_at = now or datetime.now(UTC)
+        self._looks.write(memory)
 
-    def _write(self, memory: Memory) -> None:
-        temporary = self._state.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(memory.model_dump(mode="json"), indent=1), encoding="utf-8")
-        temporary.replace(self._state)
-
-    def _rows(self, name: str) -> "np.ndarray[Any, Any] | None":
-        import numpy as np
-
-        try:
-            found: np.ndarray[Any, Any] = np.load(self._folder / f"{name}.npy", allow_pickle=False)
-        except (OSError, ValueError):
-            return None
-        return found
-
-    def _save(self, name: str, rows: "np.ndarray[Any, Any]") -> None:
-        import numpy as np
-
-        self._folder.mkdir(parents=True, exist_ok=True)
-        temporary = self._folder / f".{name}.{os.getpid()}.tmp"
-        with temporary.open("wb") as file:
-            np.save(file, rows, allow_pickle=False)
-        temporary.replace(self._folder / f"{name}.npy")
+    def _take_training(self, memory: Memory, trained_at: datetime | None) -> None:
+        """After a training, what counts as old is what was there when it began, not when it ended."""
+        if trained_at is None:
+            return
+        known = memory.trained_at if self._looks.rows(memory.trained_digest) is not None else None
+        if known is not None and trained_at <= known:
+            return
+        saw = memory.before(trained_at)
+        memory.trained_at, memory.trained_digest, memory.base = trained_at, saw.digest, saw.base
+        if memory.asked_at is not None and memory.asked_at <= trained_at:
+            memory.asked_at = None
 
 
 def _cause(
@@ -159,14 +130,7 @@ def _cause(
     base: str | None,
     now: datetime,
 ) -> str | None:
-    moved = memory.trained_at is not None and base is not None and base != memory.base
-    if (
-        memory.asked_at is not None
-        and memory.asked_digest == today
-        and now - memory.asked_at < ASK_AGAIN
-    ):
-        return None
-    if moved:
+    if memory.trained_at is not None and base is not None and base != memory.base:
         return f"the base's lock moved to commit {str(base)[:12]}"
     if today == memory.trained_digest:
         return None

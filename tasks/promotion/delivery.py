@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import hmac
+import http.client
 import json
 import time
 import urllib.error
@@ -13,15 +14,19 @@ from typing import Any, Literal
 from urllib.parse import quote, urlsplit
 
 TIMEOUT_SECONDS = 10.0
+_NOT_NOW = (408, 429, 502, 503, 504)
+"""Statuses that are no answer to the notice: a gateway that reaches nobody, a receiver that is too busy."""
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class TargetFailed(Exception):
     """A receiver did not take a notice; the message holds no address."""
 
-    def __init__(self, why: str, *, worth_retrying: bool = True) -> None:
+    def __init__(self, why: str, *, worth_retrying: bool = True, is_away: bool = False) -> None:
         super().__init__(why)
         self.worth_retrying = worth_retrying
+        self.is_away = is_away
+        """Whether another notice would fare no better: nobody answers, or nobody may come just now."""
 
 
 @dataclass(frozen=True)
@@ -135,10 +140,11 @@ def _post(url: str, body: bytes, headers: Mapping[str, str]) -> None:
         error.close()
         # 4xx says that the notice itself is not wanted now; only these two ask to come back soon.
         again = error.code >= 500 or error.code in (408, 429)
-        raise TargetFailed(f"HTTP status {error.code}", worth_retrying=again) from None
-    except (OSError, ValueError) as error:
+        raise TargetFailed(
+            f"HTTP status {error.code}", worth_retrying=again, is_away=error.code in _NOT_NOW
+        ) from None
+    except (OSError, ValueError, http.client.HTTPException) as error:
         # The libraries' words may quote the address.
         reason = getattr(error, "reason", error)
-        raise TargetFailed(
-            str(getattr(reason, "strerror", None) or type(reason).__name__)
-        ) from None
+        why = str(getattr(reason, "strerror", None) or type(reason).__name__)
+        raise TargetFailed(why, is_away=True) from None

@@ -12,6 +12,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from tasks.files import write_json
 from tasks.home import Home
 from tasks.promotion.delivery import Target, TargetFailed, prefect_target, webhook_target
 from tasks.promotion.entry import Entry
@@ -26,6 +27,8 @@ ANYBODY = "anybody"
 """Whom a notice waits for that nobody knew a receiver of: for whoever the next process knows."""
 _RECEIVERS = "receivers.json"
 """Name of a receiver -> the day when a process of this home last knew its address."""
+ATTEMPTS = 3
+"""So often a command sends a notice before it leaves it to the next one."""
 _RETRY_SECONDS = (0.5, 2.0)
 _log = logging.getLogger(__name__)
 
@@ -39,43 +42,55 @@ class Notices:
     """By a name that shows no secret: `prefect`, `webhook-<12 digits of the address's sha256>`."""
 
     def put(self, entry: Entry) -> None:
-        """Keep the notice of an entry until everybody took it; a second call for it changes nothing.
+        """Keep the notice of an entry of the promotion log until everybody took it."""
+        told = {**entry.value, "hash": entry.hash}
+        self.keep(f"{entry.number:06d}", entry.id, event_name(entry), entry.at, told)
 
-        Renamed into place and synced: it survives a kill, and a loss of power.
+    def keep(
+        self, order: str, notice_id: str, event: str, occurred: str, entry: Mapping[str, Any]
+    ) -> None:
+        """Keep a notice until everybody took it; a second call with its id changes nothing.
+
+        `order` is a number: notices are sent in the order of these as words. `occurred` is a time in ISO
+        8601. Renamed into place and synced: it survives a kill, and a loss of power.
         """
-        path = self.folder / f"{entry.number:06d}-{entry.id}.json"
-        if path.exists():
+        if any(self.folder.glob(f"*-{notice_id}.json")):
             return
         notice = {
-            "id": entry.id,
-            "event": event_name(entry),
-            "occurred": entry.at,
-            "entry": {**entry.value, "hash": entry.hash},
+            "id": notice_id,
+            "event": event,
+            "occurred": occurred,
+            "entry": entry,
             # Others of this home may know receivers that this process does not, as a worker's webhooks.
             "waiting": sorted({*self.targets, *self._known()}) or [ANYBODY],
         }
         self.folder.mkdir(parents=True, exist_ok=True)
-        _write(path, notice)
+        write_json(self.folder / f"{order}-{notice_id}.json", notice)
 
-    def deliver(self, *, sleep: Callable[[float], None] = time.sleep) -> int:
+    def deliver(
+        self, *, attempts: int = ATTEMPTS, sleep: Callable[[float], None] = time.sleep
+    ) -> int:
         """Send what waits, each to whom has not taken it yet; returns how many notices still wait.
 
-        Never raises for a receiver that is away: what it did not take is sent by the next call, of
-        whatever command. Somebody else who delivers just now is left alone.
+        A notice is sent up to `attempts` times. A receiver that is away then is left alone until the next
+        call: what it did not take is sent by that, of whatever command. So a receiver that says nothing
+        costs 10 s for each attempt, however many notices wait. Somebody else who delivers just now is left
+        alone as well.
         """
         if not self.folder.is_dir():
             return 0
         try:
             with FileLock(self.folder / ".delivering.lock", timeout=0):
                 self._remember()
-                return sum(not self._deliver(path, sleep) for path in self._waiting())
+                round_ = _Round(attempts, sleep)
+                return sum(not self._deliver(path, round_) for path in self._waiting())
         except Timeout:
             return len(list(self._waiting()))
 
     def _waiting(self) -> Iterator[Path]:
         yield from sorted(self.folder.glob("[0-9]*.json"))
 
-    def _deliver(self, path: Path, sleep: Callable[[float], None]) -> bool:
+    def _deliver(self, path: Path, round_: "_Round") -> bool:
         try:
             notice: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             waiting, occurred = list(notice["waiting"]), datetime.fromisoformat(notice["occurred"])
@@ -87,9 +102,13 @@ class Notices:
         for name in list(waiting):
             target = self.targets.get(name)
             # One that this process knows no address of waits for a process that does.
-            if target is not None and self._sent(target, notice, name, sleep):
+            if (
+                target is not None
+                and name not in round_.away
+                and _sent(target, notice, name, round_)
+            ):
                 waiting.remove(name)
-                _write(path, {**notice, "waiting": waiting})
+                write_json(path, {**notice, "waiting": waiting})
         if waiting and (datetime.now(UTC) - occurred).days >= KEPT_DAYS:
             # Where nobody ever wanted to be told, nobody misses it.
             _log.log(
@@ -121,29 +140,41 @@ class Notices:
         known = self._seen()
         now_known = {**known, **dict.fromkeys(self.targets, today)}
         if now_known != known:
-            _write(self.folder / _RECEIVERS, now_known)
+            write_json(self.folder / _RECEIVERS, now_known)
 
-    @staticmethod
-    def _sent(
-        target: Target, notice: dict[str, Any], name: str, sleep: Callable[[float], None]
-    ) -> bool:
-        for pause in (*_RETRY_SECONDS, None):
-            try:
-                target.send(notice)
-                return True
-            except TargetFailed as error:
-                if pause is None or not error.worth_retrying:
-                    _log.warning(
-                        "Notice %s was not taken by %s (%s): %s. It waits in the outbox and is sent "
-                        "again by the next promotion command or reconciling run.",
-                        notice["id"],
-                        name,
-                        target.shown,
-                        error,
-                    )
-                    return False
-                sleep(pause)
-        return False
+
+@dataclass
+class _Round:
+    """One call of `deliver`."""
+
+    attempts: int
+    sleep: Callable[[float], None]
+    away: set[str] = field(default_factory=set)
+    """Receivers that nothing more is sent to in this round."""
+
+
+def _sent(target: Target, notice: dict[str, Any], name: str, round_: _Round) -> bool:
+    for attempt in range(round_.attempts):
+        if attempt:
+            round_.sleep(_RETRY_SECONDS[min(attempt, len(_RETRY_SECONDS)) - 1])
+        try:
+            target.send(notice)
+            return True
+        except TargetFailed as error:
+            failed = error
+            if not error.worth_retrying:
+                break
+    if failed.is_away:
+        round_.away.add(name)
+    _log.warning(
+        "Notice %s was not taken by %s (%s): %s. It waits in the outbox and is sent again by the next "
+        "promotion command or reconciling run.",
+        notice["id"],
+        name,
+        target.shown,
+        failed,
+    )
+    return False
 
 
 def notices_of(
@@ -171,12 +202,3 @@ def event_name(entry: Entry) -> str:
     if moved and (entry.champion_to is None or entry.gate == "refused"):
         return "loraline.alert"
     return f"loraline.{entry.kind}"
-
-
-def _write(path: Path, notice: Mapping[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(notice))
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)

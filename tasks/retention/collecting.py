@@ -1,6 +1,7 @@
 """Find what nothing needs any more in a home, and remove it."""
 
 import logging
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -11,9 +12,11 @@ from filelock import FileLock, Timeout
 
 from tasks.errors import StageFailed
 from tasks.home import Home
-from tasks.retention.deleted_runs import deleted_runs, purge
-from tasks.retention.finding import Goes, candidates, last_used
+from tasks.retention.deleted_runs import deleted_runs, is_due, purge
+from tasks.retention.finding import candidates, last_used
+from tasks.retention.growing import MOST_VERDICTS, keep_end
 from tasks.retention.needs import Registered, needs_of
+from tasks.retention.things import Goes
 from tasks.store import MANIFEST
 
 if TYPE_CHECKING:
@@ -32,7 +35,9 @@ class Plan:
     stays: dict[str, str] = field(default_factory=dict)
     """`stage/fingerprint` -> why."""
     deleted_runs: list[str] = field(default_factory=list)
-    """MLflow runs that somebody deleted long ago; they go with their files."""
+    """MLflow runs that somebody deleted. In a plan: of which those go that were deleted long enough ago."""
+    still_needed: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """Of them those that registered versions came from -> the version's name and number."""
     removed: bool = False
     """Whether it was done."""
 
@@ -55,12 +60,15 @@ def plan(
 
     Raises: StageFailed when MLflow is away: nobody knows then what its versions need.
     """
-    needs = needs_of(home, {} if tracker is None else registered_versions(tracker), keep_runs)
+    versions = {} if tracker is None else registered_versions(tracker)
+    needs = needs_of(home, versions, keep_runs)
     before = time.time() - grace_seconds
     found = Plan()
     for goes in candidates(home, needs, before):
         found.goes.append(goes)
     found.deleted_runs = [] if tracker is None else deleted_runs(tracker)
+    runs = {it.mlflow_run_id: version for version, it in versions.items()}
+    found.still_needed = {run: runs[run] for run in found.deleted_runs if run in runs}
     found.stays = {f"{stage}/{key}": why for (stage, key), why in sorted(needs.outputs.items())}
     return found
 
@@ -71,9 +79,11 @@ def collect(
     *,
     keep_runs: int | None = None,
     grace_seconds: float = GRACE_SECONDS,
+    asked: bool = False,
 ) -> Plan:
     """Remove what `plan` says; what came into use meanwhile, or cannot be removed, stays.
 
+    `asked`: a person did, who waits for MLflow's part too; else that has its turn once a day.
     Two that collect at once do it one after the other. Raises: as `plan`.
     """
     home.locks.mkdir(parents=True, exist_ok=True)
@@ -81,8 +91,7 @@ def collect(
         found = plan(home, tracker, keep_runs=keep_runs, grace_seconds=grace_seconds)
         before = time.time() - grace_seconds
         found.goes = [goes for goes in found.goes if _remove(goes, before)]
-        if tracker is not None and not purge(tracker, found.deleted_runs):
-            found.deleted_runs = []
+        found.deleted_runs = [] if tracker is None else _purged(tracker, found, asked)
         found.removed = True
     return found
 
@@ -114,7 +123,7 @@ def ensure_free(home: Home, tracker: "Tracker", min_free_gb: float) -> None:
     if _free_gb(home) >= min_free_gb:
         return
     _log.warning("%.1f GB are free below %s: collecting", _free_gb(home), home.root)
-    freed = collect(home, tracker).bytes
+    freed = collect(home, tracker, asked=True).bytes
     free = _free_gb(home)
     if free < min_free_gb:
         raise StageFailed(
@@ -123,6 +132,22 @@ def ensure_free(home: Home, tracker: "Tracker", min_free_gb: float) -> None:
             "some space (`loraline prune NAME` deletes old versions, `loraline gc --keep-runs 1` keeps "
             "less of old runs), point LORALINE_HOME at another disk, or lower retention.min_free_gb."
         )
+
+
+def _purged(tracker: "Tracker", found: Plan, asked: bool) -> list[str]:
+    """Runs that MLflow has given up for good."""
+    if not asked and not is_due(tracker, found.deleted_runs):
+        return []
+    if found.still_needed:
+        run, (name, number) = next(iter(found.still_needed.items()))
+        _log.warning(
+            "Version %s of %s came from the MLflow run %s, which somebody deleted: nothing that is deleted in "
+            "MLflow is given up until `mlflow runs restore --run-id %s` brings it back, or `loraline prune "
+            "%s` deletes the version.",
+            *(number, name, run, run, name),
+        )
+        return []
+    return purge(tracker, os.environ)
 
 
 def _free_gb(home: Home) -> float:
@@ -142,15 +167,18 @@ def _all_models(tracker: "Tracker") -> Iterator[str]:
 def _remove(goes: Goes, before: float) -> bool:
     """Remove one thing; False when it is in use by now, or stays against our will."""
     lock = FileLock(goes.path.parent / f".{goes.path.name.lstrip('.').partition('.')[0]}.lock")
-    guarded = goes.kind in ("output", "draft")
+    guarded = goes.kind in ("output", "draft", "lock")
     try:
         if guarded:
             lock.acquire(timeout=0)
-            if last_used(goes.path) >= before:
+            if goes.kind != "lock" and last_used(goes.path) >= before:
                 return False
             # A folder that is half removed must never look complete.
-            (goes.path / MANIFEST).unlink(missing_ok=True)
-        if goes.path.is_dir():
+            if goes.path.is_dir():
+                (goes.path / MANIFEST).unlink(missing_ok=True)
+        if goes.kind == "verdicts":
+            keep_end(goes.path, MOST_VERDICTS // 2)
+        elif goes.path.is_dir():
             shutil.rmtree(goes.path)
         else:
             goes.path.unlink()
@@ -161,5 +189,5 @@ def _remove(goes: Goes, before: float) -> bool:
         return False
     finally:
         lock.release()
-    # The lock's empty file stays: whoever waits for it would otherwise hold one that nobody else sees.
+    # The lock's empty file stays for a week: whoever waits for it would otherwise hold one that nobody else sees.
     return True

@@ -1,25 +1,40 @@
-"""Give back the space of MLflow runs that somebody deleted: MLflow itself only marks them."""
+"""Give back the space of what somebody deleted in MLflow, once nobody can want it back: MLflow only marks it."""
 
 import logging
-import os
 import subprocess
 import sys
+import time
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
+
+from tasks.addresses import without_passwords
 
 if TYPE_CHECKING:
     from tasks.tracking import Tracker
 
 RESTORABLE_DAYS = 30
-"""So long a deleted run can be restored (`mlflow runs restore`)."""
-_DELETED = 2
-"""`mlflow.entities.ViewType.DELETED_ONLY`."""
-_PAGE = 1000
+"""So long what was deleted can be restored (`mlflow runs restore`, `mlflow experiments restore`)."""
+TIMEOUT_SECONDS = 120.0
+"""For one purge. Each thing goes by itself: what was not reached goes with the next one."""
+MLFLOW_DATABASE = "loraline_mlflow"
+"""MLflow's database in PostgreSQL, as `loraline up` creates it."""
+_ADDRESSES = ("LORALINE_POSTGRES", "LORALINE_LOCK_DATABASE")
+"""Where PostgreSQL's address stands: in an operator's shell, and in what the stack starts."""
+_OFTEN_SECONDS, _SELDOM_SECONDS = 86_400.0, 7 * 86_400.0
+_DELETED, _ALL = 2, 3
+"""`mlflow.entities.ViewType`."""
+_GONE = "Run with ID "
 _log = logging.getLogger(__name__)
 
 
 def deleted_runs(tracker: "Tracker", *, days: float = RESTORABLE_DAYS) -> list[str]:
-    """Ids of the runs that were deleted so long ago; none where MLflow's files are not this home's.
+    """Ids of deleted runs that may have been so for that long; none where MLflow's files are not this home's.
+
+    MLflow tells its clients no time of deletion: these are those that had ended by then. Which of them
+    go `mlflow gc` decides, by that time.
 
     Raises: StageFailed when MLflow does not answer.
     """
@@ -27,30 +42,117 @@ def deleted_runs(tracker: "Tracker", *, days: float = RESTORABLE_DAYS) -> list[s
         return []
     before = (datetime.now(UTC) - timedelta(days=days)).timestamp() * 1000
     with tracker.explained("list deleted runs"):
-        experiments = [it.experiment_id for it in tracker.client.search_experiments()]
+        search = tracker.client.search_experiments
+        experiments = [it.experiment_id for it in _pages(search, view_type=_ALL)]
         found: list[Any] = []
         for start in range(0, len(experiments), 100):
             some = experiments[start : start + 100]
-            found += tracker.client.search_runs(some, run_view_type=_DELETED, max_results=_PAGE)
-    # MLflow keeps no time of deletion that its client shows; a run ends before it is deleted.
+            found += _pages(tracker.client.search_runs, some, run_view_type=_DELETED)
     return [it.info.run_id for it in found if (it.info.end_time or it.info.start_time) < before]
 
 
-def purge(tracker: "Tracker", runs: list[str], *, timeout_seconds: float = 600.0) -> bool:
-    """Remove deleted runs with their files, by MLflow's own command; False when it fails."""
-    if not runs:
-        return True
-    command = [sys.executable, "-P", "-m", "mlflow", "gc"]
-    command += ["--backend-store-uri", f"sqlite:///{tracker.home.mlflow / 'mlflow.db'}"]
-    done = subprocess.run(
-        [*command, "--run-ids", ",".join(runs)],
-        env={**os.environ, "MLFLOW_TRACKING_URI": tracker.uri},
-        capture_output=True,
-        text=True,
-        timeout=timeout_seconds,
-        check=False,
-    )
+def is_due(tracker: "Tracker", runs: Iterable[str]) -> bool:
+    """Whether a run is to purge now: it takes seconds, which not every run should.
+
+    With deleted runs once a day, else once a week, for files of versions that were deleted alone.
+    """
+    if not tracker.owns_artifacts:
+        return False
+    stamp = _stamp(tracker)
+    try:
+        age = time.time() - stamp.stat().st_mtime
+    except OSError:
+        stamp.parent.mkdir(parents=True, exist_ok=True)
+        stamp.touch()
+        return any(runs)
+    return age > (_OFTEN_SECONDS if any(runs) else _SELDOM_SECONDS)
+
+
+def purge(
+    tracker: "Tracker",
+    environ: Mapping[str, str],
+    *,
+    older_than: str = f"{RESTORABLE_DAYS}d",
+    timeout_seconds: float = TIMEOUT_SECONDS,
+) -> list[str]:
+    """Remove runs, models and experiments that were deleted so long ago, with their files, by MLflow's own
+    command; the ids of the runs that went. What fails is a warning: it is tried again another day.
+    """
+    if not tracker.owns_artifacts:
+        return []
+    address, secrets = _database(tracker, environ)
+    if address is None:
+        _log.warning(
+            "Nobody says where MLflow's database is, so deleted runs stay: set LORALINE_POSTGRES as for "
+            "`loraline up`, and call `loraline gc --yes`."
+        )
+        return []
+    command = [sys.executable, "-P", "-m", "mlflow", "gc", "--older-than", older_than]
+    _stamp(tracker).touch()
+    try:
+        done = subprocess.run(
+            [*command, "--backend-store-uri", address],
+            env={**environ, **secrets, "MLFLOW_TRACKING_URI": tracker.uri},
+            capture_output=True,
+            text=True,
+            timeout=timeout_seconds,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        _log.warning("`mlflow gc` was ended after %g s; the next one goes on", timeout_seconds)
+        return _told(error.stdout)
+    except OSError as error:
+        _log.warning("`mlflow gc` does not start, so deleted runs stay: %s", error)
+        return []
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        _log.warning("`mlflow gc` left the deleted runs where they are: %s", last)
-    return done.returncode == 0
+        _log.warning("`mlflow gc` left deleted runs where they are: %s", without_passwords(last))
+    return _told(done.stdout)
+
+
+def _database(tracker: "Tracker", environ: Mapping[str, str]) -> tuple[str | None, dict[str, str]]:
+    """The address of MLflow's database, without its password, and the variables that give it."""
+    if tracker.uri.startswith("sqlite:"):
+        return tracker.uri, {}
+    for variable in _ADDRESSES:
+        parts = urlsplit(environ.get(variable, "").strip())
+        if parts.scheme not in ("postgresql", "postgres"):
+            continue
+        if variable != _ADDRESSES[0] and parts.path.strip("/") != MLFLOW_DATABASE:
+            # Locks may be in any database.
+            continue
+        query = dict(parse_qsl(parts.query))
+        password = query.pop("password", "") or unquote(parts.password or "")
+        # Arguments are read by everybody on the machine, and the environment is not.
+        place = parts.netloc.rpartition("@")[2]
+        who = f"{parts.netloc.rpartition('@')[0].partition(':')[0]}@" if parts.username else ""
+        rest = f"?{urlencode(query)}" if query else ""
+        address = f"postgresql+psycopg://{who}{place}/{MLFLOW_DATABASE}{rest}"
+        return address, {"PGPASSWORD": password} if password else {}
+    file = tracker.home.mlflow / "mlflow.db"
+    return (f"sqlite:///{file}", {}) if file.is_file() else (None, {})
+
+
+def _told(output: str | bytes | None) -> list[str]:
+    """Runs that went, as the command says it."""
+    text = output.decode(errors="replace") if isinstance(output, bytes) else output or ""
+    return [
+        line.removeprefix(_GONE).partition(" ")[0]
+        for line in text.splitlines()
+        if line.startswith(_GONE)
+    ]
+
+
+def _stamp(tracker: "Tracker") -> Path:
+    return tracker.home.mlflow / ".purged"
+
+
+def _pages(search: Any, *what: Any, **how: Any) -> list[Any]:
+    found: list[Any] = []
+    token: str | None = None
+    while True:
+        page = search(*what, **how, max_results=1000, page_token=token)
+        found += page
+        token = page.token
+        if not token:
+            return found

@@ -10,6 +10,7 @@ from typing import Any
 from tasks.artifacts import STAGES
 from tasks.home import Home
 from tasks.retention.ledger import Entry, entries
+from tasks.retention.readers import living_readers
 from tasks.turn import is_taken
 
 VERSION_RECORD = "version.json"
@@ -33,7 +34,7 @@ class Needs:
     mlflow_runs: set[str] = field(default_factory=set)
     """Whose reports stay."""
     adapters: set[str] = field(default_factory=set)
-    """sha256 of the adapters behind aliases: their downloaded copies stay."""
+    """sha256 of the adapters behind aliases, and of those being read: their downloaded copies stay."""
     since: datetime | None = None
     """When the oldest run that is kept began: logs from before may go. None: nothing is known to have run."""
     records: set[Path] = field(default_factory=set)
@@ -72,6 +73,9 @@ def needs_of(
             _keep_run(needs, path, entry, why)
     for folder in (home.store / "registration").glob("*/"):
         _keep_version(needs, folder, versions)
+    for reader in living_readers(home):
+        needs.keep(reader.outputs, "an evaluation that is running")
+        needs.adapters |= reader.adapters
     return needs
 
 

@@ -1,6 +1,5 @@
 """Recipes' schedules on a real Prefect server: created, changed, retired, and never touched without need."""
 
-from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import pytest
 
 from tasks.home import Home
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("prefect_server")]
 
 RECIPE = """\
 name: {name}
@@ -20,18 +19,6 @@ dataset:
     - {{type: jsonl, path: rows.jsonl}}
 """
 NIGHTLY = 'schedule: {cron: "0 2 * * *", timezone: Europe/Berlin}\n'
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _server() -> Iterator[None]:
-    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-    from prefect.testing.utilities import prefect_test_harness
-
-    with (
-        prefect_test_harness(server_startup_timeout=120),
-        temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
-    ):
-        yield
 
 
 @pytest.fixture
@@ -82,6 +69,22 @@ def test_a_recipe_has_its_schedule_and_deploying_again_changes_nothing(
     assert schedule.parameters == {"recipe": str(path)}
     assert schedule.active
     assert apply(tmp_path, recipes).changed == []
+
+
+def test_the_server_refuses_a_run_whose_form_was_filled_in_wrong(
+    tmp_path: Path, recipes: Path
+) -> None:
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import PrefectHTTPStatusError
+
+    apply(tmp_path, recipes)
+    with get_client(sync_client=True) as client:
+        asked = {"recipe": "recipes/a.yaml", "overrides": ["seed=7"]}
+        run = client.create_flow_run_from_deployment(deployment_id("retrain"), parameters=asked)
+        assert run.parameters["overrides"] == ["seed=7"]
+        asked["overrides"] = ["trainig.peft_config.r=8"]
+        with pytest.raises(PrefectHTTPStatusError, match="trainig"):
+            client.create_flow_run_from_deployment(deployment_id("retrain"), parameters=asked)
 
 
 def test_what_an_operator_paused_stays_paused_even_when_its_time_changes(

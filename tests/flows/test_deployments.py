@@ -1,5 +1,6 @@
 """The shipped deployments fit their flows, and a file that does not is refused; Prefect checks neither."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,45 @@ def test_the_form_of_a_retraining_asks_for_recipe_overrides_and_reason() -> None
     assert shown == ["recipe", "overrides", "force", "reason"]
     # A run of the form with an empty recipe is refused by the server.
     assert form["properties"]["recipe"]["minLength"] == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "refused"),
+    [
+        ({"recipe": "recipes/a.yaml"}, None),
+        ({"recipe": "/srv/my recipes/a.yaml", "overrides": None}, None),
+        ({"overrides": ["training.peft_config.r=8", " seed = 7", "name=b"]}, None),
+        ({"overrides": ["dataset.sources.0.path=rows.jsonl", "evaluation.gate=[]"]}, None),
+        ({"recipe": ""}, "recipe"),
+        ({"recipe": " recipes/a.yaml"}, "recipe"),
+        ({"overrides": ["training.peft_config.r: 8"]}, "overrides"),
+        ({"overrides": ["seed=7", "--set seed=8"]}, "overrides"),
+        ({"overrides": ["trainig.peft_config.r=8"]}, "overrides"),
+        ({"overrides": ["training..r=8"]}, "overrides"),
+        ({"overrides": "seed=7"}, "overrides"),
+    ],
+)
+def test_what_a_form_of_a_retraining_would_be_refused_for(
+    given: dict[str, object], refused: str | None
+) -> None:
+    """As the server validates what was written into the form."""
+    from prefect.utilities.schema_tools.validation import validate
+
+    form = FILE.deployment("retrain").form
+    errors = validate(given, form, ignore_required=True)
+    places = {error.json_path.removeprefix("$.") for error in errors}
+    assert places == ({refused} if refused else set())
+
+
+def test_the_forms_examples_are_overrides_of_a_shipped_recipe() -> None:
+    from flows.recipe_form import EXAMPLES
+    from tasks.recipe import load_recipe
+
+    recipe = shared("recipes") / "quickstart.yaml"
+    for example in EXAMPLES:
+        assert load_recipe(recipe, (example,)) != load_recipe(recipe)
+    shown = json.dumps(FILE.deployment("retrain").form["properties"]["overrides"])
+    assert all(example in shown for example in EXAMPLES)
 
 
 def test_no_deployment_that_trains_has_a_recipe_by_default() -> None:

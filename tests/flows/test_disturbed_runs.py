@@ -75,14 +75,7 @@ def test_a_run_whose_trainer_is_killed_says_so_and_the_same_command_goes_on(smal
     work = small.folder / ".loraline" / "work"
     before = set(work.glob("training-*"))
     try:
-        end = time.monotonic() + 240
-        while not any(
-            list(new.glob("**/checkpoint-*/adapter_model.safetensors"))
-            for new in set(work.glob("training-*")) - before
-        ):
-            assert process.poll() is None, "ended before its trainer could be killed"
-            assert time.monotonic() < end
-            time.sleep(0.2)
+        wait_for_checkpoint(process, work, before)
         trainer_of(process).kill()
         out, err = process.communicate(timeout=120)
     finally:
@@ -108,6 +101,18 @@ def test_a_run_whose_trainer_is_killed_says_so_and_the_same_command_goes_on(smal
         f"{resumed['stages']['training']['fingerprint']}/result.json"
     )
     assert json.loads(result.read_text())["resumed_from_step"] >= 5
+
+
+def wait_for_checkpoint(process: "subprocess.Popen[str]", work: Path, before: set[Path]) -> None:
+    """Until a training that was not there `before` has written its first checkpoint."""
+    end = time.monotonic() + 240
+    while not any(
+        list(new.glob("**/checkpoint-*/adapter_model.safetensors"))
+        for new in set(work.glob("training-*")) - before
+    ):
+        assert process.poll() is None, "ended before it could be disturbed"
+        assert time.monotonic() < end
+        time.sleep(0.2)
 
 
 def trainer_of(process: "subprocess.Popen[str]") -> psutil.Process:
@@ -163,14 +168,7 @@ def test_an_interrupted_training_is_cancelled_in_prefect_and_killed_in_mlflow(sm
     work = small.folder / ".loraline" / "work"
     before = set(work.glob("training-*"))
     try:
-        end = time.monotonic() + 240
-        while not any(
-            list(new.glob("**/checkpoint-*/adapter_model.safetensors"))
-            for new in set(work.glob("training-*")) - before
-        ):
-            assert process.poll() is None, "ended before it could be interrupted"
-            assert time.monotonic() < end
-            time.sleep(0.2)
+        wait_for_checkpoint(process, work, before)
         process.send_signal(signal.SIGINT)
         out, _ = process.communicate(timeout=120)
     finally:

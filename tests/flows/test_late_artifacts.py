@@ -9,19 +9,7 @@ import pytest
 
 from tasks import stage_report
 
-pytestmark = pytest.mark.long
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _server() -> Iterator[None]:
-    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-    from prefect.testing.utilities import prefect_test_harness
-
-    with (
-        prefect_test_harness(server_startup_timeout=120),
-        temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
-    ):
-        yield
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("prefect_server")]
 
 
 def test_artifacts_of_a_run_are_delivered_after_its_end_and_are_still_its_own(

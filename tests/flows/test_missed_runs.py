@@ -1,6 +1,5 @@
 """After a downtime one run catches up for all that were missed, whichever a worker starts first."""
 
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -9,17 +8,7 @@ import pytest
 
 from tasks.home import Home
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _server() -> Iterator[None]:
-    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-    from prefect.testing.utilities import prefect_test_harness
-
-    with (
-        prefect_test_harness(server_startup_timeout=120),
-        temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
-    ):
-        yield
+pytestmark = pytest.mark.usefixtures("prefect_server")
 
 
 def missed(tmp_path: Path, starter: Path, nights: int) -> list[Any]:

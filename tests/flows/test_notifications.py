@@ -1,12 +1,9 @@
 """Alerts and promotions reach people through Prefect's notification blocks, by automations that deploying makes."""
 
-import json
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,7 @@ from flows.stack.alerts import Alert, Alerts
 from tasks.errors import UserError
 from tasks.promotion.entry import Entry
 from tasks.promotion.notices import notices_of
+from tests.webhook import webhook
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -36,22 +34,8 @@ def test_the_variable_names_blocks_by_type_and_name() -> None:
 @pytest.fixture
 def received() -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """A receiver's address, and what it was sent."""
-    found: list[dict[str, Any]] = []
-
-    class Receiver(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            found.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Receiver)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/", found
-    server.shutdown()
-    server.server_close()
+    with webhook() as found:
+        yield found
 
 
 def until(what: Callable[[], Any], seconds: float = 120) -> Any:

@@ -163,12 +163,21 @@ def test_a_flow_whose_version_the_gate_refused_ends_as_refused(tracker: Tracker)
     assert promote("a", "2", "I like it", force=True, return_state=True).name == "Completed"
 
 
+def name_of(state: Any) -> str:
+    """The name of the flow run that ended in this state."""
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        return str(client.read_flow_run(state.state_details.flow_run_id).name)
+
+
 @pytest.mark.usefixtures("api")
 def test_the_look_at_the_registry_warns_of_a_champion_that_does_not_load(tracker: Tracker) -> None:
     from flows.reconcile_registry import reconcile_registry
 
     # These versions hold nothing: the real proof finds that out.
     seen = reconcile_registry(return_state=True)
+    assert name_of(seen) == "look at the registry: a"
     assert (seen.type.value, seen.name) == ("COMPLETED", "Alert")
     assert "does not load" in str(seen.message)
     assert champion(tracker) == "1"
@@ -177,6 +186,8 @@ def test_the_look_at_the_registry_warns_of_a_champion_that_does_not_load(tracker
     assert again.name == "Completed"
     assert "still so: Version 1 is the champion" in str(again.message)
     assert again.result()["written"] == []
+    # One a minute: those with nothing to tell are told apart from the others.
+    assert name_of(again) == "look at the registry"
 
 
 def test_a_form_suspends_the_run_and_its_answer_promotes(

@@ -1,6 +1,7 @@
 """The whole way through, from the command line, on a pipeline made small."""
 
 import json
+import os
 import re
 import sqlite3
 from pathlib import Path
@@ -8,8 +9,10 @@ from typing import Any
 
 import pytest
 
+from tasks.gpu_turn import gpu_turn
 from tasks.home import Home
 from tasks.tracking import Tracker
+from tests.registry_page import unnamed_of_run
 
 STAGES = ("dataset", "tokenization", "training", "evaluation", "registration")
 METRICS = {
@@ -104,6 +107,39 @@ def test_runs_are_named_alike_after_what_ran_in_both_pages(
     assert float(bar[0][1]) == 100.0
 
 
+TASKS = {
+    "dataset": "prepare dataset",
+    "tokenization": "tokenize dataset",
+    "training": "train adapter",
+    "evaluation": "evaluate adapter",
+    "registration": "register adapter",
+    "promotion": "decide on small v1",
+}
+"""Stage of the README's diagram -> how its task run's name begins."""
+
+
+def test_the_graph_of_the_flow_run_reads_like_the_diagram_of_the_readme(
+    small: Any, first_run: dict[str, Any], standing_server: Any
+) -> None:
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+    _, *stages = re.search(r"^sources ─▶ .*$", readme, re.M)[0].split(" ─▶ ")  # type: ignore[index]
+    assert [stage.strip() for stage in stages] == list(TASKS)
+    server = standing_server(small.folder)
+    graph = server.api.ask("GET", f"/flow_runs/{first_run['prefect_flow_run_id']}/graph-v2")
+    labels = {identity: node["label"] for identity, node in graph["nodes"]}
+    drawn = [label for label in labels.values() if label != "find champion of small"]
+    assert len(drawn) == len(TASKS)
+    # In the order of the arrows, which are drawn from what a task run was given.
+    parents = {
+        node["label"]: {labels[it["id"]] for it in node["parents"]} for _, node in graph["nodes"]
+    }
+    before = None
+    for label, begins in zip(drawn, TASKS.values(), strict=True):
+        assert label.startswith(begins)
+        assert parents[label] == set() if before is None else before in parents[label]
+        before = label
+
+
 def test_the_verdict_links_to_mlflow_and_the_version_links_back(
     small: Any, first_run: dict[str, Any]
 ) -> None:
@@ -132,6 +168,7 @@ def test_the_mlflow_run_is_complete_and_links_back(
     history = client.get_metric_history(run_id, "train.loss")
     assert [point.step for point in history] == sorted({point.step for point in history})
     assert history[-1].step == 6
+    assert run.data.metrics["system/system_memory_usage_megabytes"] > 0
     assert run.data.params["training.peft_config.r"] == "4"
     assert run.data.tags["loraline.prefect_flow_run_id"] == first_run["prefect_flow_run_id"]
     assert first_run["prefect_flow_run_id"] in run.data.tags["mlflow.note.content"]
@@ -148,17 +185,55 @@ def test_the_mlflow_run_is_complete_and_links_back(
         assert version.tags[f"loraline.{tag}"]
 
 
+@pytest.fixture
+def gpu_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Variables of a machine with one GPU: who looks for it leaves a line in `looked`, who takes it a lock."""
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    tool = programs / "nvidia-smi"
+    tool.write_text(
+        f"#!/bin/sh\necho \"$*\" >> '{tmp_path / 'looked'}'\necho '0, GPU-of-this-test'\n"
+    )
+    tool.chmod(0o755)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return {
+        "PATH": f"{programs}:{os.environ['PATH']}",
+        "LORALINE_GPU_LOCKS": str(tmp_path / "locks"),
+    }
+
+
 def test_a_second_run_reuses_every_stage_and_names_the_same_version(
-    small: Any, first_run: dict[str, Any]
+    small: Any,
+    first_run: dict[str, Any],
+    gpu_machine: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    second = small.json("run", "recipes/small.yaml")
+    second = small.json("run", "recipes/small.yaml", **gpu_machine)
     assert second["exit_code"] == 0, second["stderr"][-3000:]
     assert second["outcome"] == "skipped"
     assert second["model_version"]["uri"] == first_run["model_version"]["uri"]
     assert second["mlflow_run_id"] == first_run["mlflow_run_id"]
     assert {s: second["stages"][s]["reused"] for s in STAGES} == dict.fromkeys(STAGES, True)
     assert second["metrics"] == first_run["metrics"]
-    assert "small/1" in second["reason"] or "version 1" in second["reason"]
+    assert second["reason"].startswith("Nothing has changed since version 1 of small")
+    home = Home(small.folder / ".loraline")
+    page = Tracker(home).run_url(first_run["mlflow_run_id"])
+    assert f" {page} " in second["reason"]
+    with sqlite3.connect(home.prefect / "prefect.db") as database:
+        ends = database.execute(
+            "select s.name, s.message from flow_run f join flow_run_state s on f.state_id = s.id"
+        ).fetchall()
+    assert ("Skipped", second["reason"]) in ends
+    assert not (tmp_path / "looked").exists()
+    assert not (tmp_path / "locks").exists()
+    # A run that computes something does both.
+    for name, value in gpu_machine.items():
+        monkeypatch.setenv(name, value)
+    with gpu_turn() as taken:
+        assert taken == ("GPU-of-this-test",)
+    assert (tmp_path / "looked").exists()
+    assert list((tmp_path / "locks").iterdir())
 
 
 def test_a_comment_or_a_schedule_changes_nothing(small: Any, first_run: dict[str, Any]) -> None:
@@ -220,6 +295,27 @@ def test_another_adapter_is_compared_with_the_champion_on_the_same_rows(
     assert set(second["differences"]["champion"]) == METRICS
     first = small("versions", "small", "--json")
     assert '"previous"' in first.stdout
+    client = Tracker(Home(small.folder / ".loraline")).client
+    # With the names of a champion and of its data, which the first run lacks.
+    assert unnamed_of_run(client, second["mlflow_run_id"]) == set()
+    assert_compared_usefully(client, first_run["mlflow_run_id"], second["mlflow_run_id"])
+
+
+def assert_compared_usefully(client: Any, *run_ids: str) -> None:
+    """On MLflow's page of two runs each row has two values, and what differs is what was changed."""
+    first, second = (client.get_run(run_id).data for run_id in run_ids)
+    assert set(first.params) == set(second.params)
+    assert {it for it in first.params if first.params[it] != second.params[it]} == {"seed"}
+    # The first adapter of a name has no champion to be compared with.
+    others = ("champion.", "drift.")
+    assert not [it for it in first.metrics if it.startswith(others)]
+    # A run that takes a training from the store has no machine to tell of.
+    common = {it for it in first.metrics if not it.startswith("system/")}
+    assert common == {it for it in second.metrics if not it.startswith((*others, "system/"))}
+    for prefix in ("base.", "champion."):
+        assert {it for it in second.metrics if it.startswith(prefix)} == {
+            f"{prefix}{metric}" for metric in METRICS
+        }
 
 
 @pytest.mark.slow

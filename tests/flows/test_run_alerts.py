@@ -1,10 +1,7 @@
 """A retraining tells by itself how it failed, and that it was refused; a command on a terminal does not."""
 
-import json
 import os
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +12,7 @@ import pytest
 from tasks.errors import Interrupted, Killed, OverBudget, StageFailed
 from tasks.home import home
 from tasks.stack import Server, write_stack
+from tests.webhook import webhook
 
 pytestmark = pytest.mark.long
 
@@ -39,23 +37,9 @@ def _server() -> Iterator[None]:
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
     """What a webhook of this home is sent."""
-    found: list[dict[str, Any]] = []
-
-    class Receiver(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            found.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Receiver)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setenv("LORALINE_WEBHOOKS", f"http://127.0.0.1:{server.server_port}/")
-    yield found
-    server.shutdown()
-    server.server_close()
+    with webhook() as (url, found):
+        monkeypatch.setenv("LORALINE_WEBHOOKS", url)
+        yield found
 
 
 def of_the_deployment(recipe: Path) -> Any:

@@ -93,3 +93,14 @@ def test_what_travels_inside_a_version_imports_nothing_of_ours(module: str) -> N
     ]
     assert imported
     assert not [name for name in imported if name.split(".")[0] in ("tasks", "flows", "")]
+
+
+def test_the_readmes_tree_names_the_folders_that_there_are() -> None:
+    tree = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Where things are")[2]
+    lines = dict(re.findall(r"^([a-z]+)/ +(.+)$", tree, re.M))
+    tracked = {
+        path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith(".")
+    } & {*lines, "deployments", "examples", "flows", "mlflow", "recipes", "tasks", "tests"}
+    assert set(lines) == tracked
+    kinds = {path.name for path in (ROOT / "tests").iterdir() if path.is_dir()} - {"__pycache__"}
+    assert set(re.findall(r"[a-z]+", re.sub(r"\(.*?\)", "", lines["tests"]))) == kinds

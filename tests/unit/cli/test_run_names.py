@@ -6,7 +6,8 @@ from uuid import uuid4
 import pytest
 from prefect.client.schemas.objects import CreatedBy, FlowRun
 
-from flows.run_names import cause_of, heading_of, run_name
+from flows.recipe_heading import heading_of
+from flows.run_names import cause_of, run_name
 from flows.stack.crashes import AGAIN
 from tasks.schedule import cadence
 
@@ -70,3 +71,5 @@ def test_a_recipe_that_cannot_be_read_still_gives_a_name(tmp_path: Path) -> None
     assert heading_of(str(path), ["seed=7", "name=other"]) == ("other", "0 2 * * *")
     path.write_text("name: [")
     assert heading_of(str(path)) == ("support", None)
+    # A schedule bears its adapter's name.
+    assert heading_of(str(path), otherwise="helpdesk") == ("helpdesk", None)

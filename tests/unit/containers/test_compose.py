@@ -10,11 +10,14 @@ from typing import Any
 
 import pytest
 
+from flows.notifying import VARIABLE as NOTIFY
+from flows.notifying import blocks_of
 from flows.stack.databases import MLFLOW_DATABASE, PREFECT_DATABASE, Databases
 from flows.stack.parts import POOLS, parts, prefect_server_settings
 from flows.stack.postgres import OLDEST_VERSION
 from flows.stack.settings import StackSettings
 from tasks.promotion.lock import lock_database
+from tasks.promotion.notices import WEBHOOK_SECRET, WEBHOOKS
 
 MORE = ("deployments/compose/gpu.yaml", "deployments/compose/docker-pool.yaml")
 SERVERS = ("prefect", "mlflow")
@@ -204,6 +207,21 @@ def test_no_secret_stands_in_an_address_or_a_command(files: Any) -> None:
         assert "canary" not in str(service.get("command")), name
         for variable, value in service.get("environment", {}).items():
             assert "canary" not in value or "://" not in value, f"{name}: {variable}"
+
+
+def test_whoever_is_told_of_alerts_is_named_to_who_tells(files: Any) -> None:
+    told = {
+        NOTIFY: "slack-webhook/ops",
+        WEBHOOKS: "https://alerts.example/canary",
+        WEBHOOK_SECRET: "canary",
+    }
+    services = files.compose(values=told)["services"]
+    # Automations of blocks are made by `loraline deploy`, webhooks are sent by runs and the watchdog.
+    assert blocks_of(services["deploy"]["environment"]) == ["slack-webhook/ops"]
+    worker = services["worker"]["environment"]
+    assert {name: worker[name] for name in (WEBHOOKS, WEBHOOK_SECRET)}.items() <= told.items()
+    # Nobody named is no mistake.
+    assert blocks_of(files.compose()["services"]["deploy"]["environment"]) == []
 
 
 @pytest.mark.parametrize("name", ["worker.conf", "registry.conf"])

@@ -128,7 +128,9 @@ def test_a_container_knows_what_the_worker_of_compose_knows(template: Any, files
     """The launcher brings PREFECT_API_*; secrets come from blocks, which it resolves when a run starts."""
     wanted = files.compose()["services"]["deploy"]["environment"]
     known = template("docker")["variables"]["properties"]["env"]["default"]
-    assert set(wanted) - set(known) == {"PREFECT_API_URL", "PREFECT_API_AUTH_STRING"}
+    # Only who deploys reads which blocks are told.
+    launcher = {"PREFECT_API_URL", "PREFECT_API_AUTH_STRING"}
+    assert set(wanted) - set(known) == {*launcher, "LORALINE_NOTIFY"}
     for name, value in known.items():
         if "canary" in wanted[name]:
             assert re.fullmatch(r"\{\{ prefect\.blocks\.secret\.loraline-[a-z0-9-]+ \}\}", value), (

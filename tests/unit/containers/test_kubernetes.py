@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
+from flows.notifying import VARIABLE as NOTIFY
 from tasks.promotion.lock import lock_database
+from tasks.promotion.notices import WEBHOOK_SECRET, WEBHOOKS
 
 PODS = ("Deployment", "StatefulSet", "Job")
 
@@ -249,9 +251,15 @@ def test_a_worker_knows_what_compose_tells_it(files: Any) -> None:
     text = (files.root / "deployments/kubernetes/stack/secrets.example.yaml").read_text()
     secrets = {it["metadata"]["name"]: it["stringData"] for it in yaml.safe_load_all(text)}
     known = {**maps["loraline"], **secrets["loraline-clients"]}
-    wanted = files.compose()["services"]["deploy"]["environment"]
+    services = files.compose()["services"]
+    wanted = {**services["deploy"]["environment"], **services["worker"]["environment"]}
     # GPUs are given to pods one by one: nobody takes turns. Metadata of a cloud's machine may be wanted there.
-    assert set(wanted) - set(known) == {"LORALINE_GPU_LOCKS", "AWS_EC2_METADATA_DISABLED"}
+    elsewhere = {"LORALINE_GPU_LOCKS", "AWS_EC2_METADATA_DISABLED"}
+    # Beside the number of GPUs in the pod's own file.
+    assert set(wanted) - set(known) == {*elsewhere, "LORALINE_TRAININGS"}
+    # An address that is sent alerts may hold a key, the name of a block does not.
+    assert {WEBHOOKS, WEBHOOK_SECRET} <= set(secrets["loraline-clients"])
+    assert NOTIFY in maps["loraline"]
     assert lock_database(known["MLFLOW_TRACKING_URI"], known) == wanted["LORALINE_LOCK_DATABASE"]
     assert maps["loraline-places"].items() <= maps["loraline"].items()
     for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "LORALINE_STORE", "PREFECT_UI_URL"):

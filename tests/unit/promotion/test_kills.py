@@ -47,7 +47,7 @@ def attempt(home, kill_after, result):
         return call
     for name in WRITES:
         setattr(tracker.client, name, counted(getattr(tracker.client, name)))
-    notices_module._write = counted(notices_module._write)
+    notices_module.write_json = counted(notices_module.write_json)
     notices = notices_of(home, prefect_api=None, environ=ENVIRON)
     object.__setattr__(notices, "deliver", lambda: 0)
     if action == "promote":

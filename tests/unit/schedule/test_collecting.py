@@ -33,6 +33,8 @@ def versions(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, str], Registere
     found: dict[tuple[str, str], Registered] = {}
     monkeypatch.setattr(collecting, "registered_versions", lambda _: found)
     monkeypatch.setattr(collecting, "deleted_runs", lambda _: [])
+    monkeypatch.setattr(collecting, "is_due", lambda *_: False)
+    monkeypatch.setattr(collecting, "purge", lambda *_: [])
     return found
 
 
@@ -47,8 +49,9 @@ def night(
     size: int = 50_000,
     outcome: str = "registered",
     version: str | None = None,
+    checkpoint: int = 0,
 ) -> dict[str, str]:
-    """One run: five outputs, a log, a report and a checkpoint, as the stages leave them."""
+    """One run: five outputs, a log, a report and a checkpoint of so many bytes, as the stages leave them."""
     store = Store(home.store)
     keys = {stage: f"{number:04d}{name}{stage}".ljust(64, "0") for stage in STAGES}
     with recorded(home, name, 5):
@@ -57,9 +60,10 @@ def night(
 
             def build(folder: Path, stage: str = stage) -> None:
                 record = {"name": name, "version": version, "stages": keys}
-                text = json.dumps(record) if stage == "registration" else "x"
-                file = "version.json" if stage == "registration" else "data"
-                (folder / file).write_text(text if stage == "registration" else text * size)
+                if stage == "registration":
+                    (folder / "version.json").write_text(json.dumps(record))
+                else:
+                    fill(folder / "data", size)
 
             store.publish(stage, keys[stage], build)  # type: ignore[arg-type]
             stages[stage] = StageTiming(fingerprint=keys[stage], reused=False, seconds=0.0)
@@ -69,6 +73,12 @@ def night(
             announce("outcome", outcome=known.model_dump(mode="json"))
         (home.logs / f"training-{keys['training'][:16]}.log").write_text("x" * size)
         (home.logs / f"run-{number:04d}.log").write_text("x" * size)
+        if checkpoint:
+            folder = home.work / f"training-{keys['training'][:16]}"
+            folder.mkdir(parents=True)
+            tokens = home.store / "tokenization" / keys["tokenization"]
+            (folder / "job.json").write_text(json.dumps({"tokens": str(tokens)}))
+            fill(folder / "checkpoint-1", checkpoint)
         report = home.reports / f"run{number}"
         report.mkdir(parents=True)
         (report / "report.html").write_text("x" * size)
@@ -77,26 +87,77 @@ def night(
     return keys
 
 
+def fill(path: Path, size: int) -> None:
+    """A file of this length; a long one costs the disk of the tests nothing."""
+    if size < 1_000_000:
+        path.write_text("x" * size)
+    else:
+        path.touch()
+        os.truncate(path, size)
+
+
+def age(home: Home, seconds: float) -> None:
+    """Let everything in the home be older by so much."""
+    for path in home.root.rglob("*"):
+        then = path.stat().st_mtime - seconds
+        os.utime(path, (then, then))
+
+
 def size_of(folder: Path) -> int:
     return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
 
 
-def test_fifty_nights_stay_within_what_five_need(
-    home: Home, versions: dict[tuple[str, str], Registered]
+def test_fifty_nights_fit_on_a_disk_of_200_mb(
+    home: Home, versions: dict[tuple[str, str], Registered], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sizes = []
+    disk, most, made = 200_000_000, 0, 0
+    monkeypatch.setattr(collecting, "_free_gb", lambda it: (disk - size_of(it.root)) / 1e9)
     for number in range(50):
+        collecting.ensure_free(home, TRACKER, 0.05)
+        before = size_of(home.root)
         # One version is champion, the others are old ones that `loraline prune` has not deleted yet.
-        aliases = ("champion",) if number == 3 else ()
-        versions["a", str(number)] = Registered(aliases, f"run{number}")
+        versions["a", str(number)] = Registered(
+            ("champion",) if number == 3 else (), f"run{number}"
+        )
         versions.pop(("a", str(number - 10)), None) if number != 13 else None
-        night(home, "a", number, version=str(number))
-        collect(home, TRACKER, grace_seconds=0)
-        sizes.append(size_of(home.root))
-    assert max(sizes[15:]) <= 1.2 * sizes[15]
+        outcome = "failed" if number % 7 == 5 else "registered"
+        night(
+            home,
+            "a",
+            number,
+            size=2_000_000,
+            checkpoint=4_000_000,
+            outcome=outcome,
+            version=str(number),
+        )
+        most, made = max(most, size_of(home.root)), made + size_of(home.root) - before
+        age(home, 86_400)
+        if outcome != "failed":
+            collect(home, TRACKER)
+    assert made > 3 * disk
+    assert most < disk
     assert len(entries(home)["a"]) == 5
-    left = {path.name[:4] for path in (home.store / "dataset").glob("[0-9]*")}
-    assert left == {"0003", "0045", "0046", "0047", "0048", "0049"}
+    kept = {"0003", "0045", "0046", "0047", "0048", "0049"}
+    for stage in ("dataset", "tokenization", "training"):
+        assert {path.name[:4] for path in (home.store / stage).glob("[0-9]*")} == kept, stage
+    judged = {path.name[:4] for path in (home.store / "evaluation").glob("[0-9]*")}
+    assert judged == {"0003", *(f"{number:04d}" for number in range(40, 50))}
+    assert {path.name[9:13] for path in home.work.iterdir()} == kept
+    assert {path.name for path in home.reports.iterdir()} == {f"run{int(it)}" for it in judged}
+
+
+def test_a_full_disk_is_collected_before_the_next_run_is_refused(
+    home: Home, versions: dict[tuple[str, str], Registered], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(12):
+        night(home, "a", number, size=2_000_000)
+    age(home, 86_400)
+    disk = size_of(home.root) + 1_000_000
+    monkeypatch.setattr(collecting, "_free_gb", lambda it: (disk - size_of(it.root)) / 1e9)
+    collecting.ensure_free(home, TRACKER, 0.05)
+    assert len(entries(home)["a"]) == 5
+    with pytest.raises(StageFailed, match="Nothing was trained"):
+        collecting.ensure_free(home, TRACKER, 0.15)
 
 
 def test_without_yes_nothing_is_touched(

@@ -39,6 +39,7 @@ class Looking:
         self,
         *,
         trained_at: datetime | None = TRAINED,
+        begun_at: datetime | None = None,
         now: datetime = NOW,
         after_new_rows: int | None = 50,
         after_days: float | None = None,
@@ -50,6 +51,7 @@ class Looking:
             after_new_rows=after_new_rows,
             after_days=after_days,
             trained_at=trained_at,
+            begun_at=begun_at,
             base=base,
             now=now,
         )
@@ -71,7 +73,7 @@ def test_enough_new_rows_ask_once(tmp_path: Path, file: Path) -> None:
     file.write_text(rows(0, 150))
     seen = look()
     assert seen.cause == "50 of 150 rows are new (asked for: 50)"
-    look.watch.asked(seen, NOW)
+    look.watch.asked(NOW)
     assert look().cause is None
     # The run came to nothing: it is asked for again, a day later.
     assert look(now=NOW + timedelta(days=1, minutes=1)).cause is not None
@@ -81,13 +83,98 @@ def test_after_a_training_the_counting_begins_anew(tmp_path: Path, file: Path) -
     look = Looking(tmp_path, type="jsonl", path="rows.jsonl")
     look()
     file.write_text(rows(0, 150))
-    look.watch.asked(look(), NOW)
+    look()
+    look.watch.asked(NOW)
     done = look(trained_at=NOW + timedelta(hours=1), now=NOW + timedelta(hours=2))
     assert (done.new_rows, done.cause) == (0, None)
     file.write_text(rows(0, 200))
     again = look(trained_at=NOW + timedelta(hours=1), now=NOW + timedelta(hours=3))
     assert again.new_rows == 50
     assert again.cause is not None
+
+
+def test_rows_that_arrive_during_a_training_are_new_after_it(tmp_path: Path, file: Path) -> None:
+    look = Looking(tmp_path, type="jsonl", path="rows.jsonl")
+    look()
+    # A person starts one on the hundred rows; it takes six hours, in which 400 come.
+    begun = NOW + timedelta(minutes=5)
+    for quarter in range(1, 24):
+        file.write_text(rows(0, 100 + min(400, 20 * quarter)))
+        look(begun_at=begun, now=NOW + timedelta(minutes=15 * quarter), after_new_rows=500)
+    done = look(trained_at=begun, begun_at=begun, now=NOW + timedelta(hours=6), after_new_rows=500)
+    assert (done.new_rows, done.cause) == (400, None)
+    late = look(
+        trained_at=begun,
+        begun_at=begun,
+        now=NOW + timedelta(days=30),
+        after_new_rows=500,
+        after_days=7,
+    )
+    assert "the data changed (400 new rows)" in str(late.cause)
+    # Of all those looks only a few are kept.
+    assert len(list((tmp_path / "watch").glob("rows-*.npy"))) <= 3
+
+
+def test_a_run_that_failed_is_no_reason_to_forget_what_the_next_one_saw(
+    tmp_path: Path, file: Path
+) -> None:
+    look = Looking(tmp_path, type="jsonl", path="rows.jsonl")
+    look()
+    failed, begun = NOW + timedelta(minutes=5), NOW + timedelta(minutes=50)
+    for quarter in range(1, 9):
+        file.write_text(rows(0, 100 + 10 * quarter))
+        at = NOW + timedelta(minutes=15 * quarter)
+        look(begun_at=begun if at > begun else failed, now=at, after_new_rows=500)
+    done = look(trained_at=begun, begun_at=begun, now=NOW + timedelta(hours=3), after_new_rows=500)
+    # The last look before it was after 45 minutes and saw 130; 180 are there now.
+    assert done.new_rows == 50
+
+
+def test_a_training_that_was_still_reading_when_a_look_ended_may_have_missed_its_rows(
+    tmp_path: Path, file: Path
+) -> None:
+    look = Looking(tmp_path, type="jsonl", path="rows.jsonl")
+    look()
+    begun = NOW + timedelta(minutes=14)
+    file.write_text(rows(0, 130))
+    # This look began before the training and knows nothing of it.
+    look(now=NOW + timedelta(minutes=15))
+    look(begun_at=begun, now=NOW + timedelta(minutes=30))
+    file.write_text(rows(0, 140))
+    look(begun_at=begun, now=NOW + timedelta(minutes=45))
+    done = look(trained_at=begun, begun_at=begun, now=NOW + timedelta(minutes=60))
+    assert done.new_rows == 40
+
+
+def test_data_that_keeps_growing_asks_once_for_a_training_that_does_not_succeed(
+    tmp_path: Path, file: Path
+) -> None:
+    look = Looking(tmp_path, type="jsonl", path="rows.jsonl")
+    look()
+    asked = []
+    for quarter in range(1, 29):
+        file.write_text(rows(0, 100 + 10 * quarter))
+        at = NOW + timedelta(minutes=15 * quarter)
+        if look(now=at).cause:
+            look.watch.asked(at)
+            asked.append(quarter)
+    assert asked == [5]
+    tomorrow = look(now=NOW + timedelta(hours=25, minutes=30))
+    assert tomorrow.new_rows == 280
+    assert tomorrow.cause is not None
+
+
+def test_a_training_that_began_before_the_asking_does_not_answer_it(
+    tmp_path: Path, file: Path
+) -> None:
+    look = Looking(tmp_path, type="jsonl", path="rows.jsonl")
+    look()
+    file.write_text(rows(0, 160))
+    begun, asked = NOW - timedelta(hours=1), NOW + timedelta(minutes=5)
+    assert look(now=asked).cause is not None
+    look.watch.asked(asked)
+    done = look(trained_at=begun, begun_at=begun, now=NOW + timedelta(hours=2))
+    assert (done.new_rows, done.cause) == (60, None)
 
 
 def test_a_window_that_moves_counts_its_new_rows_though_it_does_not_grow(
@@ -120,6 +207,16 @@ def test_a_moved_lock_of_the_base_asks_too(tmp_path: Path, file: Path) -> None:
     look = Looking(tmp_path, type="jsonl", path="rows.jsonl")
     assert look(base="a" * 40).cause is None
     assert look(base="b" * 40).cause == "the base's lock moved to commit bbbbbbbbbbbb"
+
+
+def test_a_lock_that_moves_during_a_training_asks_after_it(tmp_path: Path, file: Path) -> None:
+    look = Looking(tmp_path, type="jsonl", path="rows.jsonl")
+    look(base="a" * 40)
+    begun = NOW + timedelta(minutes=5)
+    for quarter in (1, 2, 3):
+        look(base="b" * 40, begun_at=begun, now=NOW + timedelta(minutes=15 * quarter))
+    done = look(base="b" * 40, begun_at=begun, trained_at=begun, now=NOW + timedelta(hours=1))
+    assert "lock moved" in str(done.cause)
 
 
 def test_the_watermark_of_a_query_counts_what_the_table_gained(tmp_path: Path) -> None:

@@ -89,6 +89,23 @@ def test_bytes_that_changed_on_the_way_are_built_again_and_replaced(
     assert shared_bucket.Object(f"loraline/training/{KEY}/rows.txt").get()["Body"].read() == b"rows"
 
 
+def test_what_a_rule_of_the_bucket_took_is_made_again_and_whole_for_the_next(
+    here: Store, there: Store, shared_bucket: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    here.publish("training", KEY, build())
+    # Rules know ages of files and no folders: the manifest, which is written last, goes last.
+    shared_bucket.Object(f"loraline/training/{KEY}/rows.txt").delete()
+    assert not there.publish("training", KEY, build()).reused
+    assert "made again here" in caplog.text
+
+    for file in shared_bucket.objects.all():
+        file.delete()
+    # Who has it on disk gives it back to the others.
+    assert here.publish("training", KEY, never).reused
+    third = Store(here.root.parent / "third", here.remote)
+    assert third.publish("training", KEY, never).reused
+
+
 def test_a_store_that_is_away_costs_a_warning_and_the_next_run_makes_up_for_it(
     here: Store, there: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

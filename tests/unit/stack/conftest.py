@@ -4,14 +4,18 @@ import json
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
+from flows.stack.alerts import Alerts
 from flows.stack.api import PrefectApi
+from tasks.home import Home
+from tasks.promotion.notices import notices_of
 
 ABSENT = object()
 """What a question for something unknown is answered with."""
@@ -30,6 +34,8 @@ class StandIn:
     events: list[dict[str, Any]] = field(default_factory=list)
     variables: dict[str, Any] = field(default_factory=dict)
     pool_type: str = "process"
+    asked: list[str] = field(default_factory=list)
+    """The paths of all questions."""
 
     @property
     def api(self) -> PrefectApi:
@@ -56,6 +62,7 @@ class StandIn:
         return run
 
     def answer(self, path: str, body: Any) -> Any:
+        self.asked.append(path)
         match path.strip("/").split("/"):
             case ["api", "flow_runs", "filter"]:
                 return self._found(body)
@@ -89,14 +96,26 @@ class StandIn:
         ids = where.get("id", {}).get("any_")
         parents = where.get("parent_flow_run_id", {}).get("any_")
         after = where.get("end_time", {}).get("after_")
-        return [
+        before = where.get("end_time", {}).get("before_")
+        deployments = where.get("deployment_id", {}).get("any_")
+        creators = where.get("created_by", {}).get("id_")
+        names = where.get("state", {}).get("name", {}).get("any_")
+        found = [
             run
             for run in self.runs.values()
             if (kinds is None or run["state"]["type"] in kinds)
             and (ids is None or run["id"] in ids)
             and (parents is None or run.get("parent") in parents)
-            and (after is None or (run["end_time"] or "") > after)
+            and (after is None or (run["end_time"] or "") >= after)
+            and (before is None or "" < (run["end_time"] or "") <= before)
+            and (deployments is None or run["deployment_id"] in deployments)
+            and (creators is None or (run.get("created_by") or {}).get("id") in creators)
+            and (names is None or run["state"]["name"] in names)
         ]
+        if body.get("sort") == "END_TIME_DESC":
+            found.sort(key=lambda run: run["end_time"] or "", reverse=True)
+        start = body.get("offset", 0)
+        return found[start : start + body.get("limit", 200)]
 
 
 @pytest.fixture
@@ -125,3 +144,15 @@ def prefect() -> Iterator[StandIn]:
     yield stand_in
     server.shutdown()
     server.server_close()
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Home:
+    return Home((tmp_path / "home").resolve())
+
+
+@pytest.fixture
+def alerts(state: Home, prefect: Any) -> Alerts:
+    """Of a watchdog that first ran yesterday."""
+    notices = notices_of(state, prefect_api=prefect.url, environ={})
+    return Alerts(state.root / "alerts.json", notices, now=datetime.now(UTC) - timedelta(days=1))

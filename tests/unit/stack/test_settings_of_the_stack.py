@@ -11,7 +11,7 @@ from flows.stack import leftovers, supervisor
 from flows.stack.boot import unit
 from flows.stack.configuration import configuration, socket_file, write_configuration
 from flows.stack.databases import databases, write_ahead
-from flows.stack.exposure import MLFLOW_PASSWORDS, PREFECT_PASSWORD, refuse_open
+from flows.stack.exposure import MLFLOW_PASSWORDS, NO_RESTART, PREFECT_PASSWORD, refuse_open
 from flows.stack.parts import part_environment, parts, prefect_server_settings
 from flows.stack.settings import StackSettings, folder, read_settings, write_settings
 from tasks.errors import UserError
@@ -133,6 +133,25 @@ def test_prefect_takes_every_setting_that_its_server_is_given(state: Home, tmp_p
         assert f"{name}=" in done.stdout
 
 
+def test_prefect_keeps_events_for_three_days_and_runs_for_ninety(
+    state: Home, tmp_path: Path
+) -> None:
+    given = prefect_server_settings(databases(state, {}))
+    told = (
+        "from prefect.settings import get_current_settings; server = get_current_settings().server; "
+        "print(server.events.retention_period.days, server.services.db_vacuum.retention_period.days)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", told],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, **given, "PREFECT_PROFILES_PATH": str(tmp_path / "profiles.toml")},
+        timeout=120,
+    )
+    assert done.stdout.split() == ["3", "90"], done.stderr
+
+
 def test_a_flow_has_the_stacks_addresses_and_none_of_the_servers_secrets(
     state: Home, settings: StackSettings
 ) -> None:
@@ -225,6 +244,7 @@ def test_the_unit_is_one_that_systemd_accepts_and_holds_no_secret(
     text = unit(home, settings, environ)
     assert "geheim" not in text
     assert "Restart=on-failure" in text
+    assert f"RestartPreventExitStatus={NO_RESTART}" in text.splitlines()
     assert '"up" "--foreground"' in text
     # In a command `$` begins a variable, in an environment it is a sign like any other.
     assert "100%% $$pace" in text
@@ -247,9 +267,85 @@ def test_the_unit_is_one_that_systemd_accepts_and_holds_no_secret(
     assert done.returncode == 0, done.stderr
 
 
+@pytest.fixture
+def systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A `systemctl` of one user: what it was asked goes into the file `asked`, its environment is in `given`."""
+    folder = tmp_path / "systemd"
+    folder.mkdir()
+    (folder / "given").write_text("LANG=C.UTF-8\n")
+    program = folder / "systemctl"
+    program.write_text(
+        f'#!/bin/sh\necho "$*" >> "{folder}/asked"\n'
+        f'case "$2" in show-environment) cat "{folder}/given";; esac\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    return folder
+
+
+def at_boot(state: Home, *arguments: str) -> int:
+    """`loraline up --at-boot` as the command line calls it."""
+    import argparse
+
+    from flows.commands import up
+
+    parser = argparse.ArgumentParser()
+    up.add_arguments(parser)
+    project = str(state.root.parent)
+    return up.run(parser.parse_args(["--at-boot", "--project", project, *arguments]))
+
+
+def test_a_unit_that_would_be_open_is_not_installed_and_told_where_passwords_go(
+    state: Home, systemd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LORALINE_HOME", str(state.root))
+    # This shell's passwords are not the unit's.
+    for name in MLFLOW_PASSWORDS:
+        monkeypatch.setenv(name, "of-this-shell")
+    monkeypatch.setenv(PREFECT_PASSWORD, "admin:of-this-shell")
+    with pytest.raises(UserError, match="Nothing was installed") as refused:
+        at_boot(state, "--host", "0.0.0.0")
+    secrets = folder(state) / "environment"
+    assert str(secrets) in str(refused.value)
+    for name in (PREFECT_PASSWORD, *MLFLOW_PASSWORDS):
+        assert name in str(refused.value).partition("Set ")[0]
+    assert not (tmp_path / "config").exists()
+    assert "enable" not in (systemd / "asked").read_text()
+    # Left for the passwords, and closed to others.
+    assert secrets.stat().st_mode & 0o777 == 0o600
+
+    secrets.write_text(
+        f"# {PREFECT_PASSWORD}=nobody:reads-this\n{PREFECT_PASSWORD}='admin:pw'\n"
+        + "".join(f'{name}="a secret"\n' for name in MLFLOW_PASSWORDS[:-1])
+    )
+    with pytest.raises(UserError, match=rf"Not set: {MLFLOW_PASSWORDS[-1]}\."):
+        at_boot(state, "--host", "0.0.0.0")
+    (systemd / "given").write_text(f"LANG=C.UTF-8\n{MLFLOW_PASSWORDS[-1]}=from-environment.d\n")
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: object())
+    assert at_boot(state, "--host", "0.0.0.0") == 0
+    assert (systemd / "asked").read_text().splitlines()[-1] == "--user enable loraline.service"
+
+
+def test_a_unit_whose_passwords_are_gone_is_not_started_again_and_again(tmp_path: Path) -> None:
+    bare = {name: value for name, value in os.environ.items() if "PASSWORD" not in name}
+    bare.pop(PREFECT_PASSWORD, None)
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "flows.cli", "up", "--foreground", "--host", "0.0.0.0"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**bare, "LORALINE_HOME": str(tmp_path / "state")},
+        timeout=120,
+    )
+    assert done.returncode == NO_RESTART, done.stderr
+    assert "Not set: " in done.stderr
+    assert not (tmp_path / "state").exists()
+
+
 def test_without_systemd_the_way_out_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    from flows.stack.boot import refuse_without_systemd
+    from flows.stack.boot import systemd_environment
 
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(UserError, match=r"no systemctl here.*@reboot"):
-        refuse_without_systemd()
+        systemd_environment()

@@ -1,24 +1,24 @@
 """The watchdog: what is dead is closed once, what is busy is left alone, and somebody is told once."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from flows.stack.abandoned import Abandoned
 from flows.stack.alerts import Alert, Alerts
+from flows.stack.api import PrefectApi
 from flows.stack.crashes import AGAIN, Crashes
 from flows.stack.hangs import PATIENCE_SECONDS, Hangs
 from flows.stack.leftovers import FLOW_RUN, PART, STACK, living_flow_runs
 from flows.stack.part_process import count_start, read_starts
-from flows.stack.parts import Part, worker_name
+from flows.stack.parts import POOLS, Part, worker_name
 from flows.stack.reaper import (
     CANCELLING_SECONDS,
     LOOK_SECONDS,
@@ -27,11 +27,9 @@ from flows.stack.reaper import (
     STRAY_SECONDS,
     Reaper,
 )
-from flows.stack.recipes import variable_of
 from flows.stack.restarts import MANY, Restarts
-from flows.stack.silence import Silence, fire_times
+from flows.stack.silent_workers import SilentWorkers
 from flows.watchdog import Check, watch
-from tasks.artifacts import NOTHING_NEW
 from tasks.errors import StageFailed
 from tasks.home import Home
 from tasks.promotion.notices import Notices, notices_of
@@ -45,18 +43,6 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
-
-
-@pytest.fixture
-def state(tmp_path: Path) -> Home:
-    return Home((tmp_path / "home").resolve())
-
-
-@pytest.fixture
-def alerts(state: Home, prefect: Any) -> Alerts:
-    """Of a watchdog that first ran yesterday."""
-    notices = notices_of(state, prefect_api=prefect.url, environ={})
-    return Alerts(state.root / "alerts.json", notices, now=datetime.now(UTC) - timedelta(days=1))
 
 
 def looked(reaper: Reaper, clock: Clock, *seconds: float) -> None:
@@ -125,6 +111,37 @@ def test_a_run_on_another_machine_is_not_ours_to_end(prefect: Any, state: Home) 
         {"name": worker_name("worker"), "status": "ONLINE"},
     ]
     looked(reaper, clock, 0, RUNNING_SECONDS)
+    assert run["state"]["type"] == "CRASHED"
+
+
+@pytest.mark.parametrize("tried_again_elsewhere", [False, True])
+def test_a_run_of_this_machine_is_ours_to_end_after_a_reboot(
+    prefect: Any, state: Home, tried_again_elsewhere: bool
+) -> None:
+    clock, run = Clock(), prefect.add("PENDING", run_count=0)
+    prefect.workers.append({"name": "other-machine-worker", "status": "ONLINE"})
+    Reaper(prefect.api, state, lambda: {run["id"]}, clock=clock)()
+    # It begins to run and dies with the machine before the next look; that of the others lives on.
+    run |= {"state": {"type": "RUNNING", "name": "Running", "message": ""}, "run_count": 1}
+    run["run_count"] += tried_again_elsewhere
+    after = Reaper(prefect.api, state, set, clock=clock)
+    looked(after, clock, 0, RUNNING_SECONDS)
+    assert run["state"]["type"] == ("RUNNING" if tried_again_elsewhere else "CRASHED")
+    # What has ended is remembered no longer.
+    if not tried_again_elsewhere:
+        looked(after, clock, 5)
+        assert run["id"] not in "".join(p.read_text() for p in state.root.rglob("*.json"))
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[1]", '"x"'])
+def test_a_damaged_memory_of_runs_does_not_keep_the_reaper_from_looking(
+    prefect: Any, state: Home, damage: str
+) -> None:
+    clock, run = Clock(), prefect.add("RUNNING")
+    Reaper(prefect.api, state, lambda: {run["id"]}, clock=clock)()
+    (memory,) = state.root.rglob("*this-machine.json")
+    memory.write_text(damage)
+    looked(Reaper(prefect.api, state, set, clock=clock), clock, 0, RUNNING_SECONDS)
     assert run["state"]["type"] == "CRASHED"
 
 
@@ -234,6 +251,62 @@ def test_a_server_that_lives_and_does_not_answer_is_ended_and_told(
     assert [e["payload"]["kind"] for e in prefect.events] == ["part-hung"]
 
 
+def test_a_worker_that_lives_and_is_not_heard_of_is_told_once(
+    prefect: Any, state: Home, alerts: Alerts
+) -> None:
+    clock = Clock()
+    workers = {name: {"name": worker_name(name), "status": "OFFLINE"} for name in POOLS}
+    prefect.workers += workers.values()
+    for name in POOLS:
+        count_start(state, name)
+    # The other one was stopped by a person.
+    look = SilentWorkers(prefect.api, state, alerts, clock, lambda _: {"prefect", "worker"})
+    for seconds in (0, PATIENCE_SECONDS - 1):
+        clock.now += seconds
+        look()
+    alerts.deliver()
+    assert prefect.events == []
+    for _ in range(3):
+        clock.now += 30
+        look()
+    alerts.deliver()
+    (event,) = prefect.events
+    assert (event["payload"]["kind"], event["payload"]["name"]) == ("worker-silent", "worker")
+    assert "has not heard of it for 5 minutes" in event["payload"]["text"]
+
+
+@pytest.mark.parametrize("comfort", ["heard", "started again", "server away"])
+def test_a_worker_gets_its_time_anew(
+    prefect: Any, state: Home, alerts: Alerts, comfort: str
+) -> None:
+    clock, mine = Clock(), {"name": worker_name("worker"), "status": "OFFLINE"}
+    prefect.workers.append(mine)
+    count_start(state, "worker")
+    look = SilentWorkers(prefect.api, state, alerts, clock, lambda _: {"worker"})
+    look()
+    clock.now += PATIENCE_SECONDS - 1
+    if comfort == "heard":
+        mine["status"] = "ONLINE"
+        look()
+        mine["status"] = "OFFLINE"
+    elif comfort == "started again":
+        count_start(state, "worker")
+    else:
+        look.api = PrefectApi("http://127.0.0.1:9/api")
+        with pytest.raises(StageFailed):
+            look()
+        look.api = prefect.api
+    look()
+    clock.now += PATIENCE_SECONDS - 1
+    look()
+    alerts.deliver()
+    assert prefect.events == []
+    clock.now += 1
+    look()
+    alerts.deliver()
+    assert len(prefect.events) == 1
+
+
 def test_a_run_in_a_container_is_not_looked_for_among_processes(prefect: Any, state: Home) -> None:
     prefect.pool_type = "docker"
     clock, run = Clock(), prefect.add("RUNNING")
@@ -271,14 +344,14 @@ def test_a_killed_command_line_run_is_closed_in_mlflow_and_in_prefect(
     )
     run_id = done.stdout.strip()
     assert done.returncode == -signal.SIGKILL, done.stderr
-    reaper = Reaper(prefect.api, state, set, clock=Clock())
-    reaper()
+    look = Abandoned(prefect.api, state, set)
+    look()
     assert Tracker(state).client.get_run(run_id).info.status == "KILLED"
     assert run["state"]["type"] == "CRASHED"
     assert not list(state.locks.glob("mlflow-run-*"))
     # A second look finds nothing more to do.
     run["state"] = {"type": "RUNNING", "name": "Running", "message": ""}
-    reaper()
+    look()
     assert run["state"]["type"] == "RUNNING"
 
 
@@ -424,112 +497,6 @@ def test_a_receiver_that_is_away_is_asked_less_and_less_often(
     assert len(caplog.records) > an_hour
 
 
-def a_schedule(minutes_ago: float, **schedule: Any) -> dict[str, Any]:
-    created = (datetime.now(UTC) - timedelta(minutes=minutes_ago)).isoformat()
-    return {
-        "id": "s",
-        "active": True,
-        "created": created,
-        "updated": created,
-        "slug": "small",
-        "parameters": {"recipe": "recipes/small.yaml"},
-        "schedule": schedule,
-    }
-
-
-def test_two_periods_without_success_are_told_once(prefect: Any, alerts: Alerts) -> None:
-    schedule = a_schedule(200, cron="0 * * * *", timezone="Europe/Berlin")
-    prefect.deployments.append({"id": "d", "name": "retrain", "schedules": [schedule]})
-    # Success of another recipe is no comfort.
-    prefect.add("COMPLETED", parameters={"recipe": "recipes/other.yaml"})
-    look = Silence(prefect.api, alerts, started=datetime.now(UTC) - timedelta(days=2))
-    look()
-    look()
-    alerts.deliver()
-    assert [e["payload"]["name"] for e in prefect.events] == ["small"]
-    assert "2 periods" in prefect.events[0]["payload"]["text"]
-
-
-def test_a_schedule_that_was_paused_once_is_still_told_apart_from_others(
-    prefect: Any, alerts: Alerts
-) -> None:
-    # Prefect empties the parameters of a schedule that somebody pauses and resumes.
-    prefect.variables[variable_of("small")] = {"schedule": "small", "recipe": "recipes/small.yaml"}
-    schedule = a_schedule(200, cron="0 * * * *", timezone="UTC") | {"parameters": {}}
-    prefect.deployments.append({"id": "d", "name": "retrain", "schedules": [schedule]})
-    other = prefect.add("COMPLETED", created_by={"type": "SCHEDULE", "display_value": "other"})
-    look = Silence(prefect.api, alerts, started=datetime.now(UTC) - timedelta(days=2))
-    look()
-    alerts.deliver()
-    assert [e["payload"]["name"] for e in prefect.events] == ["small"]
-    # Its own runs count, and what is repeated after a crash knows its recipe.
-    crashed = prefect.add("CRASHED", deployment_id="d")
-    for run in (other, crashed):
-        run["created_by"] = {"type": "SCHEDULE", "display_value": "small"}
-    Crashes(prefect.api, alerts)()
-    (created,) = prefect.created.values()
-    assert created["parameters"] == {"recipe": "recipes/small.yaml"}
-    prefect.events.clear()
-    schedule["updated"] = (datetime.now(UTC) - timedelta(minutes=199)).isoformat()
-    look()
-    alerts.deliver()
-    assert [e["payload"]["kind"] for e in prefect.events] == ["crashed"]
-
-
-@pytest.mark.parametrize("comfort", ["success", "paused", "young stack", "inactive", "resumed"])
-def test_there_is_no_alarm_without_a_reason(prefect: Any, alerts: Alerts, comfort: str) -> None:
-    schedule = a_schedule(5 if comfort == "resumed" else 200, cron="0 * * * *", timezone="UTC")
-    schedule["active"] = comfort != "inactive"
-    prefect.deployments.append(
-        {"id": "d", "name": "retrain", "paused": comfort == "paused", "schedules": [schedule]}
-    )
-    if comfort == "success":
-        prefect.add("COMPLETED", parameters={"recipe": "recipes/small.yaml", "force": False})
-    started = datetime.now(UTC) - timedelta(days=0 if comfort == "young stack" else 2)
-    Silence(prefect.api, alerts, started=started)()
-    alerts.deliver()
-    assert not prefect.events
-
-
-def test_a_run_that_gave_way_to_one_that_hangs_is_no_success(prefect: Any, alerts: Alerts) -> None:
-    schedule = a_schedule(200, cron="0 * * * *", timezone="UTC")
-    prefect.deployments.append({"id": "d", "name": "retrain", "schedules": [schedule]})
-    mine = {"parameters": {"recipe": "recipes/small.yaml"}}
-    skipped = prefect.add("COMPLETED", **mine)
-    skipped["state"] |= {"name": "Skipped", "message": "small is being trained by small · nightly"}
-    look = Silence(prefect.api, alerts, started=datetime.now(UTC) - timedelta(days=2))
-    look()
-    alerts.deliver()
-    assert [e["payload"]["kind"] for e in prefect.events] == ["no-success"]
-
-
-def test_a_run_that_found_nothing_new_is_a_success(prefect: Any, alerts: Alerts) -> None:
-    schedule = a_schedule(200, cron="0 * * * *", timezone="UTC")
-    prefect.deployments.append({"id": "d", "name": "retrain", "schedules": [schedule]})
-    skipped = prefect.add("COMPLETED", parameters={"recipe": "recipes/small.yaml"})
-    skipped["state"] |= {
-        "name": "Skipped",
-        "message": f"{NOTHING_NEW} since version 7 of small was registered.",
-    }
-    Silence(prefect.api, alerts, started=datetime.now(UTC) - timedelta(days=2))()
-    alerts.deliver()
-    assert not prefect.events
-
-
-def test_a_weekend_is_no_silence_for_a_schedule_of_working_days() -> None:
-    friday = datetime(2026, 11, 20, 3, tzinfo=UTC)
-    times = fire_times({"cron": "0 2 * * 1-5", "timezone": "UTC"}, friday)
-    assert [next(times).day, next(times).day] == [23, 24]
-
-
-def test_an_interval_is_counted_from_its_anchor() -> None:
-    times = fire_times(
-        {"interval": 3600.0, "anchor_date": "2026-01-01T00:30:00Z"},
-        datetime(2026, 11, 20, 3, tzinfo=UTC),
-    )
-    assert next(times) == datetime(2026, 11, 20, 3, 30, tzinfo=UTC)
-
-
 def test_a_part_that_dies_again_and_again_is_told(
     prefect: Any, state: Home, alerts: Alerts
 ) -> None:
@@ -579,8 +546,12 @@ def test_a_check_that_fails_neither_ends_the_watchdog_nor_fills_its_log(
     assert sum("could not be made: KeyError" in r.message for r in caplog.records) == 1
 
 
-def test_without_a_receiver_nothing_piles_up(state: Home) -> None:
+def test_an_alert_waits_for_a_process_that_knows_a_receiver(state: Home, prefect: Any) -> None:
+    """As from a run whose worker has no webhooks, and the watchdog that has them."""
     alerts = Alerts(state.root / "alerts.json", Notices(state.root / "outbox"))
     assert alerts.tell(Alert("failed", "x", "x", "x"))
-    assert not (state.root / "outbox").exists()
-    shutil.rmtree(state.root)
+    assert alerts.deliver() == 1
+    knows = notices_of(state, prefect_api=prefect.url, environ={})
+    assert Alerts(state.root / "alerts.json", knows).deliver() == 0
+    assert len(prefect.events) == 1
+    assert not list((state.root / "outbox").glob("[0-9]*.json"))

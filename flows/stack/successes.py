@@ -1,0 +1,67 @@
+"""The last success of each recipe, as Prefect tells it: read once, then only what is new."""
+
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from flows.stack.api import Json, PrefectApi, utc
+from flows.stack.recipes import recipe_of_run
+from tasks.artifacts import NOTHING_NEW
+
+NOTHING_DUE = "Nothing due"
+"""Name of the state in which a look of `watch-data` ends that finds no training due, and none awaited."""
+OVERLAP = timedelta(hours=1)
+"""A run that ended while the server was away gets its end afterwards, with the time at which it ended."""
+
+
+@dataclass
+class Successes:
+    """Of the runs of some deployments. The number of runs that Prefect keeps does not matter."""
+
+    api: PrefectApi
+    _last: dict[str, Json] = field(default_factory=dict)
+    """Recipe -> its newest success."""
+    _read_to: datetime | None = None
+
+    def read(self, deployments: list[str]) -> None:
+        """Take in what has ended since the last time. Raises: StageFailed when Prefect does not answer."""
+        where: Json = {
+            "state": {"type": {"any_": ["COMPLETED"]}},
+            "deployment_id": {"any_": deployments},
+        }
+        if self._read_to is not None:
+            where["end_time"] = {"after_": (self._read_to - OVERLAP).isoformat()}
+        for run in self.api.flow_runs(where):
+            if not run.get("end_time"):
+                continue
+            ended = utc(run["end_time"])
+            if _is_success(run["state"]) and (recipe := recipe_of_run(self.api, run)):
+                before = self._last.get(recipe)
+                if before is None or utc(before["end_time"]) <= ended:
+                    self._last[recipe] = run
+            self._read_to = max(self._read_to or ended, ended)
+
+    def of(self, recipe: str | None) -> Json | None:
+        """The newest run of the recipe that ended well, or found that there was nothing to do."""
+        return self._last.get(recipe) if recipe else None
+
+    def quiet_look(self, deployment: str, schedule: str) -> Json | None:
+        """The newest look at the data in which nothing was due. Raises: as `read`."""
+        found = self.api.ask(
+            "POST",
+            "/flow_runs/filter",
+            {
+                "flow_runs": {
+                    "deployment_id": {"any_": [deployment]},
+                    "created_by": {"id_": [schedule]},
+                    "state": {"name": {"any_": [NOTHING_DUE]}},
+                },
+                "sort": "END_TIME_DESC",
+                "limit": 1,
+            },
+        )
+        return found[0] if found else None
+
+
+def _is_success(state: Json) -> bool:
+    """A run that gave way to another, which may hang for ever, has achieved nothing itself."""
+    return state["name"] != "Skipped" or str(state.get("message")).startswith(NOTHING_NEW)

@@ -1,0 +1,274 @@
+"""New data asks for one training at a time, and a run that comes after the answer ends at once."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tasks.artifacts import Outcome
+from tasks.home import Home, home
+from tasks.progress import announce
+from tasks.retention.ledger import recorded
+from tasks.turn import adapter_turn
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+
+def rows(start: int, stop: int) -> str:
+    return "".join(
+        json.dumps({"prompt": f"question {n}", "completion": f"answer {n}"}) + "\n"
+        for n in range(start, stop)
+    )
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, starter: Path) -> Path:
+    """One that fifty new rows start; its name is the test's own."""
+    path = tmp_path / "asked.yaml"
+    (tmp_path / "rows.jsonl").write_text(rows(0, 100))
+    path.write_text(
+        f"name: {name_of(tmp_path)}\nbase: {starter}\n"
+        "dataset: {sources: [{type: jsonl, path: rows.jsonl}]}\nschedule: {after_new_rows: 50}\n"
+    )
+    return path
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The reasons of the events that would have been posted."""
+    from flows import watch_data
+
+    reasons: list[str] = []
+    monkeypatch.setattr(
+        watch_data, "ask_for_retraining", lambda _name, _path, reason: reasons.append(reason)
+    )
+    return reasons
+
+
+def name_of(folder: Path) -> str:
+    return folder.name.replace("_", "-")
+
+
+def look(recipe: Path) -> Any:
+    from flows.watch_data import watch_data
+
+    return watch_data(str(recipe), return_state=True)
+
+
+def trained(recipe: Path) -> None:
+    with recorded(home(), name_of(recipe.parent), 5):
+        announce("outcome", outcome=Outcome(outcome="registered", reason="").model_dump())
+
+
+def deployed_run(recipe: Path, due_in: timedelta | None = None, **more: Any) -> Any:
+    """A run of the deployment that has not begun."""
+    from prefect.client.orchestration import get_client
+    from prefect.states import Scheduled
+
+    from flows.deploying import apply_deployments
+
+    apply_deployments(Home(recipe.parent / "home"), [])
+    state: Any = None if due_in is None else Scheduled(scheduled_time=datetime.now(UTC) + due_in)
+    with get_client(sync_client=True) as client:
+        there = client.read_deployment_by_name("retrain/retrain")
+        return client.create_flow_run_from_deployment(
+            there.id, parameters={"recipe": str(recipe)}, state=state, **more
+        )
+
+
+def test_nobody_is_asked_while_the_adapter_is_trained(recipe: Path, asked: list[str]) -> None:
+    trained(recipe)
+    assert look(recipe).name == "Nothing due"
+    (recipe.parent / "rows.jsonl").write_text(rows(0, 160))
+    state: Any
+    with adapter_turn(home(), name_of(recipe.parent), run="small · nightly"):
+        state = look(recipe)
+    assert not asked
+    assert state.name == "Completed"
+    assert "60 of 160 rows are new" in state.message
+    assert "is being trained" in state.message
+    # It failed: what it left is asked for now, and once.
+    assert look(recipe).result()["asked"]
+    (recipe.parent / "rows.jsonl").write_text(rows(0, 400))
+    state = look(recipe)
+    assert asked == ["data: 60 of 160 rows are new (asked for: 50)"]
+    assert state.name == "Completed"
+    assert "A training was asked for at" in state.message
+
+
+def test_nobody_is_asked_while_a_run_of_the_recipe_waits_for_a_worker(
+    recipe: Path, asked: list[str]
+) -> None:
+    from prefect.client.orchestration import get_client
+
+    deployed_run(recipe.with_name("other.yaml"))
+    deployed_run(recipe, due_in=timedelta(hours=3))
+    waits = deployed_run(recipe)
+    state: Any = look(recipe)
+    assert not asked
+    assert f"The run {waits.name} is to train it" in state.message
+    with get_client(sync_client=True) as client:
+        client.delete_flow_run(waits.id)
+    look(recipe)
+    assert len(asked) == 1
+
+
+def test_two_looks_at_once_are_one(recipe: Path, asked: list[str]) -> None:
+    from tasks.dataset.watching import Watch
+
+    folder = home().root / "watch" / name_of(recipe.parent)
+    with Watch(folder, folder).alone() as first:
+        assert first
+        assert look(recipe).name == "Skipped"
+    assert not asked
+    look(recipe)
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("overrides", [(), ("seed=5",)], ids=["recipe", "other settings"])
+@pytest.mark.parametrize("when", ["before", "while it waits", "never"])
+def test_a_run_that_an_event_asked_for_trains_only_what_no_success_has_seen(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, when: str, overrides: tuple[str, ...]
+) -> None:
+    from prefect.flow_engine import run_flow
+    from prefect.states import Completed
+
+    import flows.retrain as retraining
+    from flows import orderly
+    from flows.stack.crashes import AGAIN
+
+    if when == "before":
+        trained(recipe)
+    # As an automation's, for all that is asked of it here.
+    run = deployed_run(recipe, tags=[AGAIN])
+    if when == "while it waits":
+        trained(recipe)
+    facts = SimpleNamespace(force=False, overrides=overrides)
+    keeps = SimpleNamespace(min_free_gb=0.0, keep_runs=5)
+    record: Any = SimpleNamespace(
+        home=home(),
+        facts=facts,
+        tracker=SimpleNamespace(uri="sqlite:///none.db"),
+        recipe=SimpleNamespace(name=name_of(recipe.parent), retention=keeps),
+    )
+
+    def train(*_: object) -> Any:
+        with orderly.orderly(record):
+            return Completed(name="Trained", data={})
+
+    monkeypatch.setattr(retraining, "_retrained", train)
+    monkeypatch.setattr(orderly, "_collect", lambda _: None)
+    state: Any = run_flow(
+        retraining.retrain, flow_run=run, parameters=run.parameters, return_type="state"
+    )
+    answered = when == "while it waits" and not overrides
+    assert state.name == ("Skipped" if answered else "Trained")
+    if answered:
+        assert "ended well, has done that" in str(state.message)
+
+
+def test_the_server_tells_the_last_success_and_the_last_look_that_found_nothing_due(
+    recipe: Path,
+) -> None:
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_URL
+    from prefect.states import Completed, Running
+
+    from flows.deploying import apply_deployments
+    from flows.stack.api import PrefectApi, utc
+    from flows.stack.successes import NOTHING_DUE, Successes
+
+    apply_deployments(Home(recipe.parent / "home"), [recipe])
+    other = deployed_run(recipe.with_name("other.yaml"))
+    run = deployed_run(recipe)
+    successes = Successes(PrefectApi(str(PREFECT_API_URL.value())))
+    with get_client(sync_client=True) as client:
+        retrain = client.read_deployment_by_name("retrain/retrain")
+        ends: list[Any] = [(run, Completed()), (other, Completed(name="Skipped"))]
+        for one, state in ends:
+            client.set_flow_run_state(one.id, Running(), force=True)
+            client.set_flow_run_state(one.id, state, force=True)
+        for _ in range(2):
+            successes.read([str(retrain.id)])
+        success = successes.of(str(recipe))
+        assert success is not None
+        assert success["id"] == str(run.id)
+        assert successes.of(str(recipe.with_name("other.yaml"))) is None
+        # The looks of its schedule, one with nothing to do and two later ones with something.
+        watch = client.read_deployment_by_name("watch-data/watch-data")
+        body = {
+            "start_time": (datetime.now(UTC) - timedelta(hours=2)).isoformat(),
+            "end_time": datetime.now(UTC).isoformat(),
+            "min_runs": 3,
+            "max_runs": 3,
+        }
+        path: Any = f"/deployments/{watch.id}/schedule"
+        client.request("POST", path, json=body)
+        name = name_of(recipe.parent)
+        looks = [
+            it
+            for it in client.read_flow_runs(limit=200)
+            if it.created_by and it.created_by.display_value == name
+        ]
+        (schedule,) = {it.created_by.id for it in looks if it.created_by}
+        assert successes.quiet_look(str(watch.id), str(schedule)) is None
+        for one, state_name in zip(looks, (NOTHING_DUE, None, None), strict=False):
+            client.set_flow_run_state(one.id, Running(), force=True)
+            client.set_flow_run_state(one.id, Completed(name=state_name), force=True)
+    quiet = successes.quiet_look(str(watch.id), str(schedule))
+    assert quiet is not None
+    assert quiet["id"] == str(looks[0].id)
+    assert datetime.now(UTC) - utc(quiet["end_time"]) < timedelta(minutes=5)
+
+
+def test_a_crashed_run_of_a_schedule_is_listed_by_how_its_repetition_went(recipe: Path) -> None:
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_URL
+    from prefect.states import Completed, Crashed, Running
+
+    from flows.commands.schedules import list_schedules
+    from flows.deploying import apply_deployments
+    from flows.stack.alerts import Alerts
+    from flows.stack.api import PrefectApi
+    from flows.stack.crashes import Crashes
+    from tasks.promotion.notices import Notices
+
+    name = name_of(recipe.parent)
+    recipe.write_text(recipe.read_text().replace("after_new_rows: 50", 'cron: "0 2 * * *"'))
+    apply_deployments(Home(recipe.parent / "home"), [recipe])
+
+    def listed() -> Any:
+        return next(row["last_outcome"] for row in list_schedules() if row["name"] == name)
+
+    alerts = Alerts(
+        recipe.parent / "alerts.json",
+        Notices(recipe.parent / "outbox"),
+        now=datetime.now(UTC) - timedelta(days=1),
+    )
+    with get_client(sync_client=True) as client:
+        there = client.read_deployment_by_name("retrain/retrain")
+        start = datetime.now(UTC) - timedelta(days=2)
+        body = {"start_time": start.isoformat(), "min_runs": 1, "max_runs": 1}
+        path: Any = f"/deployments/{there.id}/schedule"
+        client.request("POST", path, json=body)
+        run = next(
+            it
+            for it in client.read_flow_runs(limit=200)
+            if it.created_by and it.created_by.display_value == name
+        )
+        states: list[Any] = [Running(), Crashed(message="killed")]
+        for state in states:
+            client.set_flow_run_state(run.id, state, force=True)
+        Crashes(PrefectApi(str(PREFECT_API_URL.value())), alerts)()
+        again = next(
+            it for it in client.read_flow_runs(limit=200) if it.idempotency_key == f"again-{run.id}"
+        )
+        # Not begun: nobody knows yet how it goes.
+        assert listed() == "Crashed"
+        client.set_flow_run_state(again.id, Running(), force=True)
+        assert listed() == "Running"
+        client.set_flow_run_state(again.id, Completed(), force=True)
+        assert listed() == "Completed"

@@ -1,0 +1,152 @@
+"""Prefect forgets the runs that looked and found nothing after a day, and those that tell something stay."""
+
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from flows.stack import old_runs
+from flows.stack.api import PrefectApi
+from flows.stack.old_runs import NOTHING_FOUND, OldRuns
+from flows.stack.successes import NOTHING_DUE
+from tasks.errors import StageFailed
+
+DAYS_AGO_2 = timedelta(days=2)
+
+
+class Patient(PrefectApi):
+    """Asks again while a server on SQLite is busy with its own services."""
+
+    def ask(self, method: str, path: str, body: Any = None) -> Any:
+        for _ in range(60):
+            try:
+                return super().ask(method, path, body)
+            except StageFailed as error:
+                if "status 503" not in str(error):
+                    raise
+            time.sleep(1)
+        return super().ask(method, path, body)
+
+
+@pytest.fixture
+def api(prefect_server: None) -> PrefectApi:
+    from prefect.settings import PREFECT_API_URL
+
+    return Patient(str(PREFECT_API_URL.value()))
+
+
+@pytest.fixture
+def deployments(api: PrefectApi) -> dict[str, str]:
+    """Of the names that the stack has, without their flows."""
+    found = {}
+    for name in ("reconcile-registry", "watch-data", "retrain"):
+        flow = api.ask("POST", "/flows/", {"name": f"old-{name}"})["id"]
+        body = {"name": name, "flow_id": flow, "entrypoint": "a.b"}
+        found[name] = api.ask("POST", "/deployments/", body)["id"]
+    return found
+
+
+def run(
+    api: PrefectApi,
+    deployment: str,
+    message: str,
+    ago: timedelta = DAYS_AGO_2,
+    *,
+    begun: bool = True,
+    **state: str,
+) -> str:
+    """One that ended so."""
+    then = (datetime.now(UTC) - ago).isoformat()
+    due = {"type": "SCHEDULED", "state_details": {"scheduled_time": then}}
+    body = {"state": due}
+    made = api.ask("POST", f"/deployments/{deployment}/create_flow_run", body)["id"]
+    final = {"type": "COMPLETED", "name": "Completed", **state}
+    steps = [{"type": "RUNNING"}, final] if begun else [final]
+    for step in steps:
+        wanted = {"state": {**step, "message": message}, "force": True}
+        api.ask("POST", f"/flow_runs/{made}/set_state", wanted)
+    return str(made)
+
+
+def left(api: PrefectApi, runs: list[str]) -> set[str]:
+    return {it["id"] for it in api.flow_runs({"id": {"any_": runs}})}
+
+
+def test_only_looks_that_found_nothing_go_and_only_after_a_day(
+    api: PrefectApi, deployments: dict[str, str]
+) -> None:
+    look, watch = deployments["reconcile-registry"], deployments["watch-data"]
+    goes = [
+        run(api, look, "2 models, nothing moved"),
+        run(api, look, "one at a time", begun=False, type="CANCELLED", name="Cancelled"),
+        run(api, watch, "Nothing is new. No training is due.", name=NOTHING_DUE),
+    ]
+    stays = [
+        run(api, look, "2 models, nothing moved", timedelta(hours=23)),
+        run(api, look, "support: promoted version 3"),
+        run(api, look, "the champion does not load, nothing moved", name="Alert"),
+        run(api, look, "nothing moved", type="FAILED", name="Failed"),
+        run(api, look, "a person ended it", type="CANCELLED", name="Cancelled"),
+        run(api, watch, "600 rows are new. 600 new rows."),
+        run(api, deployments["retrain"], "nothing moved"),
+    ]
+    forget = OldRuns(api)
+    forget()
+    assert left(api, goes + stays) == set(stays)
+    # What stayed is not read again, and what comes meanwhile still goes.
+    late = run(api, look, "2 models, nothing moved", timedelta(days=1, hours=1))
+    assert forget() == 1
+    assert left(api, [late]) == set()
+    assert left(api, stays) == set(stays)
+
+
+def test_many_go_in_pages_however_many_between_them_stay(
+    api: PrefectApi, deployments: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(old_runs, "PAGE", 3)
+    monkeypatch.setattr(old_runs, "_AT_ONCE", 2)
+    look = deployments["reconcile-registry"]
+    stays: list[str] = []
+    goes: list[str] = []
+    for number in range(12):
+        kept = number < 4 or number % 5 == 0
+        message = "support: promoted" if kept else "1 models, nothing moved"
+        made = run(api, look, message, timedelta(days=9, minutes=-number))
+        (stays if kept else goes).append(made)
+    forget = OldRuns(api)
+    looks = [forget() for _ in range(10)]
+    assert max(looks) <= 3
+    assert left(api, goes + stays) == set(stays)
+
+
+def test_a_server_that_is_away_is_a_look_that_failed() -> None:
+    with pytest.raises(StageFailed, match="does not answer"):
+        OldRuns(PrefectApi("http://127.0.0.1:9/api"))()
+
+
+def test_the_flows_say_it_in_the_words_that_are_looked_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import flows.reconcile_registry as reconcile
+    import flows.watch_data as watch
+
+    for name in ("close_expired", "reachable_tracker", "verifier"):
+        monkeypatch.setattr(reconcile, name, lambda *_: [])
+    monkeypatch.setattr(reconcile, "reconcile_models", lambda *_, **__: [])
+    state = reconcile.reconcile_registry.fn()
+    name, told = NOTHING_FOUND["reconcile-registry"]
+    assert state.name == name
+    assert told in str(state.message)
+
+    schedule = SimpleNamespace(after_new_rows=5, after_days=None)
+    base = SimpleNamespace(is_local=True)
+    recipe: Any = SimpleNamespace(name="a", dataset=None, base=base, schedule=schedule)
+    monkeypatch.setenv("LORALINE_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(watch, "load_recipe", lambda _: recipe)
+    seen = SimpleNamespace(cause=None, told="Nothing is new", new_rows=0, asked_at=None)
+    monkeypatch.setattr(watch, "look_at_sources", lambda *_, **__: seen)
+    state = watch.watch_data.fn(str(tmp_path / "recipe.yaml"))
+    assert state.name == NOTHING_FOUND["watch-data"][0]

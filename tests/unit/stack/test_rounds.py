@@ -1,0 +1,207 @@
+"""The watchdog's rounds: a stranger that says nothing does not keep it waiting, and it does not stand still."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.stack import abandoned, supervisor
+from flows.stack.alerts import Alert, Alerts
+from flows.stack.aside import LONG_SECONDS, Aside
+from flows.stack.round_limit import EXIT_CODE
+from flows.watchdog import checks
+from tasks import run_lease
+from tasks.errors import StageFailed
+from tasks.home import Home
+from tasks.promotion import delivery
+from tasks.promotion.notices import notices_of
+
+
+@pytest.fixture(autouse=True)
+def _no_supervisor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "infos", lambda _: None)
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """A server that accepts and never answers."""
+    listening = socket.socket()
+    listening.bind(("127.0.0.1", 0))
+    listening.listen(50)
+    yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    listening.close()
+
+
+def take_turns(state: Home, environ: dict[str, str]) -> float:
+    """One round of all checks of the watchdog; how many seconds it took."""
+    all_checks = checks(state, environ)
+    began = time.monotonic()
+    for check in all_checks:
+        check.take_turn(0.0)
+    took = time.monotonic() - began
+    for check in all_checks:
+        if isinstance(check.look, Aside) and check.look._thread is not None:
+            check.look._thread.join(60)
+    return took
+
+
+def test_a_silent_webhook_keeps_no_check_waiting(
+    prefect: Any, state: Home, silent: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "TIMEOUT_SECONDS", 3.0)
+    environ = {"PREFECT_API_URL": prefect.url, "LORALINE_WEBHOOKS": f"{silent}/hook"}
+    notices = notices_of(state, prefect_api=None, environ=environ)
+    for n in range(4):
+        Alerts(state.root / "a.json", notices).tell(Alert("failed", str(n), "x", "x"))
+    began = time.monotonic()
+    assert take_turns(state, environ) < 2
+    # One attempt, however many notices wait.
+    assert 2.5 < time.monotonic() - began < 5.5
+    assert len(list((state.root / "outbox").glob("[0-9]*.json"))) == 4
+
+
+def test_an_mlflow_that_hangs_keeps_no_check_waiting(
+    prefect: Any, state: Home, silent: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {**abandoned.CLIENT, "MLFLOW_HTTP_REQUEST_TIMEOUT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", silent)
+    state.locks.mkdir(parents=True)
+    run_lease.take(state, "0" * 32).release()
+    assert take_turns(state, {"PREFECT_API_URL": prefect.url}) < 2
+    # Nobody has closed it: the next look tries again.
+    assert list(run_lease.abandoned(state)) == ["0" * 32]
+    # What the watchdog itself waits: two attempts, and a pause.
+    assert 2 * abandoned.ANSWER_SECONDS + 5 < 30
+    assert abandoned.CLIENT["MLFLOW_HTTP_REQUEST_TIMEOUT"] == str(abandoned.ANSWER_SECONDS)
+
+
+def test_a_receiver_that_is_away_is_asked_once_a_round_and_the_other_gets_everything(
+    prefect: Any, state: Home, silent: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "TIMEOUT_SECONDS", 1.0)
+    notices = notices_of(
+        state, prefect_api=prefect.url, environ={"LORALINE_WEBHOOKS": f"{silent}/hook"}
+    )
+    alerts = Alerts(state.root / "a.json", notices)
+    for n in range(5):
+        alerts.tell(Alert("failed", str(n), "x", "x"))
+    began = time.monotonic()
+    assert alerts.deliver() == 5
+    assert time.monotonic() - began < 2
+    assert len(prefect.events) == 5
+
+
+def test_what_is_told_during_a_delivery_is_delivered_by_the_next(
+    state: Home, prefect: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = notices_of(state, prefect_api="http://127.0.0.1:9/api", environ={})
+    alerts = Alerts(state.root / "a.json", away, clock=lambda: 0.0)
+    alerts.tell(Alert("failed", "one", "x", "x"))
+    rounds: list[int] = []
+    deliver = type(away).deliver
+
+    def meanwhile(self: Any, **more: Any) -> int:
+        rounds.append(len(rounds))
+        if len(rounds) == 1:
+            alerts.tell(Alert("failed", "two", "x", "x"))
+        return deliver(self, **more)
+
+    monkeypatch.setattr(type(away), "deliver", meanwhile)
+    for _ in range(4):
+        alerts.deliver()
+    assert len(rounds) == 2
+
+
+def test_a_look_aside_is_one_at_a_time_and_its_error_is_raised_until_it_works() -> None:
+    gate, clock, looks, is_away = threading.Event(), [0.0], 0, True
+
+    def look() -> None:
+        nonlocal looks
+        looks += 1
+        gate.wait(30)
+        if is_away:
+            raise StageFailed("MLflow does not answer")
+
+    aside = Aside(look, clock=lambda: clock[0])
+
+    def ended() -> None:
+        gate.set()
+        assert aside._thread is not None
+        aside._thread.join(30)
+        gate.clear()
+
+    aside()
+    aside()
+    assert looks == 1
+    clock[0] = LONG_SECONDS + 1
+    with pytest.raises(StageFailed, match="under way since"):
+        aside()
+    ended()
+    depths = set()
+    for _ in range(3):
+        with pytest.raises(StageFailed, match="does not answer") as found:
+            aside()
+        depths.add(len(found.traceback))
+    assert looks == 2
+    # For months the same error: its trace must not grow.
+    assert len(depths) == 1
+    is_away = False
+    ended()
+    aside()
+    assert looks == 3
+    ended()
+
+
+def test_a_round_that_stands_still_ends_the_process_and_says_where(tmp_path: Path) -> None:
+    script = (
+        "import logging, sys, time; from pathlib import Path\n"
+        "from flows.stack.round_limit import RoundLimit\n"
+        "from flows.watchdog import Check, watch\n"
+        "logging.basicConfig()\n"
+        "def stuck():\n    time.sleep(600)\n"
+        "quick = Check('quick', 0, lambda: time.sleep(0.3))\n"
+        "watch([quick], Path(sys.argv[1]), rounds=3, sleep=lambda _: time.sleep(0.5),\n"
+        "      limit=RoundLimit(1.0))\n"
+        "print('three rounds', flush=True)\n"
+        "watch([quick, Check('stuck one', 0, stuck)], Path(sys.argv[1]), limit=RoundLimit(1.0))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "stack" / "beat")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ},
+    )
+    assert done.returncode == EXIT_CODE, done.stderr
+    # Rounds that end are no standstill, however many there are.
+    assert done.stdout == "three rounds\n"
+    assert "the check stuck one" in done.stderr
+    assert "in stuck" in done.stderr
+
+
+def test_a_receiver_that_answers_nonsense_stops_nothing(state: Home) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def answer() -> None:
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        address = f"http://127.0.0.1:{listening.getsockname()[1]}/hook"
+        notices = notices_of(state, prefect_api=None, environ={"LORALINE_WEBHOOKS": address})
+        alerts = Alerts(state.root / "a.json", notices)
+        alerts.tell(Alert("failed", "one", "x", "x"))
+        assert alerts.deliver() == 1
+    (kept,) = (state.root / "outbox").glob("[0-9]*.json")
+    assert json.loads(kept.read_text())["entry"]["name"] == "x"
