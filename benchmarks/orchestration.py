@@ -1,8 +1,7 @@
-"""What Prefect costs: the flow against its stages as plain functions, a server of our own, and a soak."""
+"""What Prefect costs: the flow against its stages as plain functions, a server of our own, and scheduled runs."""
 
 import contextlib
 import os
-import resource
 import socket
 import statistics
 import subprocess
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import Result, main, ratio
+from scheduled_runs import stack
 
 from tasks.cores import available_cores
 
@@ -47,8 +47,8 @@ flow(lambda: 1, name="nothing")()
 
 
 @contextlib.contextmanager
-def _server(folder: Path) -> Iterator[int]:
-    """A Prefect server on SQLite, with its scheduler; yields its process id."""
+def _server(folder: Path) -> Iterator[None]:
+    """A Prefect server on SQLite, with its scheduler."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -69,7 +69,7 @@ def _server(folder: Path) -> Iterator[int]:
             if process.poll() is not None or time.monotonic() > deadline:
                 raise SystemExit((folder / "server.log").read_text())
             time.sleep(0.2)
-        yield process.pid
+        yield
     finally:
         process.terminate()
         process.wait()
@@ -166,29 +166,25 @@ def _tracking(result: Result, recipe: Path, steps: int) -> None:
     )
 
 
-def _soak(result: Result, recipe: Path, server: int, folder: Path, runs: int) -> None:
-    """Short runs on SQLite, one after the other: what each adds to the database, and to our memory."""
-    from flows.retrain import retrain
-
-    def size() -> float:
-        return sum(it.stat().st_size for it in (folder / "prefect").glob("prefect.db*")) / 1e6
-
-    retrain(str(recipe))
-    before, memory, at_server = size(), _rss("self"), _rss(str(server))
-    for _ in range(runs):
-        retrain(str(recipe))
-    result.values["soak_runs"] = runs
-    result.values["database_kb_per_run"] = 1000 * (size() - before) / runs
-    result.values["worker_memory_growth_mb"] = _rss("self") - memory
-    result.values["server_memory_growth_mb"] = _rss(str(server)) - at_server
-    log = (folder / "server.log").read_text(errors="replace").lower()
-    result.values["database_lock_errors"] = log.count("database is locked")
-    result.values["worker_peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-
-
-def _rss(process: str) -> float:
-    pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+def _soak(result: Result, folder: Path, runs: int) -> None:
+    """Short scheduled runs by a worker on SQLite: what each adds to the database, and to who stays."""
+    with stack(folder) as it:
+        recipe = folder / "recipes" / "orchestration.yaml"
+        recipe.parent.mkdir()
+        recipe.write_text(RECIPE.format(base=ROOT / "examples" / "starter"))
+        it.run_once(recipe)
+        # Two more: what is imported or cached once belongs to none of them.
+        it.run_on_schedule(recipe, 2)
+        database = it.database_mb
+        memory = {part: it.memory_mb(part) for part in ("worker", "prefect")}
+        ends = it.run_on_schedule(recipe, runs)
+        result.values["soak_runs"] = sum(ends.values())
+        result.values |= {f"soak_runs_{name.lower()}": count for name, count in ends.items()}
+        growth = it.database_mb - database
+        result.values["database_kb_per_run"] = 1000 * growth / sum(ends.values())
+        for part, before in memory.items():
+            result.values[f"soak_{part}_memory_growth_mb"] = it.memory_mb(part) - before
+        result.values["database_lock_errors"] = it.lock_errors
 
 
 def _embedded(result: Result, folder: Path, pairs: int) -> None:
@@ -229,14 +225,14 @@ def measure(quick: bool) -> Result:
         os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
         recipe = folder / "orchestration.yaml"
         recipe.write_text(RECIPE.format(base=ROOT / "examples" / "starter"))
-        with _server(folder) as server:
+        with _server(folder):
             from flows.retrain import retrain
 
             retrain(str(recipe))
             _overhead(result, recipe, 2 if quick else 7)
             _tracking(result, recipe, 4 if quick else 120)
-            _soak(result, recipe, server, folder, 5 if quick else 100)
         _embedded(result, folder, 1 if quick else 5)
+        _soak(result, folder / "soak", 3 if quick else 100)
     return result
 
 

@@ -25,6 +25,15 @@ Say = Callable[[str], None]
 UI_URL = "http://127.0.0.1:4200"
 """Where `loraline ui` shows, later, what an embedded server recorded."""
 
+RETENTION = {
+    # The default keeps flow runs, their logs and their artifacts for ever.
+    "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
+    "PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD": str(90 * 86_400),
+    # What a look at the registry each minute leaves in the default's week is most of the database.
+    "PREFECT_SERVER_EVENTS_RETENTION_PERIOD": "P3D",
+}
+"""What our Prefect servers forget, and when: settings of theirs, in seconds and as an ISO 8601 duration."""
+
 
 @dataclass(frozen=True)
 class Connection:
@@ -172,6 +181,7 @@ def server_environment(
             "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
             # Otherwise the pages are unpacked into site-packages, which may be read-only.
             "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(home.prefect / "ui"),
+            **RETENTION,
         }
     )
     if api_url:

@@ -4,7 +4,9 @@
 it prints; `... module NAME ARGUMENTS` runs the module NAME as `python -m` does.
 """
 
+import asyncio
 import json
+import logging
 import os
 import runpy
 import signal
@@ -12,6 +14,10 @@ import socket
 import sys
 import threading
 import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import uvicorn
 
 GRACE_SECONDS = 10.0
 """Between asking an orphan to end and ending it."""
@@ -47,7 +53,32 @@ def _serve_embedded() -> None:
 
     app = create_app(ephemeral=True, final=True)
     config = uvicorn.Config(app, log_level="error", lifespan="on", timeout_graceful_shutdown=5)
-    uvicorn.Server(config).run(sockets=[listener])
+    asyncio.run(_serve(uvicorn.Server(config), listener))
+
+
+async def _serve(server: "uvicorn.Server", listener: socket.socket) -> None:
+    forgetting = asyncio.create_task(_forget_old_runs(server))
+    try:
+        await server.serve(sockets=[listener])
+    finally:
+        forgetting.cancel()
+
+
+async def _forget_old_runs(server: "uvicorn.Server") -> None:
+    """Delete what ended before Prefect's retention period: its temporary servers leave that to standing ones.
+
+    Where every run has a server of its own there is no other, and the database would grow for ever.
+    """
+    from prefect.server.database import provide_database_interface
+    from prefect.server.services.db_vacuum import vacuum_old_flow_runs
+
+    while not server.started:
+        await asyncio.sleep(0.2)
+    try:
+        await vacuum_old_flow_runs(db=provide_database_interface())
+    except Exception:
+        # The run that this server is here for must not suffer; the next one's server tries again.
+        logging.getLogger(__name__).exception("Old runs could not be deleted")
 
 
 def end_with_parent() -> None:

@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import re
-import shutil
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ from tasks.home import Home
 from tasks.metric_writer import MetricWriter, Point
 from tasks.outage import is_outage
 from tasks.stack import running
+from tasks.tracking_database import opened, prepare_database
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -126,9 +126,8 @@ class Tracker:
             FileLock(self.home.locks / "mlflow-database.lock"),
             self.explained("open the database"),
         ):
-            if not database.exists():
-                _create_whole(database)
-            return _opened(self.uri)
+            prepare_database(database)
+            return opened(self.uri)
 
     @contextmanager
     def explained(self, doing: str) -> Iterator[None]:
@@ -375,28 +374,6 @@ class Tracker:
                 "registration.experiment in the recipe to another name."
             )
         return str(found.experiment_id)
-
-
-def _opened(uri: str) -> "MlflowClient":
-    """A client of a SQLite file whose tables are there: the first question makes them."""
-    from mlflow import MlflowClient
-
-    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-    client.search_experiments(max_results=1)
-    client.search_registered_models(max_results=1)
-    return client
-
-
-def _create_whole(database: Path) -> None:
-    """Make the tables elsewhere first: killed half way, MLflow can neither use nor finish what it has begun."""
-    begun = database.parent / "begun"
-    # With the journal of one that was killed, which would be played into this one.
-    shutil.rmtree(begun, ignore_errors=True)
-    begun.mkdir()
-    path = begun / database.name
-    _opened(f"sqlite:///{path}")
-    path.rename(database)
-    shutil.rmtree(begun, ignore_errors=True)
 
 
 def filter_text(value: str) -> str:

@@ -95,10 +95,9 @@ def serving(
         stack.callback(prefect.stop)
         prefect_url = f"http://{ADDRESS}:{prefect_port}/api"
         mlflow_url = f"http://{ADDRESS}:{mlflow_port}"
-        if not (state.mlflow / "mlflow.db").exists():
-            # Whole or not at all, which the server does not know how to do.
-            _ = Tracker(state, f"sqlite:///{state.mlflow / 'mlflow.db'}").client
-        # MLflow migrates its database as it starts. A run that opens it directly takes this lock too.
+        # Made or upgraded whole or not at all, which the server does not know how to do.
+        _ = Tracker(state, f"sqlite:///{state.mlflow / 'mlflow.db'}").client
+        # A run that opens the database directly takes this lock too.
         with FileLock(state.locks / "mlflow-database.lock"):
             mlflow = start_mlflow(state, mlflow_port)
             stack.callback(mlflow.stop)

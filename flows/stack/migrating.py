@@ -7,11 +7,8 @@ libraries read their settings when they are imported.
 import logging
 import os
 import runpy
-import sqlite3
 import subprocess
 import sys
-from pathlib import Path
-from urllib.parse import urlsplit
 
 from flows.stack.databases import Databases, write_ahead
 from flows.stack.parts import part_environment, parts
@@ -64,25 +61,17 @@ def _migrate_mlflow(uri: str) -> None:
     from tasks.tracking import Tracker
 
     tracker = Tracker(home(), uri)
+    if uri.startswith("sqlite:"):
+        # Made or brought to the installed version by its first client.
+        assert tracker.client
+        return
     try:
         # Creates the tables where there are none, and refuses those of another version.
         tracker.find_run("loraline-nothing", {})
     except StageFailed as error:
         _log.warning("%s", error)
-        _back_up(uri)
         # Only this process sees the address: another one's arguments are everybody's to read.
         _run("mlflow", "db", "upgrade", uri)
-
-
-def _back_up(uri: str) -> None:
-    """MLflow's migrations are no transactions: keep the SQLite file as it was."""
-    if not uri.startswith("sqlite:"):
-        return
-    path = Path(urlsplit(uri).path[1:])
-    copy = path.with_name(f"{path.stem}-before-upgrade.db")
-    with sqlite3.connect(path) as source, sqlite3.connect(copy) as target:
-        source.backup(target)
-    _log.warning("The database as it was: %s", copy)
 
 
 def _run(*argv: str) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from flows.connection import Connection, client_environment, server_environment
+from flows.connection import RETENTION, Connection, client_environment, server_environment
 from flows.stack.databases import Databases
 from flows.stack.exposure import PREFECT_PASSWORD, is_loopback
 from flows.stack.settings import StackSettings
@@ -127,11 +127,7 @@ def prefect_server_settings(databases: Databases) -> dict[str, str]:
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": (
             "prefect.server.concurrency.lease_storage.filesystem"
         ),
-        # The default keeps flow runs, their logs and their artifacts for ever.
-        "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
-        "PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD": str(90 * 86_400),
-        # What a look at the registry each minute leaves in the default's week is most of the database.
-        "PREFECT_SERVER_EVENTS_RETENTION_PERIOD": "P3D",
+        **RETENTION,
     }
 
 

@@ -31,6 +31,9 @@ LOOK_SECONDS = 5.0
 """Between two looks."""
 PENDING_SECONDS = 75.0
 """A pending run is dead after this: a worker that took it is still starting its process."""
+PENDING_ANYWHERE_SECONDS = 900.0
+"""One that may be another machine's is dead after this: that machine may be, or it lost power before any
+process of the run was seen. Containers are not ours to judge: an image may take longer to arrive."""
 UNFINISHED = ("PENDING", "RUNNING", "CANCELLING")
 """States of a run that has a process, or should have."""
 _log = logging.getLogger(__name__)
@@ -73,10 +76,10 @@ class Reaper:
                     # At once, its grace is over: told to end, a flow would report itself as crashed.
                     self._end_processes(run["id"], "was to be cancelled", 0.0)
                     self._end(run)
-            elif self._is_ours(run, foreign) and self._is_overdue(run):
-                gone.append(run)
-            elif not self._is_ours(run, foreign):
+            elif (patience := self._patience(run, foreign)) is None:
                 self._missing.pop(run["id"], None)
+            elif self._is_overdue(run, patience):
+                gone.append(run)
         for run in gone:
             self._end(run)
         self._missing = {
@@ -115,16 +118,25 @@ class Reaper:
         self._over.pop(run_id, None)
         _log.warning("Flow run %s %s: %d processes of it were ended", run_id, why, count)
 
-    def _is_ours(self, run: Json, foreign: set[str]) -> bool:
-        """Whether the run's process would be on this machine. Those of `loraline run` have a lease instead."""
+    def _patience(self, run: Json, foreign: set[str]) -> float | None:
+        """How many seconds it may have no process here; None: it is not ours, and nothing follows from that.
+
+        Those of `loraline run` are in no pool: they have a lease instead.
+        """
         pool = run.get("work_pool_name")
+        if pool not in POOLS.values():
+            return None
+        pending = run["state"]["type"] == "PENDING"
         # One that was tried again since may have its process elsewhere.
         was_here = _attempt(run) <= self._seen.get(run["id"], -1)
-        return pool in POOLS.values() and (was_here or pool not in foreign)
+        if was_here or pool not in foreign:
+            return PENDING_SECONDS if pending else RUNNING_SECONDS
+        if pending and self._kind(pool) == "process":
+            return PENDING_ANYWHERE_SECONDS
+        return None
 
-    def _is_overdue(self, run: Json) -> bool:
+    def _is_overdue(self, run: Json, patience: float) -> bool:
         first = self._missing.setdefault(run["id"], self.clock())
-        patience = PENDING_SECONDS if run["state"]["type"] == "PENDING" else RUNNING_SECONDS
         return self.clock() - first >= patience
 
     def _pools_with_foreign_workers(self) -> set[str]:

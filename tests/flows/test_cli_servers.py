@@ -239,7 +239,7 @@ with prefect_connection(state, "loraline run small.yaml", print) as connection:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working directory whose state both tests below use: its database is created once."""
+    """A working directory whose state the tests below use: its database is created once."""
     return tmp_path_factory.mktemp("embedded")
 
 
@@ -263,6 +263,40 @@ def test_the_embedded_server_keeps_the_run_and_ends_with_it(folder: Path) -> Non
         logs = database.execute("select message from log").fetchall()
     assert states == [("COMPLETED",)]
     assert any("Finished in state Completed" in message for (message,) in logs)
+
+
+def test_the_embedded_server_forgets_what_ended_long_ago(folder: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-P", "-c", EMBEDDED, str(tmp_path / "url")]
+    subprocess.run(command, env=environment_for(folder), cwd=folder, check=True)
+    (tmp_path / "url").unlink()
+    database = folder / "state" / "prefect" / "prefect.db"
+    with sqlite3.connect(database) as aging:
+        aging.execute("update flow_run set end_time = datetime('now', '-91 days')")
+        old = {run for (run,) in aging.execute("select id from flow_run")}
+    process = subprocess.Popen(
+        [*command, "stay"],
+        env=environment_for(folder),
+        cwd=folder,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        wait_for(tmp_path / "url", process)
+        deadline, left = time.monotonic() + 60, old
+        while left and time.monotonic() < deadline:
+            time.sleep(0.2)
+            with sqlite3.connect(database) as reading:
+                left = old & {run for (run,) in reading.execute("select id from flow_run")}
+                logs = {run for (run,) in reading.execute("select flow_run_id from log")}
+            left |= old & logs
+        assert old
+        assert not left
+        # The run that it was started for is there.
+        with sqlite3.connect(database) as reading:
+            assert reading.execute("select count(*) from flow_run").fetchone() == (1,)
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_the_embedded_server_dies_with_a_run_that_is_killed_and_ui_waits_for_that(

@@ -90,6 +90,19 @@ def test_a_run_ends_well_that_prefects_server_was_away_from(stack: Stack) -> Non
     assert version.status == "READY"
 
 
+def test_a_run_that_was_pending_when_prefects_server_was_restarted_ends_well(stack: Stack) -> None:
+    stack.told.clear()
+    run = stack.start_long_run("pending-restart", 4)
+    # A worker has taken it, and its process is still being started.
+    until(lambda: stack.state(run) == "PENDING", 120)
+    stack.kill_part("prefect")
+    until(lambda: stack.status()["healthy"], 300)
+    state = stack.end_of(run, 600)
+    assert state["type"] == "COMPLETED", state
+    assert stack.alerts_of(run) == []
+    assert not stack.is_trained("pending-restart")
+
+
 def test_a_version_is_registered_once_that_mlflows_server_was_away_from(stack: Stack) -> None:
     before = set(stack.home.store.glob("evaluation/*/manifest.json"))
     run = stack.start_long_run("mlflow-away", STEPS, seed=7)

@@ -56,6 +56,28 @@ def test_schedules_fire_and_scheduled_runs_end(stack: Stack) -> None:
     until(lambda: stack.api.flow_runs({"state": {"type": {"any_": ["COMPLETED"]}}}))
 
 
+def test_of_twenty_runs_at_once_one_trains_and_no_database_is_locked(stack: Stack) -> None:
+    recipe = stack.write_recipe("crowd")
+    crowd = [
+        subprocess.Popen(
+            [str(stack.cli.python), "-P", "-m", "flows.cli", "run", str(recipe), "--json"],
+            cwd=stack.cli.folder,
+            env=stack.cli.environment(OMP_NUM_THREADS="1"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(20)
+    ]
+    ends = [process.communicate(timeout=900) for process in crowd]
+    assert [process.returncode for process in crowd] == [0] * 20, ends
+    outcomes = sorted(json.loads(out)["outcome"] for out, _ in ends)
+    assert outcomes.count("skipped") == 19, outcomes
+    assert len(stack.tracker.client.search_model_versions("name = 'crowd'")) == 1
+    for log in stack.home.logs.rglob("*.log*"):
+        assert "database is locked" not in log.read_text(errors="replace"), log
+
+
 @pytest.mark.parametrize("name", PARTS)
 def test_a_killed_part_is_started_again_and_counted(stack: Stack, name: str) -> None:
     before = stack.part(name)

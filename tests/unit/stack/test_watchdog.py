@@ -22,6 +22,7 @@ from flows.stack.parts import POOLS, Part, worker_name
 from flows.stack.reaper import (
     CANCELLING_SECONDS,
     LOOK_SECONDS,
+    PENDING_ANYWHERE_SECONDS,
     PENDING_SECONDS,
     RUNNING_SECONDS,
     STRAY_SECONDS,
@@ -112,6 +113,21 @@ def test_a_run_on_another_machine_is_not_ours_to_end(prefect: Any, state: Home) 
     ]
     looked(reaper, clock, 0, RUNNING_SECONDS)
     assert run["state"]["type"] == "CRASHED"
+
+
+@pytest.mark.parametrize(("pool_type", "end"), [("process", "CRASHED"), ("docker", "PENDING")])
+def test_a_pending_run_of_a_machine_that_lost_power_ends_while_others_live(
+    prefect: Any, state: Home, pool_type: str, end: str
+) -> None:
+    clock, run = Clock(), prefect.add("PENDING", run_count=0)
+    prefect.pool_type = pool_type
+    prefect.workers.append({"name": "other-machine-worker", "status": "ONLINE"})
+    reaper = Reaper(prefect.api, state, set, clock=clock)
+    looked(reaper, clock, 0, PENDING_ANYWHERE_SECONDS - 1)
+    assert run["state"]["type"] == "PENDING"
+    # An image may take longer to arrive than a process to start.
+    looked(reaper, clock, 1)
+    assert run["state"]["type"] == end
 
 
 @pytest.mark.parametrize("tried_again_elsewhere", [False, True])

@@ -1,0 +1,123 @@
+"""A stack of its own on SQLite whose worker does one short scheduled run after the other."""
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from flows.stack.api import PrefectApi
+
+ROOT = Path(__file__).resolve().parent.parent
+SECONDS_BETWEEN = 8
+"""From one due run to the next: about what a worker needs to start one's process and end it."""
+ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+
+
+@dataclass(frozen=True)
+class Stack:
+    """What `loraline up` started in a folder."""
+
+    folder: Path
+    api: PrefectApi
+
+    @property
+    def database_mb(self) -> float:
+        """Of Prefect's database with its journal."""
+        files = (self.folder / ".loraline" / "prefect").glob("prefect.db*")
+        return sum(it.stat().st_size for it in files) / 1e6
+
+    def memory_mb(self, part: str) -> float:
+        """Resident memory of a part's process, without its runs."""
+        status = json.loads(_loraline(self.folder, "status", "--json"))
+        pid = next(it["pid"] for it in status["parts"] if it["name"] == part)
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+    @property
+    def lock_errors(self) -> int:
+        """How often a log says that the database was locked."""
+        logs = (self.folder / ".loraline" / "logs").rglob("*.log*")
+        return sum(
+            it.read_text(errors="replace").lower().count("database is locked") for it in logs
+        )
+
+    def deployment(self) -> str:
+        """The id of `retrain`."""
+        wanted = {"deployments": {"name": {"any_": ["retrain"]}}}
+        return str(self.api.ask("POST", "/deployments/filter", wanted)[0]["id"])
+
+    def run_once(self, recipe: Path) -> None:
+        """Start a run as the form does, and wait for its good end."""
+        wanted = {"parameters": {"recipe": str(recipe)}, "state": {"type": "SCHEDULED"}}
+        path = f"/deployments/{self.deployment()}/create_flow_run"
+        run = self.api.ask("POST", path, wanted)["id"]
+        while (state := self._state(run))["type"] not in ENDED:
+            time.sleep(1)
+        if state["type"] != "COMPLETED":
+            raise SystemExit(f"The first run ended {state}")
+
+    def run_on_schedule(self, recipe: Path, count: int) -> dict[str, int]:
+        """Have this many due runs done by the worker; how many ended in which state, by its name."""
+        path = f"/deployments/{self.deployment()}/schedules"
+        schedule = {
+            "schedule": {
+                "interval": SECONDS_BETWEEN,
+                "anchor_date": datetime.now(UTC).isoformat(),
+            },
+            "parameters": {"recipe": str(recipe)},
+            "active": True,
+            "slug": "soak",
+        }
+        made = self.api.ask("POST", path, [schedule])[0]["id"]
+        by_schedule = {"created_by": {"id_": [made]}, "state": {"type": {"any_": [*ENDED]}}}
+        while len(found := self.api.flow_runs(by_schedule)) < count:
+            time.sleep(2)
+        self.api.ask("DELETE", f"{path}/{made}")
+        names = [run["state"]["name"] for run in found]
+        return {name: names.count(name) for name in sorted({*names})}
+
+    def _state(self, run: str) -> dict[str, Any]:
+        state: dict[str, Any] = self.api.flow_runs({"id": {"any_": [run]}})[0]["state"]
+        return state
+
+
+@contextlib.contextmanager
+def stack(folder: Path) -> Iterator[Stack]:
+    """A stack with its worker and watchdog in this folder; nothing of it is left afterwards."""
+    folder.mkdir()
+    ports = [_free_port(), _free_port()]
+    options = ("--prefect-port", str(ports[0]), "--mlflow-port", str(ports[1]))
+    try:
+        _loraline(folder, "up", *options, "--json")
+        yield Stack(folder, PrefectApi(f"http://127.0.0.1:{ports[0]}/api", timeout_seconds=60))
+    finally:
+        _loraline(folder, "down")
+
+
+def _loraline(folder: Path, *arguments: str) -> str:
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "LORALINE_"))}
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "flows.cli", *arguments],
+        cwd=folder,
+        env={**inherited, "HOME": str(folder / "nobody"), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return done.stdout
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
