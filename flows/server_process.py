@@ -16,6 +16,8 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+from flows.sqlite_transactions import begin_in_turn
+
 if TYPE_CHECKING:
     import uvicorn
 
@@ -30,6 +32,8 @@ def main(arguments: list[str]) -> None:
         case ["embedded"]:
             _serve_embedded()
         case ["module", name, *rest]:
+            if name == "prefect":
+                begin_in_turn()
             sys.argv = [name, *rest]
             runpy.run_module(name, run_name="__main__", alter_sys=True)
         case _:
@@ -51,6 +55,7 @@ def _serve_embedded() -> None:
     import uvicorn
     from prefect.server.api.server import create_app
 
+    begin_in_turn()
     app = create_app(ephemeral=True, final=True)
     config = uvicorn.Config(app, log_level="error", lifespan="on", timeout_graceful_shutdown=5)
     asyncio.run(_serve(uvicorn.Server(config), listener))

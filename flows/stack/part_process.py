@@ -17,6 +17,7 @@ from pathlib import Path
 
 from flows.server_lock import ServerLock
 from flows.server_process import end_with_parent
+from flows.sqlite_transactions import begin_in_turn
 from flows.stack import leftovers
 from flows.stack.databases import databases
 from flows.stack.parts import Part, part_environment, parts
@@ -114,6 +115,8 @@ def _become(part: Part, state: Home, settings: StackSettings) -> None:
     os.environ.clear()
     os.environ.update(environment)
     say(f"starting: {part.module} {' '.join(part.arguments)}")
+    if part.name == "prefect":
+        begin_in_turn()
     sys.argv = [part.module, *part.arguments]
     runpy.run_module(part.module, run_name="__main__", alter_sys=True)
 
