@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import Result, main, ratio
-from scheduled_runs import stack
+from scheduled_runs import free_port, stack
 
 from tasks.cores import available_cores
 
@@ -49,9 +48,7 @@ flow(lambda: 1, name="nothing")()
 @contextlib.contextmanager
 def _server(folder: Path) -> Iterator[None]:
     """A Prefect server on SQLite, with its scheduler."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     os.environ["PREFECT_HOME"] = str(folder / "prefect")
     os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
     log = (folder / "server.log").open("wb")

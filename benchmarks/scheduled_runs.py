@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from flows.stack.api import PrefectApi
 
@@ -59,7 +58,7 @@ class Stack:
         wanted = {"parameters": {"recipe": str(recipe)}, "state": {"type": "SCHEDULED"}}
         path = f"/deployments/{self.deployment()}/create_flow_run"
         run = self.api.ask("POST", path, wanted)["id"]
-        while (state := self._state(run))["type"] not in ENDED:
+        while (state := self.api.ask("GET", f"/flow_runs/{run}")["state"])["type"] not in ENDED:
             time.sleep(1)
         if state["type"] != "COMPLETED":
             raise SystemExit(f"The first run ended {state}")
@@ -84,16 +83,12 @@ class Stack:
         names = [run["state"]["name"] for run in found]
         return {name: names.count(name) for name in sorted({*names})}
 
-    def _state(self, run: str) -> dict[str, Any]:
-        state: dict[str, Any] = self.api.flow_runs({"id": {"any_": [run]}})[0]["state"]
-        return state
-
 
 @contextlib.contextmanager
 def stack(folder: Path) -> Iterator[Stack]:
     """A stack with its worker and watchdog in this folder; nothing of it is left afterwards."""
     folder.mkdir()
-    ports = [_free_port(), _free_port()]
+    ports = [free_port(), free_port()]
     options = ("--prefect-port", str(ports[0]), "--mlflow-port", str(ports[1]))
     try:
         _loraline(folder, "up", *options, "--json")
@@ -117,7 +112,8 @@ def _loraline(folder: Path, *arguments: str) -> str:
     return done.stdout
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of loopback that nobody listens on just now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -74,27 +74,29 @@ def _upgrade(database: Path) -> None:
     before, after = (
         database.with_stem(f"{database.stem}-{it}-upgrade") for it in ("before", "after")
     )
-    with closing(sqlite3.connect(database, isolation_level=None, timeout=60)) as there:
-        # Who writes meanwhile waits.
-        there.execute("BEGIN IMMEDIATE")
-        _copy(database, after)
-        engine = create_sqlalchemy_engine_with_retry(f"sqlite:///{after}")  # type: ignore[no-untyped-call]
-        try:
-            _upgrade_db(engine)  # type: ignore[no-untyped-call]
-        except CommandError as error:
-            raise StageFailed(
-                f"{database} was written by another MLflow than the installed {version('mlflow')}, which does "
-                "not know its tables; probably by a newer one. Install that one again, or put back a backup "
-                "from before it was installed."
-            ) from error
-        finally:
-            engine.dispose()
-        _copy(database, before)
-        there.execute("ROLLBACK")
-        # One transaction: when it is killed, whoever opens the file next takes it back.
-        with closing(sqlite3.connect(after)) as upgraded:
-            upgraded.backup(there)
-    _remove(after)
+    try:
+        with closing(sqlite3.connect(database, isolation_level=None, timeout=60)) as there:
+            # Who writes meanwhile waits.
+            there.execute("BEGIN IMMEDIATE")
+            _copy(database, after)
+            engine = create_sqlalchemy_engine_with_retry(f"sqlite:///{after}")  # type: ignore[no-untyped-call]
+            try:
+                _upgrade_db(engine)  # type: ignore[no-untyped-call]
+            finally:
+                engine.dispose()
+            _copy(database, before)
+            there.execute("ROLLBACK")
+            # One transaction: when it is killed, whoever opens the file next takes it back.
+            with closing(sqlite3.connect(after)) as upgraded:
+                upgraded.backup(there)
+    except CommandError as error:
+        raise StageFailed(
+            f"{database} was written by another MLflow than the installed {version('mlflow')}, which does "
+            "not know its tables; probably by a newer one. Install that one again, or put back a backup "
+            "from before it was installed."
+        ) from error
+    finally:
+        _remove(after)
     _log.warning("%s was upgraded to the installed MLflow; as it was: %s", database, before)
 
 

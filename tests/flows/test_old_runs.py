@@ -1,6 +1,5 @@
 """Prefect forgets the runs that looked and found nothing after a day, and those that tell something stay."""
 
-import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,29 +12,17 @@ from flows.stack.api import PrefectApi
 from flows.stack.old_runs import NOTHING_FOUND, OldRuns
 from flows.stack.successes import NOTHING_DUE
 from tasks.errors import StageFailed
+from tests.running_stack import PatientApi
 
 DAYS_AGO_2 = timedelta(days=2)
-
-
-class Patient(PrefectApi):
-    """Asks again while a server on SQLite is busy with its own services."""
-
-    def ask(self, method: str, path: str, body: Any = None) -> Any:
-        for _ in range(60):
-            try:
-                return super().ask(method, path, body)
-            except StageFailed as error:
-                if "status 503" not in str(error):
-                    raise
-            time.sleep(1)
-        return super().ask(method, path, body)
 
 
 @pytest.fixture
 def api(prefect_server: None) -> PrefectApi:
     from prefect.settings import PREFECT_API_URL
 
-    return Patient(str(PREFECT_API_URL.value()))
+    # A server on SQLite may be busy with its own services.
+    return PatientApi(str(PREFECT_API_URL.value()), timeout_seconds=60)
 
 
 @pytest.fixture

@@ -119,3 +119,4 @@ def test_a_database_of_a_newer_mlflow_is_refused_and_left_alone(tmp_path: Path) 
     with pytest.raises(StageFailed, match="another MLflow than the installed"):
         assert Tracker(Home(tmp_path), f"sqlite:///{database}").client
     assert database.read_bytes() == before
+    assert [it.name for it in database.parent.glob("*.db*")] == ["mlflow.db"]
