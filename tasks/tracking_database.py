@@ -25,7 +25,7 @@ def prepare_database(database: Path) -> None:
 
     What it was before an upgrade stays beside it as `<name>-before-upgrade.db`.
 
-    Raises: StageFailed where the file is newer than the installed MLflow. Whenever something is raised, the
+    Raises: StageFailed where the file is damaged, or newer than the installed MLflow. Whenever something is raised, the
     file is as it was.
     """
     if not database.exists():
@@ -64,6 +64,11 @@ def _is_of_another_version(database: Path) -> bool:
         except sqlite3.OperationalError:
             # Not of MLflow's making, or not yet: it says so itself.
             return False
+        except sqlite3.DatabaseError as error:
+            raise StageFailed(
+                f"{database} is damaged ({error}). Put back a backup of it; `docs/operations.md` says how. "
+                "It was left as it is."
+            ) from error
     return found is not None and found[0] != _get_latest_schema_revision()  # type: ignore[no-untyped-call]
 
 

@@ -120,3 +120,12 @@ def test_a_database_of_a_newer_mlflow_is_refused_and_left_alone(tmp_path: Path) 
         assert Tracker(Home(tmp_path), f"sqlite:///{database}").client
     assert database.read_bytes() == before
     assert [it.name for it in database.parent.glob("*.db*")] == ["mlflow.db"]
+
+
+def test_a_torn_database_is_told_with_the_way_out_and_left_alone(tmp_path: Path) -> None:
+    database = Home(tmp_path).mlflow / "mlflow.db"
+    database.parent.mkdir(parents=True)
+    database.write_bytes(bytes(range(256)) * 8)
+    with pytest.raises(StageFailed, match=r"is damaged .* Put back a backup"):
+        assert Tracker(Home(tmp_path), f"sqlite:///{database}").client
+    assert database.read_bytes() == bytes(range(256)) * 8
