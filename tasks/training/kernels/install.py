@@ -94,7 +94,9 @@ class Kernels:
         files = set()
         for module in self._base.modules():
             files.add(type(module).__module__)
-            if _is_rms_norm(module):
+            if type(module).__name__.endswith("RotaryEmbedding"):
+                self._replace(module, "forward", _rotating_later(module.forward))
+            elif _is_rms_norm(module):
                 self._replace(module, "forward", _norm_of(module))
             elif _is_silu(getattr(module, "activation_fn", None)) and hasattr(
                 module, "gate_up_proj"
@@ -140,6 +142,15 @@ def _is_rms_norm(module: Any) -> bool:
     with torch.no_grad():
         ours = pointwise.RmsNorm.apply(sample, weight, eps)
         return bool(torch.allclose(ours.float(), module(sample).float(), rtol=0.02, atol=0.02))
+
+
+def _rotating_later(angles: Callable[..., Any]) -> Callable[..., Any]:
+    def forward(*args: Any, **named: Any) -> Any:
+        cos, sin = angles(*args, **named)
+        pointwise.Rotation(cos, sin)
+        return cos, sin
+
+    return forward
 
 
 def _norm_of(norm: Any) -> Callable[[torch.Tensor], torch.Tensor]:

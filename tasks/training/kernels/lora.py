@@ -12,7 +12,7 @@ import torch
 class LoraLinear(torch.autograd.Function):
     """y = x W^T + bias + scaling (x A^T) B^T, for a frozen W.
 
-    x: (..., in), W: (out, in), A: (rank, in), B: (out, rank); gradients for x, A and B.
+    x: (rows, in), W: (out, in), A: (rank, in), B: (out, rank); gradients for x, A and B.
     """
 
     @staticmethod
@@ -25,26 +25,25 @@ class LoraLinear(torch.autograd.Function):
         b: torch.Tensor,
         scaling: float,
     ) -> torch.Tensor:
-        rows = x.flatten(0, -2)
         low, up = a.to(x.dtype), (b * scaling).to(x.dtype)
-        inner = rows @ low.T
-        output = torch.nn.functional.linear(rows, weight, bias)
+        inner = x @ low.T
+        output = torch.nn.functional.linear(x, weight, bias)
         output.addmm_(inner, up.T)
-        ctx.save_for_backward(rows, weight, low, up, inner)
-        ctx.shape, ctx.scaling, ctx.dtypes = x.shape, scaling, (a.dtype, b.dtype)
-        return output.unflatten(0, x.shape[:-1])
+        ctx.save_for_backward(x, weight, low, up, inner)
+        ctx.scaling, ctx.dtypes = scaling, (a.dtype, b.dtype)
+        return output
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        rows, weight, low, up, inner = ctx.saved_tensors
-        gradient = gradients[0].flatten(0, -2)
+        (gradient,) = gradients
+        x, weight, low, up, inner = ctx.saved_tensors
         d_inner = gradient @ up
-        d_a = (d_inner.T @ rows).to(ctx.dtypes[0])
+        d_a = (d_inner.T @ x).to(ctx.dtypes[0])
         # The product of this shape is the faster one of the two.
         d_b = (inner.T @ gradient).T.to(ctx.dtypes[1]).mul_(ctx.scaling)
         d_x = None
         if ctx.needs_input_grad[0]:
-            d_x = (gradient @ weight).addmm_(d_inner, low).view(ctx.shape)
+            d_x = (gradient @ weight).addmm_(d_inner, low)
         return d_x, None, None, d_a, d_b, None
 
 
@@ -72,9 +71,10 @@ def forward_of(layer: Any) -> Any:
     base = layer.base_layer
 
     def forward(x: torch.Tensor) -> torch.Tensor:
-        output: torch.Tensor = LoraLinear.apply(
-            x, base.weight, base.bias, a.weight, b.weight, scaling
+        # Not inside the step of autograd: attention looks for what its queries are views of.
+        rows: torch.Tensor = LoraLinear.apply(
+            x.flatten(0, -2), base.weight, base.bias, a.weight, b.weight, scaling
         )
-        return output
+        return rows.unflatten(0, x.shape[:-1])
 
     return forward

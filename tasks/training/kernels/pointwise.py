@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from tasks.training.kernels.layout import Group
+
 
 class RmsNorm(torch.autograd.Function):
     """x / sqrt(mean(x^2) + eps) * weight over the last dimension, for a frozen weight.
@@ -71,13 +73,46 @@ def _gated_silu_gradients(
     d_up: torch.Tensor,
 ) -> None:
     """Written into the last two."""
-    sigmoid = torch.sigmoid(gate)
-    silu = gate * sigmoid
+    silu = functional.silu(gate)
     torch.mul(gradient, silu, out=d_up)
-    # silu' = sigmoid + silu (1 - sigmoid)
-    slope = (sigmoid + silu).addcmul_(silu, sigmoid, value=-1)
-    torch.mul(gradient, up, out=d_gate)
-    d_gate.mul_(slope)
+    d_silu = torch.mul(gradient, up, out=silu)
+    torch.ops.aten.silu_backward.grad_input(d_silu, gate, grad_input=d_gate)
+
+
+class Rotation:
+    """The angles of a line's tokens, for attention to turn queries and keys by.
+
+    It copies them anyway, a few examples at a time, and these copies are in the processor's cache.
+    """
+
+    _OF, _FOR = "rotation", "rotation_to_come"
+
+    def __init__(self, cos: torch.Tensor, sin: torch.Tensor) -> None:
+        """Leave the rotation by these cosines and sines, each (1, tokens, width), to attention."""
+        self._angles = cos.detach(), sin.detach()
+        self._groups: dict[Group, tuple[torch.Tensor, torch.Tensor]] = {}
+        setattr(cos, self._OF, self)
+
+    @classmethod
+    def left_to_attention(cls, cos: torch.Tensor) -> "Rotation | None":
+        """What was made of these cosines, None of those of another model."""
+        return getattr(cos, cls._OF, None)
+
+    def awaits(self, query: torch.Tensor) -> None:
+        """Note that these queries, and their keys, are not yet turned."""
+        setattr(query, self._FOR, self)
+
+    @classmethod
+    def awaited_by(cls, query: torch.Tensor) -> "Rotation | None":
+        """What is left to do with these queries, None where nothing is."""
+        return getattr(query, cls._FOR, None)
+
+    def of(self, group: Group) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and sines, each (count, 1, length, width): one for all heads, and for all layers."""
+        if group not in self._groups:
+            cos, sin = (group.take(x)[0, :, None] for x in self._angles)
+            self._groups[group] = cos, sin
+        return self._groups[group]
 
 
 class Rotary(torch.autograd.Function):
@@ -89,15 +124,16 @@ class Rotary(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(cos, sin)
-        return _rotated(x, cos, sin, sign=1)
+        return rotated(x, cos, sin, sign=1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         cos, sin = ctx.saved_tensors
-        return _rotated(gradients[0], cos, sin, sign=-1), None, None
+        return rotated(gradients[0], cos, sin, sign=-1), None, None
 
 
-def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, sign: int) -> torch.Tensor:
+def rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, sign: int) -> torch.Tensor:
+    """Pairs (i, i + half) of x turned by the angles of these cosines and sines; back with sign -1."""
     width = cos.shape[-1]
     half = width // 2
     turned = (
@@ -116,6 +152,9 @@ def rotate_queries_and_keys(
     sin: torch.Tensor,
     unsqueeze_dim: int = 1,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """In place of a modeling file's `apply_rotary_pos_emb`."""
+    """In place of a modeling file's `apply_rotary_pos_emb`, for each of its models."""
+    if (rotation := Rotation.left_to_attention(cos)) is not None:
+        rotation.awaits(q)
+        return q, k
     cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
     return Rotary.apply(q, cos, sin), Rotary.apply(k, cos, sin)
