@@ -1,9 +1,10 @@
 """What every benchmark prints: one table for people, or exactly one JSON object with `--json`.
 
 `{"benchmark", "hardware", "versions", "ratios": {name: {"median", "low", "high"}}, "values": {name:
-number}, "equal": bool | null}`. A ratio says how many times better the product is than the reference
+number}, "equal": bool | null}`, and `"failed": {part: reason}` where parts have no figures. A ratio says how many times better the product is than the reference
 (above 1 is better, for time, memory and bytes alike), from pairs interleaved in one run. `--quick`
-ends within a minute.
+ends within a minute. What a benchmark tells as it goes (`Result.found`) is on stderr at once, and with
+`--out FILE` in that file: a run that is killed keeps it.
 """
 
 import argparse
@@ -15,9 +16,11 @@ import statistics
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TextIO
+
+PRODUCT = "loraline"
 
 
 @dataclass
@@ -31,16 +34,58 @@ class Result:
     values: dict[str, float] = field(default_factory=dict)
     equal: bool | None = None
     """Whether product and reference gave the same result; None where that makes no sense."""
+    gpu: str = ""
+    """Name of the GPU that was used."""
+    failed: dict[str, str] = field(default_factory=dict)
+    """Why parts have no figures, by the name of the part."""
+    file: ClassVar[Path | None] = None
+    """Holds the answer as far as it is known."""
+
+    def __post_init__(self) -> None:
+        # Before anything is measured: nothing that goes wrong here may cost figures.
+        self._versions = {name: version_of(name) for name in (PRODUCT, *self.packages)}
+        self._hardware = hardware()
+
+    def found(self, part: str, values: dict[str, float], note: str = "") -> None:
+        """Keep a part's values, and tell them at once."""
+        self.values |= values
+        figures = ", ".join(f"{name} {value:,.3f}" for name, value in values.items())
+        self._tell(f"{part}: {figures}{note and f' ({note})'}")
+
+    def lost(self, part: str, reason: str) -> None:
+        """Keep why a part has no values, and tell it at once."""
+        self.failed[part] = reason
+        self._tell(f"{part}: not measured: {reason}")
 
     def as_json(self) -> dict[str, Any]:
-        return {
+        found = {
             "benchmark": self.benchmark,
-            "hardware": hardware(),
-            "versions": {name: version(name) for name in ("loraline", *self.packages)},
+            "hardware": self._hardware + (f", {self.gpu}" if self.gpu else ""),
+            "versions": self._versions,
             "ratios": self.ratios,
             "values": self.values,
             "equal": self.equal,
         }
+        return found | ({"failed": self.failed} if self.failed else {})
+
+    def _tell(self, line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+        self.write()
+
+    def write(self) -> None:
+        """Into `file`, where one was asked for; replaced whole."""
+        if self.file is not None:
+            draft = self.file.with_name(f"{self.file.name}.tmp")
+            draft.write_text(json.dumps(self.as_json()) + "\n", encoding="utf-8")
+            draft.replace(self.file)
+
+
+def version_of(name: str) -> str:
+    """Of a distribution; ours may be a copied working tree without one."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "from the working tree" if name == PRODUCT else "not installed"
 
 
 def ratio(reference: Sequence[float], product: Sequence[float]) -> dict[str, float]:
@@ -52,7 +97,7 @@ def ratio(reference: Sequence[float], product: Sequence[float]) -> dict[str, flo
 
 
 def hardware() -> str:
-    """Cores that this process may use, the processor, the GPU where there is one."""
+    """Cores that this process may use, and the processor."""
     model = platform.processor() or platform.machine()
     flags = ""
     info = Path("/proc/cpuinfo")
@@ -61,24 +106,36 @@ def hardware() -> str:
         lines = {key.strip(): value.strip() for key, value in lines.items()}
         model = lines.get("model name", model)
         flags = " with avx512_bf16" if "avx512_bf16" in lines.get("flags", "") else ""
-    gpu = Path("/proc/driver/nvidia/version")
-    return f"{len(os.sched_getaffinity(0))} cores of {model}{flags}" + (
-        ", NVIDIA GPU" if gpu.exists() else ""
-    )
+    return f"{len(os.sched_getaffinity(0))} cores of {model}{flags}"
 
 
 def main(measure: Callable[[bool], Result], description: str) -> None:
-    """Parse `--json` and `--quick`, measure, print."""
+    """Parse `--json`, `--quick` and `--out`, measure, print.
+
+    Raises: SystemExit, after the figures of the other parts, when a part has none.
+    """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--json", action="store_true", help="print exactly one JSON object")
     parser.add_argument("--quick", action="store_true", help="at most a minute, coarser figures")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="keep what is measured there")
     options = parser.parse_args()
+    Result.file = options.out
     # Whatever a library prints while we measure must not spoil the answer.
     answer, sys.stdout = sys.stdout, sys.stderr
-    result = measure(options.quick).as_json()
+    measured = measure(options.quick)
+    measured.write()
+    result = measured.as_json()
     if options.json:
         answer.write(json.dumps(result) + "\n")
-        return
+    else:
+        show(result, answer)
+    if measured.failed:
+        answer.flush()
+        sys.exit("\n".join(["Not measured:", *(f"{k}: {v}" for k, v in measured.failed.items())]))
+
+
+def show(result: dict[str, Any], answer: TextIO) -> None:
+    """The answer as a table for people."""
     answer.write(f"{result['benchmark']} on {result['hardware']}\n")
     answer.write("  " + ", ".join(f"{k} {v}" for k, v in result["versions"].items()) + "\n\n")
     for name, value in result["ratios"].items():

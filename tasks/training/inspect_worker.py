@@ -159,7 +159,7 @@ def memory_estimate(
         base = frozen * size
     else:
         embeddings = text.vocab_size * text.hidden_size * (1 if text.tie_word_embeddings else 2)
-        base = (frozen - embeddings) * _QUANTIZED_BYTES[job.quantization] + embeddings * 4
+        base = (frozen - embeddings) * _QUANTIZED_BYTES[job.quantization] + embeddings * size
     batch = int(job.training_config.get("per_device_train_batch_size", 8))
     if job.method in PREFERENCE_METHODS:
         # Both answers of a pair; for KTO each answer, and a foreign one behind the same prompt.

@@ -46,7 +46,8 @@ def require_isolation(
         with autocast or nullcontext():
             logits, seen = _logits_and_gradient(model, together, place)
             with torch.no_grad():
-                reference = _forward(model, alone).logits[0].float()
+                # A batch that is padded to a multiple has positions behind the example's last one.
+                reference = _forward(model, alone).logits[0, :watched].float()
     finally:
         model.train(training)
     own = seen[0, place].clone()

@@ -15,8 +15,10 @@ from transformers import Phi3Config, Phi3ForCausalLM
 
 from tasks.tokenization.packing import write_packs
 from tasks.training import engine, loading, worker
+from tasks.training.attention_choice import VARLEN
 from tasks.training.collators import NUM_TOKENS
 from tasks.training.job import TrainingJob, TrainingResult
+from tasks.training.kernels import varlen
 from tasks.training.packs import EXAMPLE_LENGTHS, read_packs
 from tasks.training.settings import TrainingSettings
 
@@ -28,6 +30,7 @@ IMPLEMENTATIONS = [
     "sdpa",
     "eager",
     "flex_attention",
+    VARLEN,
     pytest.param("flash_attention_2", marks=needs_flash),
 ]
 LENGTHS = [120, 7, 64, 33, 90, 1, 50, 128, 17, 76, 61, 2]
@@ -90,6 +93,7 @@ Use = Callable[[str], None]
 @pytest.fixture
 def use(monkeypatch: pytest.MonkeyPatch) -> Use:
     """Load bases with an attention implementation of the test's choice."""
+    varlen.register()
     real = loading.load_base
 
     def choose(implementation: str) -> None:
@@ -112,7 +116,8 @@ def test_packed_logits_loss_and_gradients_are_those_of_the_rows_alone(
     dtype: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    if implementation == "flash_attention_2" and dtype == "float32":
+    flat = implementation in ("flash_attention_2", VARLEN)
+    if flat and dtype == "float32":
         pytest.skip("flash attention has no float32")
     use(implementation)
     # Products of float32 would be rounded to ten bits otherwise.
@@ -130,7 +135,6 @@ def test_packed_logits_loss_and_gradients_are_those_of_the_rows_alone(
 
     together = [ours.train_dataset[at] for at in range(len(packs.rows))]
     batch = ours._prepare_inputs(ours.data_collator(together))
-    flat = implementation.startswith("flash")
     assert (len(batch["input_ids"]) == 1) == flat
     inputs = {k: v for k, v in batch.items() if k not in ("labels", NUM_TOKENS)}
     ours.model.eval()

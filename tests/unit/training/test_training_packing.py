@@ -5,6 +5,7 @@ import math
 import shutil
 import signal
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tasks.home import Home
 from tasks.tokenization.packing import pack, write_packs
 from tasks.training import collators, engine, loading, method_trainer, trainer, worker
 from tasks.training.inspection import inspect_training
+from tasks.training.isolation import require_isolation
 from tasks.training.job import TrainingJob, TrainingResult
 from tasks.training.packs import EXAMPLE_LENGTHS, packed_table, read_packs
 from tasks.training.settings import TrainingSettings
@@ -370,6 +372,50 @@ def test_an_attention_that_cannot_isolate_is_refused(
         UserError, match=r"Phi3ForCausalLM with `deaf` attention lets an example see"
     ):
         build()
+
+
+@pytest.fixture
+def examples_of_their_own() -> Iterator[str]:
+    """sdpa for flat lines, as flash attention computes on a GPU: it goes by the boundaries it is told."""
+
+    def attend(module: Any, query: Any, key: Any, value: Any, mask: Any, **options: Any) -> Any:
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        ends = options.pop("cu_seq_lens_q").tolist()
+        parts = [
+            sdpa_attention_forward(
+                module, *(x[:, :, begin:end] for x in (query, key, value)), None, **options
+            )[0]
+            for begin, end in pairwise(ends)
+        ]
+        return torch.cat(parts, dim=1), None
+
+    AttentionInterface.register("by_boundaries", attend)
+    yield "by_boundaries"
+    AttentionInterface._global_mapping.pop("by_boundaries")
+
+
+@pytest.mark.parametrize("multiple", [1, 8])
+@pytest.mark.parametrize("flat", [False, True], ids=["padded", "flat"])
+def test_isolation_is_seen_in_every_layout(
+    build: Callable[..., Any], examples_of_their_own: str, multiple: int, flat: bool
+) -> None:
+    """A GPU's rows are padded to a multiple of eight, or lie in one line."""
+    ours = build()
+    collator = collators.PackCollator(0, multiple, flat=flat)
+    base = ours.model.get_base_model()
+    if flat:
+        base.set_attn_implementation(examples_of_their_own)
+    require_isolation(ours.model, collator, ours.model.active_peft_config)
+
+
+def test_a_training_of_packs_begins_with_rows_padded_as_for_a_gpu(
+    job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "padding_multiple", lambda: 8)
+    monkeypatch.setattr(trainer.AdapterTrainer, "use_kernels", lambda _: False)
+    result = train(job(training={"max_steps": 2, "eval_strategy": "epoch"}))
+    assert result.packs is not None
 
 
 @pytest.mark.parametrize(
