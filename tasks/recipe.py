@@ -66,6 +66,11 @@ class Recipe(Settings):
                 f"{where}, and a pair has one answer to compare: tokenization.long_rows may be "
                 "error, drop or truncate_prompt"
             )
+        if asked.packing and self.training.training_config.get("neftune_noise_alpha"):
+            raise ValueError(
+                "training.training_config.neftune_noise_alpha is noise scaled by the length of a row, and "
+                "tokenization.packing makes one row of many: delete one of the two"
+            )
         if kind not in COMPARED:
             self._refuse_preference_rules(where)
         if kind == "texts" and asked.train_on != "assistant":

@@ -20,12 +20,25 @@ _LARGEST_SAVE_INTERVAL = 100
 
 
 def steps_of(training_config: dict[str, Any], rows: int) -> int:
-    """Optimizer steps, on however many devices; the fallbacks are transformers' own defaults."""
+    """Optimizer steps, on however many devices; the fallbacks are transformers' own defaults.
+
+    Raises: UserError when `dataloader_drop_last` would leave no row.
+    """
+    batch, accumulation = rows_at_once(training_config)
+    drop_last = bool(training_config.get("dataloader_drop_last"))
+    if drop_last and rows < batch:
+        raise UserError(
+            f"training.training_config.dataloader_drop_last drops what does not fill a batch of {batch}, and "
+            f"there are {rows} training rows: none would be left. Lower per_device_train_batch_size, or "
+            "take dataloader_drop_last out."
+        )
     return total_steps(
         rows,
-        *rows_at_once(training_config),
+        batch,
+        accumulation,
         float(training_config.get("num_train_epochs", 3.0)),
         int(training_config.get("max_steps", -1)),
+        drop_last=drop_last,
     )
 
 

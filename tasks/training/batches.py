@@ -1,7 +1,8 @@
 """The order in which rows are read: the same for a seed and an epoch, whatever happened before."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 MEGABATCH = 50
 """Batches whose rows are sorted together: more waste less padding and mix lengths less."""
@@ -63,6 +64,17 @@ def row_order(
     return [row for group in batches + ragged for row in group]
 
 
+def keeps_batches(training_config: Mapping[str, Any]) -> bool:
+    """Whether micro-batches must be computed as the recipe cuts them.
+
+    `dataloader_drop_last` drops what lies beyond the last whole one, and NEFTune's noise is scaled by the
+    length to which the rows of one are padded.
+    """
+    return bool(
+        training_config.get("dataloader_drop_last") or training_config.get("neftune_noise_alpha")
+    )
+
+
 def micro_batches_together(batch: int, accumulation: int, mean_tokens: float) -> int:
     """How many micro-batches of an optimizer step are computed as one, where that needs no padding.
 
@@ -73,10 +85,21 @@ def micro_batches_together(batch: int, accumulation: int, mean_tokens: float) ->
     return max(n for n in range(1, min(fitting, accumulation) + 1) if accumulation % n == 0)
 
 
-def total_steps(rows: int, batch: int, accumulation: int, epochs: float, max_steps: int) -> int:
-    """Optimizer steps of a training on one device, as transformers' Trainer counts them."""
+def total_steps(
+    rows: int,
+    batch: int,
+    accumulation: int,
+    epochs: float,
+    max_steps: int,
+    *,
+    drop_last: bool = False,
+) -> int:
+    """Optimizer steps of a training on one device, as transformers' Trainer counts them.
+
+    `drop_last`: an epoch ends with its last whole batch.
+    """
     if max_steps > 0:
         return max_steps
-    micro = -(-rows // batch)
+    micro = rows // batch if drop_last else -(-rows // batch)
     per_epoch = max(1, -(-micro // accumulation))
     return -int(-(epochs * per_epoch) // 1)

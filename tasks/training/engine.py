@@ -18,12 +18,13 @@ from transformers.utils.generic import is_flash_attention_requested
 from tasks.errors import UserError
 from tasks.training import loading, ranks
 from tasks.training.arguments import build_arguments, build_peft_config, steps_of
-from tasks.training.attention_choice import attention_to_train_with
-from tasks.training.batches import micro_batches_together
+from tasks.training.attention_choice import VARLEN, attention_to_train_with
+from tasks.training.batches import keeps_batches, micro_batches_together
 from tasks.training.collators import Collator, PackCollator
 from tasks.training.field_coverage import unmatched_entries
 from tasks.training.isolation import require_isolation
 from tasks.training.job import TrainingJob
+from tasks.training.kernels import varlen
 from tasks.training.made_with import made_with
 from tasks.training.matching import adapted_modules
 from tasks.training.method_trainer import MethodTrainer
@@ -82,7 +83,8 @@ def build_trainer(
     together = 1
     # A preference's loss is a mean over pairs that are compared within their micro-batch.
     # Where memory made the batch smaller, nothing is put together again.
-    if preference is None and job.order_batch is None and not torch.cuda.is_available():
+    apart = preference is not None or job.order_batch is not None
+    if not apart and not torch.cuda.is_available() and not keeps_batches(job.training_config):
         together = micro_batches_together(
             share.own_batch, share.own_accumulation, sum(lengths) / len(lengths)
         )
@@ -103,7 +105,6 @@ def build_trainer(
         job.base,
         precision,
         job.quantization,
-        checkpointing=arguments.gradient_checkpointing,
         # From there each layer goes to the GPUs in parts: one of them might not hold all.
         on_cpu=job.sharding != "none",
     )
@@ -111,6 +112,8 @@ def build_trainer(
     chosen, why = attention_to_train_with(
         job.attention, dtype=precision.name, packed=packed, gpu=torch.cuda.is_available()
     )
+    if chosen == VARLEN:
+        varlen.register()
     if chosen is not None:
         model.set_attn_implementation(chosen)
     elif loading.plain_attention_is_faster(precision, max(lengths)):
@@ -118,9 +121,8 @@ def build_trainer(
     resolve_targets(peft_config, model, job.base_name)
     tokenizer = AutoTokenizer.from_pretrained(job.base, local_files_only=True)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    # Tensor cores want multiples of eight; on a CPU padding is only work.
-    layout = (pad or 0, 8 if torch.cuda.is_available() else 1)
-    flat = is_flash_attention_requested(model.config)
+    layout = (pad or 0, loading.padding_multiple())
+    flat = model.config._attn_implementation == VARLEN or is_flash_attention_requested(model.config)
     collator: Any = PackCollator(*layout, flat=flat) if packed else Collator(*layout)
     kind: type[MethodTrainer] = AdapterTrainer
     if preference is not None:
@@ -130,6 +132,7 @@ def build_trainer(
         evaluation = read_rows(job.tokens / "test.parquet")
         if preference is not None:
             evaluation = preference.rows(evaluation.data.table)
+    formats = loading.formats(model)
     try:
         before_the_adapter(model, peft_config, rows, job.seed)
         trainer = kind(
@@ -154,6 +157,7 @@ def build_trainer(
             peft_config=peft_config,
             callbacks=list(callbacks),
         )
+        loading.keep_formats(formats)
         if job.start is not None:
             # Before anything looks at the adapter: slices must find its rows as they will be trained.
             load_start(trainer.model, job.start)

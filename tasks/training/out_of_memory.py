@@ -11,6 +11,7 @@ from tasks.training.collators import NO_LOSS
 from tasks.training.inspect_worker import memory_estimate
 from tasks.training.job import InspectionJob, TrainingJob
 from tasks.training.loading import Precision
+from tasks.training.methods.limits import smallest_batch
 from tasks.training.preflight import longest_rows
 
 _SIGNS = (
@@ -139,6 +140,8 @@ class MemoryAdvice:
                 break
             for times in (n for n in range(1, batch + 1) if batch % n == 0):
                 size = batch // times
+                if size < smallest_batch(self._asked.method):
+                    break
                 changes: dict[str, Any] = {}
                 words = []
                 if times > 1:

@@ -98,7 +98,8 @@ TRAINING: dict[str, Owned] = {
     "do_eval": Owned("the evaluation stage always evaluates", (True, False)),
     "do_predict": Owned("the evaluation stage always keeps its predictions", (True, False)),
     "resume_from_checkpoint": Owned(
-        "an interrupted training continues by itself; `loraline run --force` starts anew", (None,)
+        "an interrupted training goes on by itself, with `--force` too; another `seed:` starts anew",
+        (None,),
     ),
     "ignore_data_skip": Owned(
         "an interrupted training goes on with the rows that it has not read", (False,)

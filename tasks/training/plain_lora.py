@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-_TAKE_FROM_THE_BASE = ("pissa", "olora", "corda", "lora_ga")
+from tasks.training.lora_starts import FROM_THE_BASE
 
 
 class StartingPoint:
@@ -55,7 +55,7 @@ class StartingPoint:
 def takes_from_the_base(config: Any) -> bool:
     """Whether an adapter of this PEFT configuration begins with a part of the base."""
     start = getattr(config, "init_lora_weights", None)
-    return isinstance(start, str) and start.startswith(_TAKE_FROM_THE_BASE)
+    return isinstance(start, str) and start.startswith(FROM_THE_BASE)
 
 
 def forget_the_start(folder: Path) -> None:

@@ -16,7 +16,11 @@ from tasks.training.attention_choice import Attention
 from tasks.training.defaults import resolve_peft, resolve_training
 from tasks.training.guard_settings import A_YEAR_IN_MINUTES, Budget, Guards
 from tasks.training.lora_only import cached_starts, lora_only_problem
-from tasks.training.methods.limits import method_mistakes, needs_one_process
+from tasks.training.methods.limits import (
+    method_mistakes,
+    needs_one_process,
+    reference_mistakes,
+)
 from tasks.training.patterns import broken_patterns
 from tasks.training.sharding_limits import sharding_problem
 from tasks.training.spread import Sharding, Spread
@@ -40,9 +44,10 @@ class TrainingSettings(Settings):
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Arithmetic of the base. `auto` takes bfloat16 where the hardware has it, else float32."""
     attention: Attention = "auto"
-    """What trains packed rows on a GPU without computing across examples: `flash` (needs flash-attn), or
-    `flex` (compiled by torch at the first step). `auto` takes `flash` where it is installed, else the base's own
-    with a mask, as `sdpa` always does. On a CPU our kernels do it where they are proved equal."""
+    """What trains packed rows on a GPU without computing across examples: `flash` (needs flash-attn), `varlen`
+    (torch's own) or `flex` (compiled by torch at the first step). `auto` takes `flash` where it is installed,
+    else the base's own with a mask, as `sdpa` always does. On a CPU our kernels do it where they are proved
+    equal."""
     processes: int = Field(default=1, ge=1, le=1024)
     """Worker processes on each machine, one for each GPU. They share the rows of every optimizer step:
     per_device_train_batch_size x gradient_accumulation_steps stays what it is, and so does the adapter
@@ -79,7 +84,7 @@ class TrainingSettings(Settings):
     smaller_batches: bool = False
     """Where memory runs out, train once more with half of per_device_train_batch_size and twice the
     gradient_accumulation_steps, from the newest checkpoint: the same rows make each step, in more time.
-    Not for an odd batch, nor with dataloader_drop_last."""
+    Not for an odd batch, nor with dataloader_drop_last, nor by `kto`, whose loss depends on the batch."""
     timeout_minutes: float | None = Field(default=None, gt=0, le=A_YEAR_IN_MINUTES)
     """Stop a training that runs longer than this. Default: no limit."""
     stall_minutes: float = Field(default=30, gt=0, le=A_YEAR_IN_MINUTES)
@@ -137,7 +142,7 @@ class TrainingSettings(Settings):
 
     @field_validator("peft_config")
     @classmethod
-    def _check_peft_config(cls, value: dict[str, Any]) -> dict[str, Any]:
+    def _check_peft_config(cls, value: dict[str, Any], info: Any) -> dict[str, Any]:
         peft_type = value.get("peft_type", "LORA")
         reason = fields.unsupported_peft_types().get(str(peft_type))
         if reason:
@@ -148,6 +153,7 @@ class TrainingSettings(Settings):
         wrong = _mistakes(value, fields.peft_fields(peft_type), owned.PEFT, f"PEFT's {peft_type}")
         wrong += cached_starts(value)
         wrong += broken_patterns(value)
+        wrong += reference_mistakes(info.data.get("method", "sft"), value)
         _refuse(wrong)
         return value
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tasks.training.job import TrainingJob
-from tasks.training.methods.limits import smallest_batch
+from tasks.training.methods.limits import rows_weighed_together, smallest_batch
 from tasks.training.sharing import Share
 
 _FILE = "smaller_batches.json"
@@ -21,6 +21,8 @@ def with_smaller_batches(job: TrainingJob) -> TrainingJob | None:
     if job.training_config.get("dataloader_drop_last"):
         # Fewer rows lie beyond the last whole one of smaller batches: an epoch would have others.
         return None
+    if rows_weighed_together(job.method, job.training_config):
+        return None
     share = _share(job)
     batch, accumulation = share.batch, share.accumulation
     while batch % 2 == 0 and batch // 2 >= smallest_batch(job.method):
@@ -29,6 +31,20 @@ def with_smaller_batches(job: TrainingJob) -> TrainingJob | None:
         if smaller.team_size <= batch and smaller.own_batch <= share.own_batch // 2:
             return _with(job, batch, accumulation, job.order_batch or share.batch)
     return None
+
+
+def why_not_smaller(job: TrainingJob) -> str:
+    """Where `with_smaller_batches` finds none: why that is, and what helps, for a person."""
+    if job.training_config.get("dataloader_drop_last"):
+        why = "with dataloader_drop_last an epoch would have other rows"
+    elif together := rows_weighed_together(job.method, job.training_config):
+        why = f"{together}, so that smaller ones are another training"
+    else:
+        why = "the batch has no smaller half that divides it"
+    return (
+        f"training.smaller_batches made no smaller batch: {why}. Change the recipe to what would fit, as "
+        "said above."
+    )
 
 
 def remembered(job: TrainingJob) -> TrainingJob:

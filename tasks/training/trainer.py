@@ -118,6 +118,11 @@ class AdapterTrainer(MethodTrainer, SFTTrainer):
                 "with dropout (training.peft_config.lora_dropout) no two draws are equal, and ours are "
                 "used only where they are seen to compute the same"
             )
+        if self.args.neftune_noise_alpha:
+            return (
+                "NEFTune's noise (neftune_noise_alpha) is scaled by a row's length, and ours compute all rows "
+                "in one line"
+            )
         head = self.model.get_output_embeddings()
         if type(head) is not torch.nn.Linear:
             return f"the output head is a {type(head).__name__}"

@@ -1,5 +1,7 @@
 """Direct Preference Optimization (arXiv:2305.18290): better answers gain on worse ones, measured from the base."""
 
+from typing import Any
+
 import pyarrow as pa
 from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
@@ -11,6 +13,10 @@ from tasks.training.methods.ready import ready
 
 class PairTrainer(PreferenceTrainer, DPOTrainer):
     """TRL's DPO on our tokens; its reference is the base, the adapter switched off."""
+
+    def rows_in(self, batch: dict[str, Any]) -> int:
+        """Pairs: the batch holds the better answers, and below them the worse ones."""
+        return len(batch["input_ids"]) // 2
 
     def _prepare_dataset(self, dataset: Dataset, *_: object) -> Dataset:
         return dataset

@@ -25,6 +25,10 @@ ANSWER, GOOD, STRANGER = "completion_ids", "label", "KL_completion_ids"
 class JudgedTrainer(PreferenceTrainer, KTOTrainer):
     """TRL's KTO on our tokens; its reference is the base, the adapter switched off."""
 
+    def rows_in(self, batch: dict[str, Any]) -> int:
+        """Judged answers."""
+        return len(batch[GOOD])
+
     def _prepare_dataset(self, dataset: Dataset, *_: object) -> Dataset:
         return dataset
 

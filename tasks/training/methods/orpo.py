@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
+import torch
 from datasets import Dataset
+from torch.nn import functional
 
-from tasks.training.collators import Collator
+from tasks.training.collators import NO_LOSS, Collator
 from tasks.training.methods.preference import (
     CHOSEN,
     PROMPT,
@@ -25,10 +27,24 @@ with warnings.catch_warnings():
     from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 
+_BETTER = "chosen_labels"
+
+
 class OddsTrainer(PreferenceTrainer, ORPOTrainer):
-    """TRL's ORPO on our tokens."""
+    """TRL's ORPO on our tokens, with a likelihood of the better answers without their prompts."""
 
     _total_train_tokens = 0
+    _of_step: Any = None
+    """Pairs of the optimizer step, and tokens of their better answers; None beside training."""
+
+    def rows_in(self, batch: dict[str, Any]) -> int:
+        """Pairs."""
+        return len(batch[_BETTER])
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: Any) -> Any:
+        tokens = sum(int((batch[_BETTER][:, 1:] != NO_LOSS).sum()) for batch in batch_samples)
+        pairs = super()._get_num_items_in_batch(batch_samples, device)
+        return torch.stack((pairs, torch.tensor(tokens, device=device)))
 
     def compute_loss(
         self,
@@ -42,7 +58,31 @@ class OddsTrainer(PreferenceTrainer, ORPOTrainer):
             self._total_train_tokens += sum(
                 int(inputs[f"{side}_attention_mask"].sum()) for side in ("chosen", "rejected")
             )
-        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        self._of_step = num_items_in_batch
+        pairs = None if num_items_in_batch is None else num_items_in_batch[0]
+        try:
+            return super().compute_loss(model, inputs, return_outputs, pairs)
+        finally:
+            self._of_step = None
+
+    def concatenated_forward(self, model: Any, batch: dict[str, Any]) -> tuple[Any, ...]:
+        """TRL's, whose likelihood of the better answers is one of their prompts too: here of answers alone.
+
+        It is a mean over answer tokens: the step's, so that micro-batches of few tokens do not count for more.
+        """
+        found = super().concatenated_forward(model, batch)
+        labels = batch[_BETTER][:, 1:]
+        wanted = labels != NO_LOSS
+        # Padded to the longest answer of either side, and without the last position already.
+        answers = found[2][:, : labels.shape[1]][wanted]
+        nll = functional.cross_entropy(answers.float(), labels[wanted], reduction="sum")
+        if self._of_step is None:
+            nll = nll / wanted.sum()
+        else:
+            pairs, tokens = self._of_step
+            # `compute_loss` weighs the whole by this micro-batch's share of the pairs.
+            nll = nll / tokens * (pairs / len(labels))
+        return (*found[:4], nll, *found[5:])
 
 
 class OddsCollator:
@@ -59,7 +99,7 @@ class OddsCollator:
                 [
                     {
                         "input_ids": row[PROMPT] + row[column],
-                        "labels": [-100] * len(row[PROMPT]) + row[column],
+                        "labels": [NO_LOSS] * len(row[PROMPT]) + row[column],
                     }
                     for row in rows
                 ]

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
+import torch
 from datasets import Dataset
 
 from tasks.methods import Method
@@ -12,7 +13,32 @@ from tasks.training.method_trainer import MethodTrainer
 
 
 class PreferenceTrainer(MethodTrainer):
-    """What the trainers of these methods share."""
+    """What the trainers of these methods share: the loss of an optimizer step is a mean over its rows.
+
+    TRL's is a mean over micro-batches, in which the rows of a ragged one count for more.
+    """
+
+    loss_is_scaled_for_ga = True
+
+    def rows_in(self, batch: dict[str, Any]) -> int:
+        """Rows of a micro-batch: pairs, or judged answers."""
+        raise NotImplementedError
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: Any) -> Any:
+        return torch.tensor(sum(map(self.rows_in, batch_samples)), device=device)
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """TRL's mean over the micro-batch; in training, its part of the mean over the step's rows."""
+        found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if num_items_in_batch is None or return_outputs:
+            return found
+        return found * (self.rows_in(inputs) / num_items_in_batch)
 
     def judge_base(self, loss: float) -> None:
         """Nothing: a loss over preferences says nothing of how well the base knows its language."""

@@ -74,6 +74,15 @@ def test_tokenization_must_fit_the_method(write_recipe, method, tokenization, wo
         read_recipe(write_recipe(text.format(method)))
 
 
+def test_noise_that_follows_from_a_rows_length_is_refused_where_rows_are_packed(write_recipe):
+    text = (
+        "tokenization:\n  packing: {}\ntraining:\n  training_config:\n    neftune_noise_alpha: 5\n"
+    )
+    read_recipe(write_recipe(text.format("false")))
+    with pytest.raises(RecipeError, match="packing makes one row of many: delete one of the two"):
+        read_recipe(write_recipe(text.format("true")))
+
+
 def test_a_gate_may_ask_for_preference_accuracy_where_answers_are_compared(write_recipe):
     text = (
         "training:\n  method: {}\nevaluation:\n  gate:\n"

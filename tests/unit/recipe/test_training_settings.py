@@ -60,6 +60,11 @@ def test_owned_removed_and_moved_names_are_kept_up_with_the_classes():
     assert set(old_names.RENAMED.values()) <= known
 
 
+def test_who_wants_to_start_anew_is_told_what_does():
+    with pytest.raises(ValidationError, match="with `--force` too; another `seed:` starts anew"):
+        TrainingSettings(training_config={"resume_from_checkpoint": "checkpoint-10"})
+
+
 def test_every_peft_type_builds_its_class_from_the_resolved_defaults():
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, get_peft_config
 

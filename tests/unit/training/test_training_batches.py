@@ -2,11 +2,17 @@
 
 import itertools
 import random
+from collections.abc import Callable
 
 import pytest
 
+from tasks.errors import UserError
+from tasks.training import engine, loading
+from tasks.training.arguments import steps_of
 from tasks.training.batches import RowOrder, row_order, total_steps
+from tasks.training.job import TrainingJob
 
+MakeJob = Callable[..., TrainingJob]
 _GENERATOR = random.Random(1)
 LENGTHS = [_GENERATOR.randrange(10, 500) for _ in range(1003)]
 
@@ -75,9 +81,40 @@ def test_the_sampler_reads_the_epoch_it_is_told() -> None:
         (26, 4, 2, 1.5, -1, 6),
         (1, 8, 4, 3, -1, 3),
         (1000, 8, 4, 3, 10, 10),
+        (42, 4, 4, 2, -1, 6),
     ],
 )
 def test_steps_are_counted_as_the_trainer_counts_them(
     rows: int, batch: int, accumulation: int, epochs: float, max_steps: int, expected: int
 ) -> None:
     assert total_steps(rows, batch, accumulation, epochs, max_steps) == expected
+
+
+@pytest.mark.parametrize(
+    ("rows", "accumulation", "epochs", "expected"), [(41, 4, 2, 6), (33, 4, 2, 4), (35, 4, 1, 2)]
+)
+def test_steps_without_the_ragged_batch_are_counted_as_the_trainer_counts_them(
+    rows: int, accumulation: int, epochs: float, expected: int
+) -> None:
+    assert total_steps(rows, 4, accumulation, epochs, -1, drop_last=True) == expected
+
+
+def test_only_what_does_not_fill_the_recipes_own_batch_is_dropped(job: MakeJob) -> None:
+    training = {
+        "dataloader_drop_last": True,
+        "gradient_accumulation_steps": 4,
+        "num_train_epochs": 1,
+    }
+    task = job(peft={"lora_dropout": 0.0}, training=training)
+    rows = engine.read_rows(task.tokens / "train.parquet")
+    ours = engine.build_trainer(task, rows, loading.choose_precision("float32"))
+    loader = ours.get_train_dataloader()
+    assert [len(batch) for batch in loader.batch_sampler] == [4] * 6
+    *_, steps = ours.set_initial_training_values(ours.args, loader)
+    assert steps == steps_of(task.training_config, len(rows)) == 2
+
+
+def test_a_batch_that_no_rows_fill_is_refused_where_it_would_be_dropped(job: MakeJob) -> None:
+    training = {"dataloader_drop_last": True, "per_device_train_batch_size": 32}
+    with pytest.raises(UserError, match="a batch of 32, and there are 26 training rows"):
+        steps_of(job(training=training).training_config, 26)

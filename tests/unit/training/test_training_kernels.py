@@ -141,12 +141,52 @@ def test_every_kernel_of_the_default_architecture_is_in_place() -> None:
     replaced = {
         type(m).__name__ for n, m in model.named_modules() if vars(m).get("forward") != before[n]
     }
-    assert replaced == {"Linear", "Phi3RMSNorm", "Phi3MLP", "Phi3DecoderLayer"}
+    names = ("RMSNorm", "MLP", "DecoderLayer", "RotaryEmbedding")
+    assert replaced == {"Linear", *(f"Phi3{name}" for name in names)}
     assert model.config._attn_implementation == attention.NAME
     kernels.remove()
     after = {name: vars(m).get("forward") for name, m in model.named_modules()}
     assert after == before
     assert model.config._attn_implementation == "sdpa"
+
+
+def test_another_model_of_the_same_class_computes_as_before() -> None:
+    """The rotation of a class's models is one function of its file."""
+    other = adapted("Llama")
+    move(other)
+    sample = Collator(0, 1)(rows([30, 20, 40]))
+
+    def computed() -> tuple[float, torch.Tensor]:
+        loss = losses.sum_over_answers(other, other.get_output_embeddings(), sample)
+        return loss.item(), gradients(loss, other)
+
+    before = computed()
+    kernels = Kernels(adapted("Llama"), no_autocast)
+    kernels.install(pointwise_too=True)
+    try:
+        torch.testing.assert_close(computed(), before, rtol=1e-4, atol=1e-4)
+    finally:
+        kernels.remove()
+
+
+def test_the_gradient_of_a_fused_projection_is_written_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not as that of three views, each filled with zeros to the size of the whole."""
+    given: list[int] = []
+    apply = attention._PerExample.apply
+    monkeypatch.setattr(
+        attention._PerExample,
+        "apply",
+        lambda work, *inputs: (given.append(len(inputs)), apply(work, *inputs))[1],
+    )
+    for name in ("Phi3", "Llama"):
+        model = adapted(name)
+        kernels = Kernels(model, no_autocast)
+        kernels.install(pointwise_too=True)
+        losses.sum_over_line(kernels, LineCollator()(rows([30, 20])))
+        kernels.remove()
+    assert given == [1, 1, 1, 3, 3, 3]
 
 
 @pytest.mark.parametrize("name", sorted(ARCHITECTURES))
@@ -278,6 +318,7 @@ def test_a_training_by_kernels_is_the_training_without_them(
         ({"peft": {"lora_dropout": 0.1}}, r"libraries' kernels: with dropout"),
         ({"peft": {"modules_to_save": ["lm_head"]}}, "the libraries' kernels: the output head is"),
         ({"training": {"label_smoothing_factor": 0.1}}, r"libraries' kernels: .*\(loss_type"),
+        ({"training": {"neftune_noise_alpha": 5}}, "libraries' kernels: NEFTune's noise"),
     ],
 )
 def test_which_kernels_compute_is_told(job: MakeJob, changes: dict[str, Any], words: str) -> None:
@@ -287,6 +328,35 @@ def test_which_kernels_compute_is_told(job: MakeJob, changes: dict[str, Any], wo
         task, engine.read_rows(task.tokens / "train.parquet"), loading.choose_precision(task.dtype)
     )
     assert re.search(words, made.kernels_said)
+
+
+def test_neftunes_noise_is_scaled_by_the_rows_own_length(job: MakeJob) -> None:
+    alpha = 5.0
+    task = job(
+        peft={"lora_dropout": 0.0},
+        training={
+            "neftune_noise_alpha": alpha,
+            "gradient_accumulation_steps": 4,
+            "max_steps": 1,
+        },
+    )
+    ours = engine.build_trainer(
+        task, engine.read_rows(task.tokens / "train.parquet"), loading.choose_precision("float32")
+    )
+    embed, seen = ours.model.get_input_embeddings(), []
+    read: list[torch.Tensor] = []
+    embed.register_forward_pre_hook(lambda _, given: read.append(given[0]))
+
+    def look(_: Any, given: Any) -> None:
+        noise = given[0].detach() - functional.embedding(read[-1], embed.weight)
+        seen.append((read[-1].shape, float(noise.abs().max())))
+
+    ours.model.get_base_model().model.layers[0].register_forward_pre_hook(look)
+    ours.train()
+    assert [rows for (rows, _), _ in seen] == [4] * 4
+    assert max(length for (_, length), _ in seen) <= max(ours.row_lengths)
+    for (_, length), noise in seen:
+        assert noise * (length * embed.embedding_dim) ** 0.5 == pytest.approx(alpha, rel=0.01)
 
 
 def test_a_model_that_calls_its_parts_otherwise_is_told_and_not_passed_over() -> None:

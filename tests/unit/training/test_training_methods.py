@@ -153,6 +153,72 @@ def test_the_loss_of_dpo_is_the_papers_on_our_tokens(job: MakeJob, pairs: Path) 
     assert loss == pytest.approx(sum(expected) / 4, abs=1e-4)
 
 
+def test_the_loss_of_orpo_is_the_papers_on_our_answers(job: MakeJob, pairs: Path) -> None:
+    ours = build(job("orpo", training={"beta": 0.3}))
+    perturb(ours)
+    model = ours.accelerator.unwrap_model(ours.model).eval()
+    likelihood, tokens, odds = 0.0, 0, []
+    for row in pq.read_table(pairs / "train.parquet").to_pylist()[:4]:
+        prompt, chosen = (
+            row["input_ids"][: row["prompt_length"]],
+            row["input_ids"][row["prompt_length"] :],
+        )
+        total = answer_logp(model, prompt, chosen)
+        likelihood, tokens = likelihood + total, tokens + len(chosen)
+        better = total / len(chosen)
+        worse = answer_logp(model, prompt, row["rejected_ids"]) / len(row["rejected_ids"])
+        ratio = (better - math.log(1 - math.exp(better))) - (worse - math.log(1 - math.exp(worse)))
+        odds.append(math.log(1 + math.exp(-ratio)))
+    batch = ours.data_collator([ours.train_dataset[at] for at in range(4)])
+    loss = float(ours.compute_loss(ours.model, batch).detach())
+    assert loss == pytest.approx(-likelihood / tokens + 0.3 * sum(odds) / 4, abs=1e-4)
+
+
+def test_what_orpos_prompts_cost_changes_nothing(job: MakeJob) -> None:
+    ours = build(job("orpo"))
+    rows = [ours.train_dataset[at] for at in range(4)]
+    batch = ours.data_collator(rows)
+    before = float(ours.compute_loss(ours.model, batch).detach())
+    # The last token of the shortest prompt is predicted one place before it.
+    inside = min(len(row["prompt_ids"]) for row in rows) - 1
+
+    def other(_: Any, __: Any, logits: torch.Tensor) -> torch.Tensor:
+        # Elsewhere among the words: a shift of all of them alike would cost nothing.
+        return torch.cat((logits[:, :inside].roll(1, dims=-1) * 9, logits[:, inside:]), dim=1)
+
+    ours.model.get_output_embeddings().register_forward_hook(other)
+    assert float(ours.compute_loss(ours.model, batch).detach()) == before
+
+
+@pytest.mark.parametrize(
+    ("method", "training"),
+    [("dpo", {}), ("orpo", {}), ("kto", {"loss_type": "apo_zero_unpaired"})],
+)
+def test_each_row_of_a_step_counts_alike_in_micro_batches_of_whatever_size(
+    method: str, training: dict[str, Any], job: MakeJob
+) -> None:
+    def gradients(*sizes: int) -> tuple[float, torch.Tensor]:
+        ours = build(job(method, training=training))
+        perturb(ours)
+        ours.model_wrapped = ours.model
+        rows = [ours.train_dataset[at] for at in range(sum(sizes))]
+        batches = []
+        for size in sizes:
+            batches.append(ours.data_collator(rows[:size]))
+            rows = rows[size:]
+        ours.current_gradient_accumulation_steps = len(sizes)
+        items = ours._get_num_items_in_batch(batches, ours.args.device)
+        loss = sum(float(ours.training_step(ours.model, batch, items)) for batch in batches)
+        of = [p.grad.flatten() for p in ours.model.parameters() if p.grad is not None]
+        return loss, torch.cat(of)
+
+    loss, expected = gradients(7)
+    for sizes in ((4, 3), (3, 3, 1), (6, 1)):
+        found, gradient = gradients(*sizes)
+        assert found == pytest.approx(loss, rel=1e-5)
+        assert torch.allclose(gradient, expected, atol=1e-5 * float(expected.abs().max()))
+
+
 @pytest.mark.parametrize("method", PREFERENCES)
 def test_every_token_of_every_answer_reaches_the_batches(
     method: str, job: MakeJob, pairs: Path
@@ -282,16 +348,17 @@ def test_test_pairs_are_judged_on_the_way_also_in_bfloat16(method: str, job: Mak
     assert all("eval_rewards/margins" in line for line in judged)
 
 
-def test_accumulated_pairs_give_the_step_of_one_batch(job: MakeJob) -> None:
+@pytest.mark.parametrize("method", ["dpo", "orpo"])
+def test_accumulated_pairs_give_the_step_of_one_batch(method: str, job: MakeJob) -> None:
     once = {
         "num_train_epochs": 1,
         "learning_rate": 1e-3,
         # Rows sorted by length would be sorted within batches of another size.
         "train_sampling_strategy": "random",
     }
-    together = job("dpo", "together", training=once)
+    together = job(method, "together", training=once)
     apart = job(
-        "dpo",
+        method,
         "apart",
         training=once | {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
     )

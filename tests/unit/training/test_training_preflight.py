@@ -200,6 +200,12 @@ def test_an_estimate_that_had_promised_too_much_is_not_believed_again(job: MakeJ
     assert "per_device_train_batch_size: 2 with" in plenty
 
 
+def test_no_batch_is_proposed_that_kto_cannot_train_with(job: MakeJob) -> None:
+    asked = job(method="kto", training={"per_device_train_batch_size": 4})
+    for free in (120e9, 80e9, 40e9, 20e9, 2e9):
+        assert "per_device_train_batch_size: 1 " not in advice_of(asked, free)
+
+
 def test_free_memory_is_told() -> None:
     free = loading.free_memory_bytes()
     assert free is not None

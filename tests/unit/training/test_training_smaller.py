@@ -104,9 +104,10 @@ def test_on_a_cpu_nothing_puts_the_smaller_batches_together_again(job: MakeJob) 
         ("sft", 1, 8, 4),
         ("sft", 1, 3, None),
         ("sft", 1, 1, None),
-        # Its batch deals each prompt a foreign answer.
-        ("kto", 1, 4, 2),
-        ("kto", 1, 2, None),
+        ("dpo", 1, 4, 2),
+        ("orpo", 1, 4, 2),
+        # It estimates how far the model has moved from the rows of its batch.
+        ("kto", 1, 4, None),
         # Two processes share a batch of 4 already: with 2 x 2 each would compute as many at once.
         ("sft", 2, 4, 1),
         ("sft", 4, 4, None),
@@ -126,6 +127,52 @@ def test_a_batch_is_halved_as_far_as_each_process_computes_less_at_once(
 
 def test_a_batch_beyond_which_rows_are_dropped_is_left_as_it_is(job: MakeJob) -> None:
     assert smaller.with_smaller_batches(job(training={"dataloader_drop_last": True})) is None
+
+
+@pytest.mark.parametrize(
+    ("method", "loss_type", "found"),
+    [
+        ("kto", "kto", None),
+        # Without that estimate each answer counts for itself; its batch still deals foreign answers.
+        ("kto", "apo_zero_unpaired", 4),
+        ("dpo", ["sigmoid"], 4),
+        ("dpo", ["sigmoid", "sft"], None),
+        ("dpo", ["aot"], None),
+    ],
+)
+def test_a_batch_whose_rows_are_weighed_together_is_left_as_it_is(
+    job: MakeJob, method: str, loss_type: Any, found: int | None
+) -> None:
+    values = {"per_device_train_batch_size": 8, "loss_type": loss_type}
+    again = smaller.with_smaller_batches(job(method=method, training=values))
+    assert (again and again.training_config["per_device_train_batch_size"]) == found
+
+
+@pytest.mark.parametrize(
+    ("method", "training", "words"),
+    [
+        ("kto", {}, "KTO estimates from a micro-batch's own rows .* another training"),
+        ("dpo", {"loss_type": ["aot"]}, "DPO's loss `aot` is one of a micro-batch's rows together"),
+        ("sft", {"dataloader_drop_last": True}, "an epoch would have other rows"),
+        ("sft", {"per_device_train_batch_size": 3}, "no smaller half that divides it"),
+    ],
+)
+def test_where_no_smaller_batch_is_made_the_message_says_why(
+    job: MakeJob,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    method: str,
+    training: dict[str, Any],
+    words: str,
+) -> None:
+    def runs_out(*_: object) -> TrainingResult:
+        raise OutOfMemory("Memory ran out in step 3.\nSet training.quantization: nf4.")
+
+    monkeypatch.setattr(work, "_run_worker", runs_out)
+    task, allowed = job(method=method, training=training), TrainingSettings(smaller_batches=True)
+    with pytest.raises(OutOfMemory, match=words) as failed:
+        work._trained(task, allowed, tmp_path / "log", print)
+    assert "Set training.quantization: nf4." in str(failed.value)
 
 
 def test_a_restart_begins_with_the_batch_that_fitted(
