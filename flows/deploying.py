@@ -24,11 +24,13 @@ from flows.scheduled_recipes import (
 from flows.server_schedules import Target, by_slug, clock_of, put, recipe_behind, retire
 from tasks.errors import LoralineError
 from tasks.home import Home
+from tasks.outage import is_outage
 
 if TYPE_CHECKING:
     from uuid import UUID
 
     from prefect.client.orchestration import SyncPrefectClient
+    from prefect.client.schemas.objects import DeploymentSchedule
     from prefect.client.schemas.responses import DeploymentResponse
 
 WATCH_SECONDS = 900.0
@@ -71,6 +73,7 @@ def apply_deployments(
     file = file or read_deployments()
     applied = Applied()
     wanted = _wanted(recipes, applied)
+    refused: set[str] = set()
     with get_client(sync_client=True) as client:
         for deployment in file.deployments:
             identity = _deploy(client, file, deployment, applied)
@@ -78,11 +81,11 @@ def apply_deployments(
             _apply_triggers(client, deployment, identity, applied)
             if deployment.name in (RETRAIN, WATCH):
                 whole = any(path.is_dir() for path in recipes)
-                _apply_recipes(client, deployment, identity, wanted, whole, applied)
+                refused |= _apply_recipes(client, deployment, identity, wanted, whole, applied)
         changed, problems = apply_notifications(client, os.environ)
     applied.changed += changed
     applied.problems += problems
-    applied.schedules = sum(it.cron is not None for it in wanted if not it.unwanted)
+    applied.schedules = sum(it.cron is not None for it in wanted if it.name not in refused)
     return applied
 
 
@@ -95,6 +98,9 @@ def _wanted(recipes: Sequence[Path], applied: Applied) -> list[Wanted]:
                 found.append(one)
         except LoralineError as error:
             applied.problems.append(str(error))
+        except Exception as error:
+            # A file that cannot be read stops no other.
+            applied.problems.append(f"{path}: {_in_a_line(error)}")
     kept = []
     for one in found:
         rivals = [it.path for it in found if it.name == one.name and not it.unwanted]
@@ -201,27 +207,57 @@ def _apply_recipes(
     wanted: list[Wanted],
     whole: bool,
     applied: Applied,
-) -> None:
+) -> set[str]:
+    """Returns the names of the recipes whose schedules could not be applied."""
+    refused: set[str] = set()
     there = by_slug(client, identity)
     fixed = {schedule.slug for schedule in deployment.schedules}
     for one in wanted:
         target = Target(deployment.name, identity, one.name)
-        clock = _recipe_clock(one, deployment.name)
-        found = there.get(one.name)
-        if clock is not None:
+        try:
+            _apply_recipe(client, target, one, there, applied)
+        except Exception as error:
+            if is_outage(error):
+                raise
+            # One recipe that Prefect does not take stops no other, and keeps what it had.
             there.pop(one.name, None)
-            applied.note(put(client, target, found, clock, {"recipe": str(one.path)}))
-        elif found is not None and recipe_behind(client, found) == str(one.path):
-            # A draft elsewhere may bear the name of a recipe that is scheduled.
-            del there[one.name]
-            applied.note(retire(client, target, found, f"{one.path} asks for none"))
+            refused.add(one.name)
+            applied.problems.append(
+                f"{one.path}: Prefect takes no {target} ({_in_a_line(error)}). Correct the recipe's section "
+                "`schedule`, then deploy again."
+            )
     if not whole:
-        return
+        return refused
     for slug, schedule in there.items():
         # One that a person made in the UI names no recipe that we know of.
         path = None if slug in fixed else recipe_behind(client, schedule)
         if path and (why := gone_for_good(Path(path), slug)):
             applied.note(retire(client, Target(deployment.name, identity, slug), schedule, why))
+    return refused
+
+
+def _apply_recipe(
+    client: "SyncPrefectClient",
+    target: Target,
+    one: Wanted,
+    there: "dict[str, DeploymentSchedule]",
+    applied: Applied,
+) -> None:
+    """Create, change or retire the recipe's schedule; what is dealt with is taken out of `there`."""
+    clock = _recipe_clock(one, target.deployment)
+    found = there.get(one.name)
+    if clock is not None:
+        there.pop(one.name, None)
+        applied.note(put(client, target, found, clock, {"recipe": str(one.path)}))
+    elif found is not None and recipe_behind(client, found) == str(one.path):
+        # A draft elsewhere may bear the name of a recipe that is scheduled.
+        del there[one.name]
+        applied.note(retire(client, target, found, f"{one.path} asks for none"))
+
+
+def _in_a_line(error: Exception) -> str:
+    """A library's words, which may fill a page, for a list of problems."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 def _recipe_clock(one: Wanted, deployment: str) -> Any:

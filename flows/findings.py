@@ -184,7 +184,8 @@ def mlflow_server(home: Home) -> Finding:
     try:
         uri = tracking_uri(home)
     except LoralineError as error:
-        return Finding("MLflow", "missing", str(error), "Correct MLFLOW_TRACKING_URI.")
+        way_out = "Correct MLFLOW_TRACKING_URI, or start the stack with `loraline up`."
+        return Finding("MLflow", "missing", str(error), way_out)
     if not uri.startswith("http"):
         return Finding("MLflow", "ok", without_passwords(uri))
     if _reachable(f"{uri.rstrip('/')}/health"):

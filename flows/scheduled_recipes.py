@@ -79,7 +79,7 @@ def gone_for_good(path: Path, slug: str) -> str | None:
         return f"{path} is gone"
     try:
         now = scheduled(path, named=False)
-    except LoralineError:
+    except (LoralineError, OSError, ValueError):
         return None
     if now is None or now.unwanted:
         return f"{path} has no section `schedule` any more"

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from tasks.errors import UserError
 from tasks.home import Home
 
 ServerName = Literal["prefect", "mlflow"]
@@ -64,6 +65,23 @@ def read_stack(home: Home) -> dict[str, Server]:
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
+
+
+def refuse_own_sqlite(home: Home) -> None:
+    """Raises: UserError when this home's stack keeps its data in PostgreSQL: who then opens the home's
+    SQLite files finds no version there, and would collect what the registered ones need.
+    """
+    try:
+        settings = json.loads((home.root / "stack" / "settings.json").read_text(encoding="utf-8"))
+        database = settings["database"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if database == "postgresql":
+        raise UserError(
+            f"The stack of {home.root} keeps its data in PostgreSQL, and its servers do not answer. In this "
+            "folder's SQLite files there would be no version and no champion. Start the stack with "
+            "`loraline up`, or name another MLflow server with MLFLOW_TRACKING_URI."
+        )
 
 
 def running(home: Home, name: ServerName) -> Server | None:

@@ -21,7 +21,7 @@ from tasks.errors import LoralineError, ServerAway, StageFailed, UserError
 from tasks.home import Home
 from tasks.metric_writer import MetricWriter, Point
 from tasks.outage import is_outage
-from tasks.stack import running
+from tasks.stack import refuse_own_sqlite, running
 from tasks.tracking_database import opened, prepare_database
 
 if TYPE_CHECKING:
@@ -40,7 +40,8 @@ _log = logging.getLogger(__name__)
 def tracking_uri(home: Home) -> str:
     """`MLFLOW_TRACKING_URI`, else the running server named in `stack.json`, else this home's SQLite.
 
-    Raises: UserError for a folder of files as the store, which MLflow 3 has given up.
+    Raises: UserError for a folder of files as the store, which MLflow 3 has given up, and where SQLite is
+    not what has this home's records.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
     if uri:
@@ -51,7 +52,10 @@ def tracking_uri(home: Home) -> str:
                 "or unset it: loraline then keeps its own database."
             )
         return uri
-    return _stack_url(home) or _sqlite_uri(home)
+    if (url := _stack_url(home)) is not None:
+        return url
+    refuse_own_sqlite(home)
+    return _sqlite_uri(home)
 
 
 def refuse_unreachable(home: Home) -> None:

@@ -5,16 +5,20 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 from flows.connection import user_connection
 from flows.signals import stop_signals
 from flows.stack import supervisor
-from flows.stack.settings import StackSettings
+from flows.stack.settings import StackSettings, read_settings
 from tasks.addresses import without_passwords
 from tasks.errors import StageFailed, UserError
 from tasks.home import Home, home
+
+NOT_ALL_DEPLOYED = 1
+"""The stack is up, and something could not be deployed to it."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         )
     parser.add_argument(
         "--trainings", type=int, metavar="N", help="retrainings at once (default: 1)"
+    )
+    parser.add_argument(
+        "--database",
+        choices=("sqlite", "postgresql"),
+        help="begin anew on the other database than this stack's, with no records (default: the one it has)",
     )
     parser.add_argument(
         "--project",
@@ -52,10 +61,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Return 0 with a healthy stack. Raises: UserError, StageFailed."""
+    """Return 0 with a healthy stack, 1 where not everything could be deployed to it.
+
+    Raises: UserError, StageFailed.
+    """
     from flows.stack.starting import bring_up
 
     state = home()
+    _take_environment(state)
     wanted = wanted_settings(args, state)
     if args.at_boot:
         from flows.stack.boot import install
@@ -64,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
             print(line)
         return 0
     if args.foreground:
-        _refuse_for_good(wanted)
+        _refuse_for_good(state, wanted)
     for note in _notes():
         _say(note)
     # Ctrl-C and SIGTERM end a half-started stack as they end a running one.
@@ -77,22 +90,25 @@ def run(args: argparse.Namespace) -> int:
                 if part.url:
                     print(f"{part.title.removesuffix(' server'):8} {part.url}", flush=True)
             _say("`loraline status` shows how each part is; `loraline down` stops the stack.")
-        return _stay(state) if args.foreground else 0
+        if args.foreground:
+            return _stay(state)
+        return NOT_ALL_DEPLOYED if found.not_deployed else 0
 
 
 def wanted_settings(args: argparse.Namespace, state: Home) -> StackSettings:
     """What is asked for: options, else what the home's stack had the last time, else the defaults.
 
-    Raises: UserError for values that cannot be.
+    Raises: UserError for values that cannot be, and for damaged settings: they say where the data is.
     """
     from pydantic import ValidationError
 
-    from flows.stack.starting import read_settings_or_none
+    from flows.stack.databases import asked_database, known_database
 
-    before = read_settings_or_none(state)
-    chosen = before.model_dump() if before else {"project": Path.cwd()}
+    before = read_settings(state)
+    chosen: dict[str, Any] = before.model_dump() if before else {"project": Path.cwd()}
+    chosen["database"] = known_database(state, before) or asked_database(os.environ)
     for name in StackSettings.model_fields:
-        if (value := getattr(args, name)) is not None:
+        if (value := getattr(args, name, None)) is not None:
             chosen[name] = value
     chosen["project"] = Path(chosen["project"]).expanduser().resolve()
     if not chosen["project"].is_dir():
@@ -111,12 +127,29 @@ def wanted_settings(args: argparse.Namespace, state: Home) -> StackSettings:
         raise UserError(f"{wrong}.") from None
 
 
-def _refuse_for_good(wanted: StackSettings) -> None:
-    """Raises: UserError for missing passwords, with the exit code after which systemd tries no more."""
+def _take_environment(state: Home) -> None:
+    """Take what this shell does not set from the stack's own file: without it a stack would tell nobody."""
+    from flows.stack.environment_file import environment_file, missing, read_environment
+
+    file = environment_file(state)
+    taken = missing(read_environment(file), os.environ)
+    os.environ.update(taken)
+    if taken:
+        _say(f"From {file}: {', '.join(taken)}.")
+
+
+def _refuse_for_good(state: Home, wanted: StackSettings) -> None:
+    """Raises: UserError for missing passwords or another database, with the exit code after which systemd
+    tries no more.
+    """
+    from flows.stack.databases import refuse_other_database
+    from flows.stack.environment_file import environment_file
     from flows.stack.exposure import NO_RESTART, refuse_open
 
     try:
         refuse_open(wanted.host, os.environ)
+        if wanted.database is not None and supervisor.find(state) is None:
+            refuse_other_database(state, wanted.database, os.environ, environment_file(state))
     except UserError as error:
         error.exit_code = NO_RESTART
         raise

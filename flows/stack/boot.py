@@ -7,21 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+from flows.stack.databases import refuse_other_database
+from flows.stack.environment_file import assignments, environment_file, read_environment
 from flows.stack.exposure import NO_RESTART, refuse_open
 from flows.stack.settings import POSTGRES, StackSettings, folder
+from flows.stack.unit_environment import kept, not_in_file
 from tasks.errors import StageFailed, UserError
 from tasks.home import Home
 
 UNIT = "loraline.service"
-KEPT = (
-    "PATH",
-    "HF_HOME",
-    "HF_HUB_OFFLINE",
-    "CUDA_VISIBLE_DEVICES",
-    "LD_LIBRARY_PATH",
-    "LORALINE_NOTIFY",
-)
-"""Of this shell's environment, what the unit's processes need to find the same things; no secrets."""
 
 
 def install(home: Home, settings: StackSettings) -> list[str]:
@@ -31,12 +25,13 @@ def install(home: Home, settings: StackSettings) -> list[str]:
     what the stack would refuse to start without; StageFailed when systemd refuses the unit.
     """
     inherited = systemd_environment()
-    secrets = folder(home) / "environment"
+    secrets = environment_file(home)
     folder(home).mkdir(parents=True, exist_ok=True)
     if not secrets.exists():
         # Created closed: a moment in which others can read it is one too many.
         os.close(os.open(secrets, os.O_CREAT | os.O_WRONLY, 0o600))
-    _refuse_open(settings.host, inherited, secrets)
+    given = read_environment(secrets)
+    _refuse_unfit(home, settings, {**inherited, **given})
     path = unit_path()
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(unit(home, settings, dict(os.environ)), encoding="utf-8")
@@ -49,17 +44,17 @@ def install(home: Home, settings: StackSettings) -> list[str]:
         f"Secrets ({POSTGRES}, passwords, webhooks) are read from {secrets}, one NAME=value a line.",
         f"Take it back:    systemctl --user disable --now {UNIT}",
     ]
-    if os.environ.get(POSTGRES):
+    for name in not_in_file(os.environ, {**inherited, **given}, settings.project):
         lines.append(
-            f"{POSTGRES} is set in this shell: write it into {secrets}, the unit has no shell."
+            f"{name} is set in this shell: write it into {secrets}, the unit has no shell."
         )
     return lines
 
 
 def unit(home: Home, settings: StackSettings, environ: dict[str, str]) -> str:
     """The unit's text (systemd.service(5), systemd.exec(5))."""
-    kept = {name: environ[name] for name in KEPT if environ.get(name)}
-    environment = "\n".join(f"Environment={_quoted(f'{k}={v}')}" for k, v in kept.items())
+    lines = (f"Environment={_quoted(f'{name}={value}')}" for name, value in kept(environ).items())
+    environment = "\n".join(lines)
     options = {
         "--home": str(home.root),
         "--project": str(settings.project),
@@ -82,7 +77,7 @@ Type=exec
 ExecStart={" ".join(_quoted(argument).replace("$", "$$") for argument in arguments)}
 WorkingDirectory={_path(settings.project)}
 {environment}
-EnvironmentFile=-{_path(folder(home) / "environment")}
+EnvironmentFile=-{_path(environment_file(home))}
 Restart=on-failure
 RestartSec=10
 # Not 2: a port in use and a folder that is not mounted yet mend themselves, and the stack must come back.
@@ -127,33 +122,24 @@ def systemd_environment() -> dict[str, str]:
         raise UserError(
             f"--at-boot needs systemd's user services, and they do not answer: {reason}. {way_out}"
         )
-    return _assignments(asked.stdout)
+    return assignments(asked.stdout)
 
 
-def _refuse_open(host: str, inherited: dict[str, str], secrets: Path) -> None:
-    """This shell's passwords do not count: the unit never sees them.
+def _refuse_unfit(home: Home, settings: StackSettings, environ: dict[str, str]) -> None:
+    """Passwords and a database of this shell do not count: the unit never sees them, only `environ`.
 
-    Raises: UserError as `exposure.refuse_open` does, with the file to write into.
+    Raises: UserError as `refuse_open` and `refuse_other_database` do, with the file to write into.
     """
+    secrets = environment_file(home)
     try:
-        refuse_open(host, {**inherited, **_assignments(secrets.read_text(encoding="utf-8"))})
+        refuse_open(settings.host, environ)
+        if settings.database is not None:
+            refuse_other_database(home, settings.database, environ, secrets)
     except UserError as error:
         raise UserError(
             f"{error}\nNothing was installed. The unit has no shell: what it needs is read from "
             f"{secrets} (mode 600), one NAME=value a line."
         ) from None
-
-
-def _assignments(text: str) -> dict[str, str]:
-    """The lines `NAME=value` of an environment file (systemd.exec(5)); quotes around a value are no part of it."""
-    found = {}
-    for line in text.splitlines():
-        name, sign, value = line.strip().partition("=")
-        if sign and not name.startswith(("#", ";")):
-            value = value.strip()
-            quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "\"'"
-            found[name.strip()] = value[1:-1] if quoted else value
-    return found
 
 
 def _systemctl(*arguments: str) -> None:

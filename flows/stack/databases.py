@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
-from flows.stack.settings import POSTGRES
+from flows.stack.settings import POSTGRES, Database, StackSettings
 from tasks.addresses import without_passwords
 from tasks.errors import UserError
 from tasks.home import Home
@@ -47,6 +47,54 @@ def databases(home: Home, environ: Mapping[str, str]) -> Databases:
         lock=_address(url, "postgresql", MLFLOW_DATABASE),
         server=_address(url, "postgresql", ""),
     )
+
+
+def asked_database(environ: Mapping[str, str]) -> Database:
+    """The kind that the environment asks for."""
+    return "postgresql" if environ.get(POSTGRES, "").strip() else "sqlite"
+
+
+def known_database(home: Home, settings: StackSettings | None) -> Database | None:
+    """The kind that has this home's data; None where there is none yet.
+
+    Settings that do not name it are of a stack from before it was remembered, or there was no stack: then
+    MLflow's file tells.
+    """
+    if settings is not None and settings.database is not None:
+        return settings.database
+    return "sqlite" if (home.mlflow / "mlflow.db").exists() else None
+
+
+def refuse_other_database(
+    home: Home, wanted: Database, environ: Mapping[str, str], file: Path
+) -> None:
+    """Raises: UserError when the environment asks for another kind than `wanted`: on that one the stack
+    would come up healthy and empty, and what its registry does not name is collected.
+
+    `file` is where a stack's environment is kept.
+    """
+    asked = asked_database(environ)
+    if asked == wanted:
+        return
+    if wanted == "postgresql":
+        raise UserError(
+            f"The database of the stack of {home.root} is PostgreSQL, and {POSTGRES} is not set. On SQLite "
+            "it would start with nothing: no run, no version, no champion, no promotion log. Nothing was "
+            f"started. Write {POSTGRES}=postgresql://user:password@host:5432 into {file}, or set it here. "
+            "To begin anew on SQLite on purpose: loraline up --database sqlite."
+        )
+    raise UserError(
+        f"The database of the stack of {home.root} is SQLite, and {POSTGRES} is set, here or in {file}. "
+        "Records are not moved, so it would start with nothing: no run, no version, no champion, no "
+        f"promotion log. Nothing was started. Take {POSTGRES} away. To begin anew on PostgreSQL on purpose: "
+        "loraline up --database postgresql."
+    )
+
+
+def server_place(url: str) -> str:
+    """Host and port of a PostgreSQL address, and nothing else of it."""
+    parts = urlsplit(url)
+    return f"{parts.hostname}:{parts.port or 5432}" if parts.hostname else ""
 
 
 def database_address(server: str, name: str) -> str:

@@ -19,9 +19,11 @@ from flows.server_lock import ServerLock
 from flows.server_process import end_with_parent
 from flows.sqlite_transactions import begin_in_turn
 from flows.stack import leftovers
-from flows.stack.databases import databases
+from flows.stack.databases import databases, refuse_other_database
+from flows.stack.environment_file import environment_file
 from flows.stack.parts import Part, part_environment, parts
 from flows.stack.settings import StackSettings, folder, read_settings
+from tasks.errors import UserError
 from tasks.home import Home, home
 from tasks.stack import answers
 
@@ -39,7 +41,8 @@ class Starts:
 
 
 def main(name: str) -> None:
-    """Become the part. Ends with exit code 1 when the stack has no such part, or none of this home."""
+    """Become the part. Ends with exit code 1 when the stack has no such part, none of this home, or
+    another database than this environment's."""
     threading.Thread(target=end_with_parent, daemon=True).start()
     state = home()
     settings = read_settings(state)
@@ -47,6 +50,11 @@ def main(name: str) -> None:
     if settings is None or part is None:
         sys.exit(f"{folder(state)} knows no part {name!r}; `loraline up` starts the stack")
     count_start(state, name)
+    if settings.database is not None:
+        try:
+            refuse_other_database(state, settings.database, os.environ, environment_file(state))
+        except UserError as error:
+            sys.exit(str(error))
     if part.owns_children and (
         ended := leftovers.end(leftovers.processes(state, name), GRACE_SECONDS)
     ):

@@ -3,7 +3,12 @@
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from flows.stack.databases import MLFLOW_DATABASE, PREFECT_DATABASE, database_address
+from flows.stack.databases import (
+    MLFLOW_DATABASE,
+    PREFECT_DATABASE,
+    database_address,
+    server_place,
+)
 from flows.stack.settings import POSTGRES
 from tasks.addresses import without_passwords
 from tasks.errors import StageFailed, UserError
@@ -28,7 +33,7 @@ def ready_databases(server: str) -> list[str]:
         version = connection.info.server_version // 10_000
         if version < OLDEST_VERSION:
             raise UserError(
-                f"PostgreSQL at {_shown(server)} is version {version}; Prefect needs {OLDEST_VERSION} or later."
+                f"PostgreSQL at {server_place(server)} is version {version}; Prefect needs {OLDEST_VERSION} or later."
             )
         for name in (PREFECT_DATABASE, MLFLOW_DATABASE):
             if connection.execute(
@@ -78,9 +83,8 @@ def _connected(address: str) -> "psycopg.Connection[Any]":
         return psycopg.connect(address, connect_timeout=10, autocommit=True)
     except psycopg.Error as error:
         raise StageFailed(
-            f"PostgreSQL at {_shown(address)}, named by {POSTGRES}, cannot be used "
-            f"({without_passwords(str(error).strip())}). Start it, or correct the setting; without it "
-            "the stack keeps its data in SQLite."
+            f"PostgreSQL at {server_place(address)}, named by {POSTGRES}, cannot be used "
+            f"({without_passwords(str(error).strip())}). Start it, or correct the setting."
         ) from None
 
 
@@ -94,12 +98,7 @@ def _execute(connection: "psycopg.Connection[Any]", sql: str, server: str, ask: 
         pass
     except (psycopg.errors.InsufficientPrivilege, psycopg.errors.FeatureNotSupported) as error:
         raise UserError(
-            f"The user of {POSTGRES} may not do this on {_shown(server)}: {sql} "
+            f"The user of {POSTGRES} may not do this on {server_place(server)}: {sql} "
             f"({str(error).splitlines()[0]}). Ask an administrator of that server to run the lines below "
             f"in psql, then start again:\n{ask}"
         ) from None
-
-
-def _shown(address: str) -> str:
-    parts = urlsplit(address)
-    return f"{parts.hostname}:{parts.port or 5432}"

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError
 
@@ -15,6 +15,7 @@ POSTGRES = "LORALINE_POSTGRES"
 
 It may hold a password: it is read from the environment and written nowhere.
 """
+Database = Literal["sqlite", "postgresql"]
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
@@ -31,6 +32,11 @@ class StackSettings(Settings):
     """Runs of the pool `loraline` at once. More than there are GPUs only wait for one of them."""
     project: Path
     """Folder whose recipes are deployed, and in which flows run: paths in recipes are seen from here."""
+
+    database: Database | None = None
+    """Where both servers keep their data. A start that would use the other kind is refused: it holds nothing."""
+    database_server: str = ""
+    """Host and port of PostgreSQL, of which only a change is told; empty with SQLite."""
 
     @property
     def client_host(self) -> str:
@@ -82,5 +88,5 @@ def read_settings(home: Home) -> StackSettings | None:
     except (OSError, ValidationError) as error:
         raise UserError(
             f"{path} cannot be read ({error}). `loraline down` stops what runs; then delete the file "
-            "and start again with `loraline up`."
+            "and start again with `loraline up`, on PostgreSQL with --database postgresql."
         ) from error

@@ -9,8 +9,16 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from flows.stack import leftovers, supervisor
-from flows.stack.databases import Databases, databases
+from flows.stack.databases import (
+    Databases,
+    asked_database,
+    databases,
+    known_database,
+    refuse_other_database,
+    server_place,
+)
 from flows.stack.deploying import apply
+from flows.stack.environment_file import environment_file
 from flows.stack.exposure import refuse_open
 from flows.stack.in_use import refuse_in_use
 from flows.stack.migrating import migrate
@@ -41,6 +49,7 @@ def bring_up(home: Home, wanted: StackSettings, say: Say) -> StackState:
             settings = _refuse_other(home, wanted)
             say("The stack is already running.")
             return _ready(home, settings, say)
+        wanted = _on_its_database(home, wanted, say)
         _clear(home, say)
         where = databases(home, os.environ)
         refuse_in_use(home, wanted)
@@ -85,6 +94,23 @@ def read_settings_or_none(home: Home) -> StackSettings | None:
         return None
 
 
+def _on_its_database(home: Home, wanted: StackSettings, say: Say) -> StackSettings:
+    """The settings with the database that has this home's data. Raises: as `refuse_other_database`."""
+    kind = (
+        wanted.database
+        or known_database(home, read_settings_or_none(home))
+        or asked_database(os.environ)
+    )
+    refuse_other_database(home, kind, os.environ, environment_file(home))
+    place, before = server_place(databases(home, os.environ).server), wanted.database_server
+    if place and before and place != before:
+        say(
+            f"PostgreSQL is at {place}, and was at {before} the last time: what was recorded there is here "
+            "only if both databases were moved too."
+        )
+    return wanted.model_copy(update={"database": kind, "database_server": place})
+
+
 def _start(home: Home, settings: StackSettings, where: Databases, say: Say) -> StackState:
     (home.mlflow / "artifacts").mkdir(parents=True, exist_ok=True)
     forget_starts(home)
@@ -107,8 +133,7 @@ def _ready(home: Home, settings: StackSettings, say: Say) -> StackState:
     environ: Mapping[str, str] = client_of_stack(
         home, settings, databases(home, os.environ), os.environ
     )
-    apply(home, settings, environ, say)
-    return state
+    return state.model_copy(update={"not_deployed": apply(home, settings, environ, say)})
 
 
 @contextmanager
@@ -131,10 +156,12 @@ def _refuse_other(home: Home, wanted: StackSettings) -> StackSettings:
             f"A supervisor of {home.root} runs, but its settings are gone. "
             "`loraline down`, then `loraline up`."
         )
+    # A stack from before its database was remembered has none in its settings, and nobody asks for a place.
+    unasked = {"database_server", *(["database"] if settings.database is None else [])}
     differences = [
         f"{name} is {getattr(settings, name)} and not {getattr(wanted, name)}"
         for name in StackSettings.model_fields
-        if getattr(settings, name) != getattr(wanted, name)
+        if name not in unasked and getattr(settings, name) != getattr(wanted, name)
     ]
     if differences:
         raise UserError(

@@ -57,6 +57,8 @@ class StackState(BaseModel):
     parts: list[PartState] = []
     message: str = ""
     """What to do, where something is to be done."""
+    not_deployed: list[str] = []
+    """What `loraline up` could not apply to a healthy stack: recipes, deployments, notifications."""
 
 
 def stack_state(home: Home, environ: Mapping[str, str]) -> StackState:

@@ -153,6 +153,33 @@ def test_a_broken_recipe_keeps_its_schedule_and_stops_no_other(
     assert schedules()["sound"].schedule.cron == "0 5 * * *"
 
 
+def test_a_recipe_that_prefect_does_not_take_stops_no_other(
+    tmp_path: Path, recipes: Path, starter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As an expression that Prefect refuses once it is upgraded.
+    monkeypatch.setattr("tasks.schedule.check_cron", lambda _: None)
+    write(recipes, "early", NIGHTLY, starter)
+    late = write(recipes, "late", NIGHTLY.replace("0 2 * * *", "0 2 * * 5L"), starter)
+    write(recipes, "watched", "schedule: {after_new_rows: 500}\n", starter)
+    # Read after the others, whose schedules it must not keep from being applied.
+    (recipes / "a-list.yaml").write_bytes(b"\xff\xfe\x00")
+    write(recipes, "zealous", NIGHTLY, starter)
+    applied = apply(tmp_path, recipes)
+    assert applied.schedules == 2
+    assert {"early", "zealous"} <= set(schedules())
+    assert "late" not in schedules()
+    assert "watched" in schedules("watch-data")
+    assert len(applied.problems) == 2
+    (problem,) = (line for line in applied.problems if str(late) in line)
+    assert "5L" in problem
+    # What it had before stays.
+    late.write_text(late.read_text().replace("5L", "5"))
+    apply(tmp_path, recipes)
+    late.write_text(late.read_text().replace("* 5", "* 5L"))
+    apply(tmp_path, recipes)
+    assert schedules()["late"].schedule.cron == "0 2 * * 5"
+
+
 def test_two_recipes_of_one_name_are_both_refused(
     tmp_path: Path, recipes: Path, starter: Path
 ) -> None:

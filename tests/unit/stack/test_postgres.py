@@ -188,7 +188,17 @@ def test_a_whole_stack_keeps_its_data_in_postgresql(empty: str, tmp_path: Path) 
             assert b"geheim" not in dump.stdout, name
         # A fresh server process finds the data again.
         assert loraline("down").returncode == 0
+        # Another shell, which knows nothing of PostgreSQL, and whose SQLite would be empty.
+        address = environment.pop("LORALINE_POSTGRES")
+        for command in ("up", "gc"):
+            refused = loraline(command)
+            assert refused.returncode == 2, refused.stderr
+            assert "PostgreSQL" in refused.stderr
+        # Until the stack's own file has it.
+        kept = home.root / "stack" / "environment"
+        kept.write_text(f"LORALINE_POSTGRES={address}\n")
         assert loraline("up").returncode == 0
+        kept.unlink()
     finally:
         loraline("down")
     assert not leftovers.processes(home)

@@ -256,6 +256,7 @@ def test_the_settings_of_the_last_stack_are_kept_unless_options_change_them(
 
     from flows.commands.up import add_arguments, wanted_settings
 
+    settings = settings.model_copy(update={"database": "sqlite"})
     write_settings(state, settings)
     parser = argparse.ArgumentParser()
     add_arguments(parser)
@@ -266,6 +267,10 @@ def test_the_settings_of_the_last_stack_are_kept_unless_options_change_them(
         wanted_settings(parser.parse_args(["--prefect-port", "70000"]), state)
     write_settings(state, settings.model_copy(update={"project": settings.project / "moved"}))
     with pytest.raises(UserError, match=r"moved, where the stack .* --project DIR"):
+        wanted_settings(parser.parse_args([]), state)
+    # They also say where the data is: defaults in their stead could be an empty stack.
+    (state.root / "stack" / "settings.json").write_text("{")
+    with pytest.raises(UserError, match="delete the file"):
         wanted_settings(parser.parse_args([]), state)
 
 
@@ -358,7 +363,7 @@ def test_a_second_up_names_the_servers_of_a_stack_whose_first_one_was_killed(
     monkeypatch.setattr(supervisor, "find", lambda _: me)
     healthy = StackState(running=True, healthy=True, home=str(state.root), supervisor_pid=me.pid)
     monkeypatch.setattr(starting, "stack_state", lambda *_: healthy)
-    monkeypatch.setattr(starting, "apply", lambda *_: None)
+    monkeypatch.setattr(starting, "apply", lambda *_: [])
     write_settings(state, settings)
     bring_up(state, settings, quiet)
     named = read_stack(state)
