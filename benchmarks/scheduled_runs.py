@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,10 +33,13 @@ class Stack:
         files = (self.folder / ".loraline" / "prefect").glob("prefect.db*")
         return sum(it.stat().st_size for it in files) / 1e6
 
-    def memory_mb(self, part: str) -> float:
-        """Resident memory of a part's process, without its runs."""
+    def process(self, part: str) -> int:
+        """Id of a part's process."""
         status = json.loads(_loraline(self.folder, "status", "--json"))
-        pid = next(it["pid"] for it in status["parts"] if it["name"] == part)
+        return next(int(it["pid"]) for it in status["parts"] if it["name"] == part)
+
+    def memory_mb(self, pid: int) -> float:
+        """Resident memory of a process, without its children."""
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
@@ -63,8 +66,13 @@ class Stack:
         if state["type"] != "COMPLETED":
             raise SystemExit(f"The first run ended {state}")
 
-    def run_on_schedule(self, recipe: Path, count: int) -> dict[str, int]:
-        """Have this many due runs done by the worker; how many ended in which state, by its name."""
+    def run_on_schedule(
+        self, recipe: Path, count: int, look: Callable[[int], None] = lambda _: None
+    ) -> dict[str, int]:
+        """Have this many due runs done by the worker; how many ended in which state, by its name.
+
+        `look` hears every two seconds how many there are.
+        """
         path = f"/deployments/{self.deployment()}/schedules"
         schedule = {
             "schedule": {
@@ -78,6 +86,7 @@ class Stack:
         made = self.api.ask("POST", path, [schedule])[0]["id"]
         by_schedule = {"created_by": {"id_": [made]}, "state": {"type": {"any_": [*ENDED]}}}
         while len(found := self.api.flow_runs(by_schedule)) < count:
+            look(len(found))
             time.sleep(2)
         self.api.ask("DELETE", f"{path}/{made}")
         names = [run["state"]["name"] for run in found]

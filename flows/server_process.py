@@ -1,7 +1,8 @@
 """A server's own process: it ends when the process that started it does, however that one ended.
 
 `python -P -m flows.server_process embedded` serves Prefect's API on a free port of loopback, which
-it prints; `... module NAME ARGUMENTS` runs the module NAME as `python -m` does.
+it prints; `... module NAME ARGUMENTS` runs the module NAME as `python -m` does; `... mlflow DATABASE
+ARGUMENTS` makes or upgrades MLflow's SQLite file and then runs `mlflow`.
 """
 
 import asyncio
@@ -34,10 +35,32 @@ def main(arguments: list[str]) -> None:
         case ["module", name, *rest]:
             if name == "prefect":
                 begin_in_turn()
-            sys.argv = [name, *rest]
-            runpy.run_module(name, run_name="__main__", alter_sys=True)
+            _become(name, rest)
+        case ["mlflow", database, *rest]:
+            _prepare(database)
+            _become("mlflow", rest)
         case _:
-            sys.exit(f"usage: python -P -m {__spec__.name} embedded | module NAME ARGUMENTS")
+            sys.exit(
+                f"usage: python -P -m {__spec__.name} embedded | module NAME ARGUMENTS | "
+                "mlflow DATABASE ARGUMENTS"
+            )
+
+
+def _become(module: str, arguments: list[str]) -> None:
+    sys.argv = [module, *arguments]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def _prepare(database: str) -> None:
+    """Its tables are made or upgraded whole or not at all, which MLflow's server does not know how to do."""
+    from tasks.errors import LoralineError
+    from tasks.home import home
+    from tasks.tracking import Tracker
+
+    try:
+        _ = Tracker(home(), database).client
+    except LoralineError as error:
+        sys.exit(str(error))
 
 
 def _serve_embedded() -> None:

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +27,13 @@ os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
 for name in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL", "LORALINE_BASE", "LORALINE_HOME"):
     os.environ.pop(name, None)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A home of its own for Prefect, which looks for it once: when the tests' modules import it."""
+    folder = tempfile.mkdtemp(prefix="loraline-tests-")
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    os.environ["PREFECT_HOME"] = folder
 
 
 @pytest.fixture(autouse=True)

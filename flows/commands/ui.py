@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from filelock import FileLock
-
 from flows.connection import server_environment, user_connection
 from flows.server_lock import ServerLock
 from flows.servers import ServerProcess
@@ -18,8 +16,7 @@ from flows.signals import stop_signals
 from tasks.addresses import without_passwords
 from tasks.errors import UserError
 from tasks.home import Home, home
-from tasks.stack import Server, read_stack, running, write_stack
-from tasks.tracking import Tracker
+from tasks.stack import Server, read_stack, refuse_own_sqlite, running, write_stack
 
 ADDRESS = "127.0.0.1"
 
@@ -50,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
         )
         return 0
     _refuse_second(state)
+    refuse_own_sqlite(state)
     lock = ServerLock(state)
     if not lock.acquire("loraline ui"):
         raise UserError(
@@ -95,13 +93,9 @@ def serving(
         stack.callback(prefect.stop)
         prefect_url = f"http://{ADDRESS}:{prefect_port}/api"
         mlflow_url = f"http://{ADDRESS}:{mlflow_port}"
-        # Made or upgraded whole or not at all, which the server does not know how to do.
-        _ = Tracker(state, f"sqlite:///{state.mlflow / 'mlflow.db'}").client
-        # A run that opens the database directly takes this lock too.
-        with FileLock(state.locks / "mlflow-database.lock"):
-            mlflow = start_mlflow(state, mlflow_port)
-            stack.callback(mlflow.stop)
-            mlflow.wait_until(f"{mlflow_url}/health")
+        mlflow = start_mlflow(state, mlflow_port)
+        stack.callback(mlflow.stop)
+        mlflow.wait_until(f"{mlflow_url}/health")
         prefect.wait_until(f"{prefect_url}/health")
         # Named last: a run that reads it may use both at once.
         write_stack(
@@ -131,8 +125,8 @@ def start_prefect(state: Home, lock: ServerLock, port: int) -> ServerProcess:
 
 def start_mlflow(state: Home, port: int) -> ServerProcess:
     """The MLflow tracking server and registry."""
-    arguments = ["module", "mlflow", "server", "--host", ADDRESS, "--port", str(port)]
     database = f"sqlite:///{state.mlflow / 'mlflow.db'}"
+    arguments = ["mlflow", database, "server", "--host", ADDRESS, "--port", str(port)]
     artifacts = state.mlflow / "artifacts"
     artifacts.mkdir(parents=True, exist_ok=True)
     arguments += ["--backend-store-uri", database, "--default-artifact-root", str(artifacts)]
