@@ -21,7 +21,7 @@ from prefect.runtime import flow_run
 from prefect.states import Completed
 
 from flows.run_record import RunRecord
-from flows.stack.crashes import AGAIN
+from flows.stack.crashes import AGAIN, repeated_run
 from tasks.artifacts import Outcome
 from tasks.gpu_turn import give_back_gpus
 from tasks.progress import announce
@@ -66,7 +66,13 @@ def orderly(run: RunRecord) -> Iterator[Turn]:
         ) as turn:
             _refuse_answered(run)
             ensure_free(home, run.tracker, recipe.retention.min_free_gb)
-            with recorded(home, recipe.name, recipe.retention.keep_runs):
+            with recorded(
+                home,
+                recipe.name,
+                recipe.retention.keep_runs,
+                flow_run=flow_run.id,
+                repeats=repeats(),
+            ):
                 yield turn
     except Taken as taken:
         raise NotNow(str(taken)) from taken
@@ -143,6 +149,12 @@ def started_by() -> Literal["schedule", "event", "person"]:
     # The watchdog repeats what crashed, and nobody is there to run that again either.
     again = here is not None and AGAIN in here.tags
     return "event" if again or kind == "AUTOMATION" else "person"
+
+
+def repeats() -> str | None:
+    """Id of the crashed run in whose stead the watchdog started this one."""
+    here = _this_run()
+    return None if here is None else repeated_run(here.idempotency_key)
 
 
 def _given_up(run: FlowRun) -> bool:

@@ -8,7 +8,7 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Crashed
 
 from flows.block_secrets import secrets_of
-from flows.orderly import NotNow, orderly, refuse_outdated
+from flows.orderly import NotNow, orderly, refuse_outdated, repeats
 from flows.recipe_form import Override
 from flows.recipe_memory import RecipePath, recipe_of_run
 from flows.run_alerts import failure_told, tell_refusal, unattended
@@ -37,7 +37,8 @@ def retrain(
     Args:
         recipe: Path of the recipe, as the machine that runs the flow sees it. A schedule's run knows its own.
         overrides: Fields to change, for example `training.peft_config.r=8`.
-        force: Run every stage again, also those whose outputs are complete.
+        force: Run every stage again, also those whose outputs are complete; each of them once, also where
+            an outage or a crash comes in between.
         reason: Why it is run: what a person writes, or what the data's or a monitor's event tells.
 
     Returns an `artifacts.Outcome` as a dictionary. A run that finds nothing to do ends as
@@ -51,7 +52,8 @@ def retrain(
             recipe = recipe_of_run(recipe)
             refuse_outdated(recipe)
             changes = tuple(overrides or ())
-            here = PrefectRun(flow_run.id, flow_run.ui_url, reason, this_cause(recipe, reason))
+            cause = this_cause(recipe, reason)
+            here = PrefectRun(flow_run.id, flow_run.ui_url, reason, cause, repeats())
 
             def attempt() -> State[dict[str, Any]]:
                 return _retrained(Path(recipe), changes, force, here)
@@ -59,7 +61,7 @@ def retrain(
             with secrets_of(Path(recipe), changes):
                 if unattended() is None:
                     return attempt()
-                # Nobody watches it, to run it again. What is complete by then is not repeated.
+                # Nobody watches it, to run it again. What is complete by then is not repeated, by force either.
                 return bridged(attempt, doing="go on")
     except NotNow as other:
         return other.state

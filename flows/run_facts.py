@@ -1,7 +1,7 @@
 """What a run knows before its first stage: its recipe, its base, and where everything is kept."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -9,6 +9,7 @@ from tasks.base import Base, resolve_base
 from tasks.home import Home, home
 from tasks.preflight import check_recipe
 from tasks.recipe import Recipe, recipe_digest
+from tasks.retention.ledger import done_before
 from tasks.start import BASE, CHAMPION, Start, named_start, refuse_own_alias
 from tasks.store import Store
 from tasks.tracking import Tracker, refuse_unreachable
@@ -26,6 +27,8 @@ class PrefectRun:
     """Why it is run, as whoever started it says."""
     cause: str = "manual"
     """What started it, as its name tells: `nightly`, `manual`, `512 new rows`."""
+    repeats: str | None = None
+    """Id of the flow run that crashed, where this one goes on in its stead."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,9 @@ class RunFacts:
     prefect: PrefectRun
     named_start: Start | None
     """The version that the recipe itself names to start from."""
+    forced: dict[str, str] = field(default_factory=dict)
+    """With `force`: stage -> fingerprint of what this run made by force before, as in an attempt that an
+    outage ended, or in the crashed run that it goes on with."""
 
     @cached_property
     def recipe_digest(self) -> str:
@@ -75,6 +81,7 @@ def gather_facts(
     refuse_unreachable(here)
     base = resolve_base(loaded.recipe.base, path, here)
     tracker = Tracker(here)
+    name = loaded.recipe.name
     return RunFacts(
         home=here,
         store=Store.of(here),
@@ -87,6 +94,7 @@ def gather_facts(
         force=force,
         prefect=prefect,
         named_start=_resolved_start(loaded.recipe, base, tracker),
+        forced=done_before(here, name, prefect.id, prefect.repeats) if force else {},
     )
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.run_facts import RunFacts
-from tasks.artifacts import Adapter, Dataset, Report, Tokens, Version
+from tasks.artifacts import Adapter, Artifact, Dataset, Report, Stage, Tokens, Version
 from tasks.evaluation.task import evaluation_content
 from tasks.methods import ROWS
 from tasks.registration.provenance import Provenance
@@ -38,7 +38,7 @@ class StageArguments:
             "settings": recipe.dataset,
             "salt": recipe.split_salt,
             "recipe_folder": self._facts.recipe_path.parent,
-            "force": self._facts.force,
+            "force": self._forces("dataset"),
         }
 
     def begin(self, dataset: Dataset, champion: "Champion | None") -> None:
@@ -81,7 +81,9 @@ class StageArguments:
             "dataset": dataset,
             "start": start,
             "share": recipe.training.replay.share,
-            "force": self._facts.force,
+            # What was made is either the dataset without the replayed rows, or with them.
+            "force": self._forces("dataset")
+            or (self._facts.force and self._facts.forced["dataset"] == dataset.fingerprint),
         }
 
     def tokenization(self, dataset: Dataset) -> dict[str, Any]:
@@ -91,7 +93,7 @@ class StageArguments:
             "kind": ROWS[self._facts.recipe.training.method],
             "dataset": dataset,
             "base": self._facts.base,
-            "force": self._facts.force,
+            "force": self._forces("tokenization", dataset=dataset),
         }
 
     def comparison(self, dataset: Dataset, champion: "Champion | None") -> dict[str, Any] | None:
@@ -117,7 +119,7 @@ class StageArguments:
             "base": self._facts.base,
             "home": self._facts.home,
             "beginning": replace(self.beginning, replayed_rows=replayed),
-            "force": self._facts.force,
+            "force": self._forces("training", tokenization=tokens),
         }
 
     def evaluation(
@@ -147,7 +149,7 @@ class StageArguments:
             "home": facts.home,
             "recipe_folder": facts.recipe_path.parent,
             "dataset": dataset.path,
-            "force": facts.force,
+            "force": self._forces("evaluation", tokenization=tokens, training=adapter),
         }
 
     def registration(
@@ -214,6 +216,15 @@ class StageArguments:
             # Once a run: it reads the files that the evaluation asks its questions from.
             self._key = (adapter.fingerprint, key)
         return self._key[1]
+
+    def _forces(self, stage: Stage, **inputs: Artifact) -> bool:
+        """Whether the stage is run though its output is complete: by `force`, and once a run.
+
+        What it made itself from the same inputs, before an outage or a crash, counts as done.
+        """
+        done = self._facts.forced
+        same = all(done.get(made_by) == it.fingerprint for made_by, it in inputs.items())
+        return self._facts.force and not (stage in done and same)
 
     def _comparable(self, champion: "Champion | None") -> bool:
         return champion is None or champion.base_sha256 == self._facts.base.weights_sha256

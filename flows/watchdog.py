@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from flows.stack import abandoned
@@ -26,6 +27,7 @@ from flows.stack.round_limit import RoundLimit
 from flows.stack.settings import folder, read_settings
 from flows.stack.silence import Silence
 from flows.stack.silent_workers import SilentWorkers
+from flows.stack.stops import was_cut_off
 from tasks.errors import LoralineError
 from tasks.home import Home, home
 from tasks.promotion.notices import notices_of
@@ -79,11 +81,12 @@ def checks(state: Home, environ: dict[str, str]) -> list[Check]:
     notices = notices_of(state, prefect_api=api.url, environ=environ)
     settings = read_settings(state)
     alerts = Alerts(memory_of(state), notices)
+    project = Path(environ.get("LORALINE_PROJECT", ""))
     return [
         Check("reaper", LOOK_SECONDS, Reaper(api, state)),
         # What waits for MLflow or for receivers of alerts does so beside the others.
         Check("abandoned runs", LOOK_SECONDS, Aside(Abandoned(api, state))),
-        Check("crashes", 15, Crashes(api, alerts, Path(environ.get("LORALINE_PROJECT", "")))),
+        Check("crashes", 15, Crashes(api, alerts, project, partial(was_cut_off, state))),
         Check("silence", 300, Silence(api, alerts)),
         Check("restarts", 30, Restarts(state, alerts)),
         Check("hangs", 30, Hangs(state, parts(settings) if settings else [], alerts)),

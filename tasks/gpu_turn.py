@@ -16,12 +16,20 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from tasks.errors import UserError
+from tasks.errors import StageFailed, UserError
 
 FOLDER_VARIABLE = "LORALINE_GPU_LOCKS"
 """Folder of the locks. Default: one below the system's temporary folder; containers that share a GPU mount one."""
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 _POLL_SECONDS = 1.0
+ATTEMPTS = 3
+"""How often the driver is asked before its silence fails a run: just after a reset it needs a moment."""
+SECONDS_BETWEEN = 10.0
+"""Between two attempts."""
+ANSWER_SECONDS = 30.0
+"""For one answer of the driver."""
+_NO_DRIVER = 9
+"""nvidia-smi(1): the driver is not loaded. Then nobody can compute on a GPU, and no lock is needed."""
 _log = logging.getLogger(__name__)
 
 
@@ -38,7 +46,7 @@ def take_gpus(count: int) -> tuple[str, ...]:
     Returns their names, as CUDA_VISIBLE_DEVICES has them then; empty on a machine without GPUs. What
     is held already counts: training and evaluation of one run use the same devices.
 
-    Raises: UserError when there are fewer than `count`.
+    Raises: UserError when there are fewer than `count`; StageFailed as `gpus`.
     """
     devices = gpus()
     if not devices:
@@ -93,27 +101,57 @@ def gpus() -> tuple[str, ...]:
     """The NVIDIA GPUs that this process may use, by UUID, in CUDA's order; empty where there are none.
 
     A slice of a GPU (MIG) is a device of its own.
+
+    Raises: StageFailed when the driver is there and does not say which: a run that went on would
+    compute beside whoever holds their locks.
     """
     visible = os.environ.get(_VISIBLE)
     asked = None if visible is None else [it.strip() for it in visible.split(",") if it.strip()]
     if asked == [] or asked == ["-1"] or shutil.which("nvidia-smi") is None:
         return ()
-    try:
-        done = subprocess.run(
-            ["nvidia-smi", "--query-gpu=index,uuid", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        # A driver that does not answer is for the worker to explain.
-        return ()
-    pairs = [line.partition(",") for line in done.stdout.splitlines() if "," in line]
+    pairs = [line.partition(",") for line in _listed().splitlines() if "," in line]
     known = {index.strip(): uuid.strip() for index, _, uuid in pairs}
     if asked is None:
         return tuple(known.values())
     return tuple(known.get(device, device) for device in asked)
+
+
+def _listed() -> str:
+    """Lines `index, uuid` of all devices; none where there are no devices or no driver."""
+    why = ""
+    for attempt in range(1, ATTEMPTS + 1):
+        if attempt > 1:
+            _log.warning("nvidia-smi %s: asking again in %.0f s", why, SECONDS_BETWEEN)
+            time.sleep(SECONDS_BETWEEN)
+        try:
+            done = subprocess.run(
+                ["nvidia-smi", "--query-gpu=index,uuid", "--format=csv,noheader"],
+                capture_output=True,
+                text=True,
+                timeout=ANSWER_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            why = f"gave no answer within {ANSWER_SECONDS:.0f} s"
+            continue
+        except OSError as error:
+            why = f"does not start ({error})"
+            continue
+        said = f"{done.stdout}{done.stderr}".strip()
+        if done.returncode == 0:
+            return done.stdout
+        if "No devices were found" in said:
+            return ""
+        why = f"ended with exit code {done.returncode} ({said[:300] or 'no reason given'})"
+        if done.returncode == _NO_DRIVER and attempt == ATTEMPTS:
+            _log.warning("nvidia-smi %s: going on without a GPU", why)
+            return ""
+    raise StageFailed(
+        f"The NVIDIA driver does not say which GPUs this machine has: nvidia-smi {why}, {ATTEMPTS} times. "
+        "Without their names no GPU can be locked, and this run might compute beside another one. Nothing "
+        "was started. See what `nvidia-smi` says by hand (the kernel's log names errors as `NVRM`; after an "
+        f"upgrade of the driver the machine must be started anew), or train without a GPU: {_VISIBLE}=''."
+    )
 
 
 def _take(devices: tuple[str, ...], count: int) -> bool:

@@ -15,7 +15,7 @@ _log = logging.getLogger(__name__)
 def announce(event: str, **values: Any) -> None:
     """Tell every listener. A listener that fails is logged and never stops the work.
 
-    Events: `stage` (stage, state: started|reused|done|failed, seconds), `step` (stage, step,
+    Events: `stage` (stage, state: started|reused|done|failed, seconds, fingerprint), `step` (stage, step,
     total_steps, loss, learning_rate, tokens_per_second, eta_seconds), `prepared` (stage, done,
     total, rows_per_second, eta_seconds), `generated` and
     `measured` (stage, model, done, total), `note` (stage, message), `waiting` (stage, message),

@@ -40,6 +40,7 @@ def ended(stage: Stage, output: Artifact, told: str, *, description: str) -> Non
         stage=stage,
         state="reused" if output.reused else "done",
         seconds=output.seconds,
+        fingerprint=output.fingerprint,
     )
 
 

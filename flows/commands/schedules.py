@@ -124,7 +124,8 @@ def _repetition(client: "SyncPrefectClient", run: "FlowRun") -> "FlowRun | None"
         ),
         limit=1,
     )
-    return found[0] if found else None
+    # That one may have been cut off by a stop of the stack in its turn.
+    return (_repetition(client, found[0]) or found[0]) if found else None
 
 
 def _print(rows: list[dict[str, Any]], out: Any) -> None:

@@ -1,7 +1,7 @@
 """Close in MLflow the runs of killed processes, and in Prefect what they belonged to."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +32,7 @@ class Abandoned:
 
     api: PrefectApi
     home: Home
-    living: Callable[[], set[str]] = leftovers.living_flow_runs
+    living: Callable[[], Container[str]] = leftovers.living_flow_runs
 
     def __call__(self) -> None:
         """One look. Raises: StageFailed when a server does not answer."""

@@ -1,6 +1,7 @@
 """Tell of runs that crashed or failed, whoever noticed it, and start a crashed retraining once more."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,19 +14,27 @@ from flows.stack.streaks import Streak, series_of, streaks
 from tasks.errors import StageFailed
 
 AGAIN = "loraline:again"
-"""Tag of a run that was started because the one before it crashed; it is not repeated in its turn."""
+"""Tag of a run that was started because the one before it crashed; when it crashes, too, it is not repeated."""
+AFTER_STOP = "loraline:after-stop"
+"""Beside `AGAIN`: only stops of the stack ended the runs before it, so that it is repeated when it crashes."""
 RETRAIN = "retrain"
 """The deployment whose runs go on from a checkpoint."""
 LOOK_BACK = RUNS_REMEMBERED - timedelta(days=1)
 """Older ends are no news, also for a watchdog that was away."""
 OVERLAP = timedelta(hours=1)
 """Between what two looks ask for: no run's end reaches Prefect so late."""
+_AGAIN_KEY = "again-"
 _log = logging.getLogger(__name__)
 
 
 def repetition_key(run_id: str) -> str:
     """Idempotency key of the run in which a crashed one goes on: there is one at most."""
-    return f"again-{run_id}"
+    return f"{_AGAIN_KEY}{run_id}"
+
+
+def repeated_run(key: str | None) -> str | None:
+    """Id of the crashed run that one with this idempotency key goes on with; None where it is no repetition."""
+    return key.removeprefix(_AGAIN_KEY) if key and key.startswith(_AGAIN_KEY) else None
 
 
 @dataclass
@@ -40,6 +49,9 @@ class Crashes:
     alerts: Alerts
     project: Path = Path()
     """Where the paths of recipes start, as the workers see them."""
+    cut_off: Callable[[Json], bool] = lambda _: False
+    """Whether the stack was stopped on purpose while a run was under way: that it goes on then costs it
+    nothing of the one repetition that a crash has, however often."""
     _names: dict[str, str] = field(default_factory=dict)
     """Deployment -> its name."""
     _looked: datetime | None = None
@@ -141,9 +153,14 @@ class Crashes:
         return self._names[identity]
 
     def _repeat(self, run: Json) -> str:
-        """Start it once more, unless it is a repetition itself; what was done, for the alert."""
-        if AGAIN in run.get("tags", []):
+        """Start it once more, unless a crash was answered so before; what was done, for the alert."""
+        tags: list[str] = run.get("tags", [])
+        spent = AGAIN in tags and AFTER_STOP not in tags
+        stopped = self.cut_off(run)
+        if spent and not stopped:
             return "It was started again after a crash already, and is not started once more."
+        others = [tag for tag in tags if tag not in (AGAIN, AFTER_STOP)]
+        marks = [AGAIN, AFTER_STOP] if stopped and not spent else [AGAIN]
         recipe = recipe_of_run(self.api, run)
         try:
             created = self.api.ask(
@@ -151,7 +168,7 @@ class Crashes:
                 f"/deployments/{run['deployment_id']}/create_flow_run",
                 {
                     "parameters": {**run["parameters"], **({"recipe": recipe} if recipe else {})},
-                    "tags": [*run.get("tags", []), AGAIN],
+                    "tags": [*others, *marks],
                     "idempotency_key": repetition_key(run["id"]),
                     "state": {
                         "type": "SCHEDULED",
@@ -164,5 +181,7 @@ class Crashes:
                 raise
             # It will not be taken later either, and what else happened must be told.
             return f"It could not be started again: {error}"
-        _log.warning("Flow run %s crashed; %s goes on", run["id"], created["id"])
-        return "It was started again, and goes on from its last complete checkpoint."
+        how = "was cut off by a stop of the stack" if stopped else "crashed"
+        _log.warning("Flow run %s %s; %s goes on", run["id"], how, created["id"])
+        told = "It was started again, and goes on from its last complete checkpoint."
+        return f"The stack was stopped while it ran. {told}" if stopped else told

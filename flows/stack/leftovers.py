@@ -3,7 +3,7 @@
 import psutil
 
 from tasks.home import Home
-from tasks.marked import end, environments, marked
+from tasks.marked import WORKER, end, environments, marked
 
 __all__ = ["FLOW_RUN", "PART", "STACK", "end", "end_flow_run", "living_flow_runs", "processes"]
 
@@ -27,9 +27,16 @@ def processes(home: Home, part: str | None = None) -> list[psutil.Process]:
     ]
 
 
-def living_flow_runs() -> set[str]:
-    """The ids of the Prefect flow runs that a process of this machine and user works on."""
-    return {environment[FLOW_RUN] for _, environment in environments() if environment.get(FLOW_RUN)}
+def living_flow_runs() -> dict[str, bool]:
+    """The Prefect flow runs that have a process of this machine and user -> whether one of them runs the flow.
+
+    Where none does, only workers of it are left, and what those started: nobody waits for them any more.
+    """
+    found: dict[str, bool] = {}
+    for _, environment in environments():
+        if run := environment.get(FLOW_RUN):
+            found[run] = found.get(run, False) or WORKER not in environment
+    return found
 
 
 def end_flow_run(run_id: str, grace_seconds: float) -> int:

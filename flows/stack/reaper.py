@@ -1,12 +1,13 @@
 """End runs in Prefect whose process is gone: the one who dies cannot say so.
 
-A run is alive as long as a process of this machine bears its id, however busy that process is: no
-heartbeat has to be kept up, and none can be missed.
+A run is alive as long as the process that runs its flow is, which bears its id, however busy it is: no
+heartbeat has to be kept up, and none can be missed. Workers bear the id too, and keep no run alive: one of
+them, or what it started in a session of its own, may outlive all that could end it.
 """
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +20,10 @@ from tasks.errors import StageFailed
 from tasks.home import Home
 
 RUNNING_SECONDS = 30.0
-"""A running run without a process is dead after this: one that just ended is still reporting how."""
+"""A running run without a process of its flow is dead after this: one that just ended is still reporting how."""
+ORPHAN_GRACE_SECONDS = 10.0
+"""For what outlived its run, between SIGTERM and SIGKILL: enough to end in order. A worker that noticed has
+had its time for a checkpoint by then."""
 CANCELLING_SECONDS = 20.0
 """A run that is told to end and still has processes loses them after this: its worker, which would end
 them, may be gone. With the rhythm of two looks they are gone within 30 s."""
@@ -45,7 +49,7 @@ class Reaper:
 
     api: PrefectApi
     home: Home
-    living: Callable[[], set[str]] = leftovers.living_flow_runs
+    living: Callable[[], dict[str, bool]] = leftovers.living_flow_runs
     end_processes: Callable[[str, float], int] = leftovers.end_flow_run
     clock: Callable[[], float] = time.monotonic
     _missing: dict[str, float] = field(default_factory=dict)
@@ -68,33 +72,34 @@ class Reaper:
         foreign = self._pools_with_foreign_workers() if unfinished else set()
         gone = []
         for run in unfinished:
-            if run["id"] in living:
+            if run["id"] in living and run["state"]["type"] == "CANCELLING":
                 self._missing.pop(run["id"], None)
-                if run["state"]["type"] == "CANCELLING" and self._is_over(
-                    run["id"], CANCELLING_SECONDS
-                ):
+                if self._is_over(run["id"], CANCELLING_SECONDS):
                     # At once, its grace is over: told to end, a flow would report itself as crashed.
                     self._end_processes(run["id"], "was to be cancelled", 0.0)
                     self._end(run)
-            elif (patience := self._patience(run, foreign)) is None:
+            elif living.get(run["id"]) or (patience := self._patience(run, foreign)) is None:
                 self._missing.pop(run["id"], None)
             elif self._is_overdue(run, patience):
                 gone.append(run)
         for run in gone:
+            if run["id"] in living:
+                # First, since the run that goes on where this one stopped wants the GPU and the checkpoints.
+                self._end_processes(run["id"], "has lost its flow", ORPHAN_GRACE_SECONDS)
             self._end(run)
         self._missing = {
             run["id"]: self._missing[run["id"]] for run in unfinished if run["id"] in self._missing
         }
-        self._end_strays(living, living - {run["id"] for run in unfinished})
+        self._end_strays(living.keys(), living.keys() - {run["id"] for run in unfinished})
 
-    def _note(self, unfinished: list[Json], living: set[str]) -> None:
+    def _note(self, unfinished: list[Json], living: dict[str, bool]) -> None:
         here = {run["id"]: _attempt(run) for run in unfinished if run["id"] in living}
         before = {run["id"]: self._seen[run["id"]] for run in unfinished if run["id"] in self._seen}
         if (seen := before | here) != self._seen:
             keep(_memory(self.home), seen)
             self._seen = seen
 
-    def _end_strays(self, living: set[str], ids: set[str]) -> None:
+    def _end_strays(self, living: Set[str], ids: Set[str]) -> None:
         """Processes of runs that have ended. A run that this server does not know is another's."""
         ended = {
             run["id"]: STRAY_SECONDS[run["state"]["type"]]
@@ -108,7 +113,7 @@ class Reaper:
         }
         for run_id, seconds in ended.items():
             if self._is_over(run_id, seconds):
-                self._end_processes(run_id, "has ended", 10.0)
+                self._end_processes(run_id, "has ended", ORPHAN_GRACE_SECONDS)
 
     def _is_over(self, run_id: str, patience: float) -> bool:
         return self.clock() - self._over.setdefault(run_id, self.clock()) >= patience
@@ -171,7 +176,7 @@ def end_run(api: PrefectApi, run: Json) -> None:
     api.end_flow_run(
         run["id"],
         kind,
-        f"Its process is gone: it was {before.lower()}, and no process of this machine works on it.",
+        f"Its process is gone: it was {before.lower()}, and no process of this machine runs it.",
     )
     _log.warning(
         "Flow run %s (%s) was %s without a process: %s", run["id"], run["name"], before, kind

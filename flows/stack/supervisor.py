@@ -17,6 +17,7 @@ from flows.stack import leftovers
 from flows.stack.configuration import log_file, socket_file, write_configuration
 from flows.stack.parts import Part
 from flows.stack.settings import folder
+from flows.stack.stops import note_stop
 from tasks.errors import StageFailed
 from tasks.home import Home
 from tasks.marked import environments
@@ -112,6 +113,8 @@ def stop(home: Home, parts: list[Part]) -> int:
     """
     supervisor = find(home)
     if supervisor is not None:
+        # First: whoever stops it, this command, systemd or a container, the runs that end now are not to blame.
+        note_stop(home)
         # Parts of one priority end together, the priorities one after the other.
         longest: dict[int, int] = {}
         for part in parts:

@@ -30,6 +30,10 @@ class Entry(BaseModel):
     stages: dict[str, str] = {}
     """Stage -> fingerprint of the output that was made or reused."""
     mlflow_run_id: str | None = None
+    flow_run: str | None = None
+    """Id in Prefect: attempts that an outage ended have the same."""
+    repeats: str | None = None
+    """Id of the flow run that crashed, and in this one goes on."""
 
     @property
     def succeeded(self) -> bool:
@@ -38,10 +42,17 @@ class Entry(BaseModel):
 
 
 @contextmanager
-def recorded(home: Home, name: str, keep_runs: int) -> Iterator[None]:
+def recorded(
+    home: Home,
+    name: str,
+    keep_runs: int,
+    *,
+    flow_run: str | None = None,
+    repeats: str | None = None,
+) -> Iterator[None]:
     """Write down what the run inside the block uses, as it gets there; a kill leaves what was known."""
     now = datetime.now(UTC)
-    entry = Entry(name=name, started=now, keep_runs=keep_runs)
+    entry = Entry(name=name, started=now, keep_runs=keep_runs, flow_run=flow_run, repeats=repeats)
     folder = home.runs / quote(name, safe="")
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{now:%Y%m%dT%H%M%S%f}-{uuid.uuid4().hex[:8]}.json"
@@ -49,6 +60,10 @@ def recorded(home: Home, name: str, keep_runs: int) -> Iterator[None]:
     def hear(event: Event) -> None:
         if event["event"] == "outcome":
             _take(entry, event["outcome"])
+            _write(path, entry)
+        elif event["event"] == "stage" and "fingerprint" in event:
+            # Prefect's server may be away just when the task ends: what it made is there all the same.
+            entry.stages[event["stage"]] = event["fingerprint"]
             _write(path, entry)
 
     _write(path, entry)
@@ -78,10 +93,24 @@ def newest_success(home: Home, name: str) -> datetime | None:
     return next((entry.started for _, entry in runs if entry.succeeded), None)
 
 
+def done_before(home: Home, name: str, flow_run: str | None, repeats: str | None) -> dict[str, str]:
+    """Stage -> fingerprint of what a run got through in earlier attempts, and in the crashed runs that it
+    goes on with; of several the newest."""
+    runs = entries(home).get(name, [])
+    wanted = {it for it in (flow_run, repeats) if it is not None}
+    done: dict[str, str] = {}
+    # The newest first: a run stands before the one that it repeats.
+    for _, entry in runs:
+        if entry.flow_run in wanted:
+            done = {**entry.stages, **done}
+            wanted |= {entry.repeats} if entry.repeats else set()
+    return done
+
+
 def _take(entry: Entry, outcome: dict[str, Any]) -> None:
     entry.outcome = outcome["outcome"]
     entry.mlflow_run_id = outcome["mlflow_run_id"]
-    entry.stages = {stage: timing["fingerprint"] for stage, timing in outcome["stages"].items()}
+    entry.stages |= {stage: timing["fingerprint"] for stage, timing in outcome["stages"].items()}
 
 
 def _write(path: Path, entry: Entry) -> None:

@@ -57,16 +57,16 @@ def needs_of(
     """
     needs = Needs(adapters={it.adapter_sha256 for it in versions.values() if it.aliases})
     for name, runs in entries(home).items():
-        running = is_taken(home, name)
-        newest = runs[0][1]
-        count = keep_runs or newest.keep_runs
-        gone_on_with = _unfinished([entry for _, entry in runs])
+        history = [entry for _, entry in runs]
+        count = keep_runs or history[0].keep_runs
+        running = _running(history) if is_taken(home, name) else None
+        resumable = _resumable(history, count)
         for number, (path, entry) in enumerate(runs):
             if number < count:
                 why = f"one of the last {count} runs of {name}"
-            elif number < gone_on_with:
+            elif number in resumable:
                 why = f"a run of {name} that can be gone on with"
-            elif running and entry.ended is None:
+            elif number == running:
                 why = f"a run of {name} that may be running"
             else:
                 continue
@@ -79,9 +79,38 @@ def needs_of(
     return needs
 
 
-def _unfinished(runs: list[Entry]) -> int:
-    """How many of the newest runs came to nothing yet."""
-    return next((n for n, entry in enumerate(runs) if entry.succeeded), len(runs))
+def _running(history: list[Entry]) -> int | None:
+    """Which run has the adapter's turn: it is one run's at a time, so all others without an end were killed."""
+    return next((number for number, entry in enumerate(history) if entry.ended is None), None)
+
+
+def _resumable(history: list[Entry], most: int) -> set[int]:
+    """Which runs can be gone on with: none of theirs came to anything since the last success.
+
+    Kept are those of the newest `most` inputs: a training that fails on new data each night would fill
+    the disk, and nobody goes back to older data than that. However often one training was begun, it
+    counts once, and of its attempts those stay that got further than later ones.
+    """
+    trainings: list[dict[str, str]] = []
+    found: set[int] = set()
+    for number, entry in enumerate(history):
+        if entry.succeeded:
+            break
+        known = next((it for it in trainings if _agree(it, entry.stages)), None)
+        if known is None:
+            if len(trainings) == most:
+                continue
+            known = {}
+            trainings.append(known)
+        if entry.stages.keys() - known.keys():
+            found.add(number)
+            known.update(entry.stages)
+    return found
+
+
+def _agree(one: dict[str, str], other: dict[str, str]) -> bool:
+    """Whether two runs made the same outputs, as far as both got."""
+    return all(one[stage] == other[stage] for stage in one.keys() & other.keys())
 
 
 def _keep_run(needs: Needs, path: Path, entry: Entry, why: str) -> None:

@@ -233,7 +233,7 @@ def test_a_crashed_run_of_a_schedule_is_listed_by_how_its_repetition_went(recipe
     from flows.deploying import apply_deployments
     from flows.stack.alerts import Alerts
     from flows.stack.api import PrefectApi
-    from flows.stack.crashes import Crashes
+    from flows.stack.crashes import Crashes, repetition_key
     from tasks.promotion.notices import Notices
 
     name = name_of(recipe.parent)
@@ -272,3 +272,10 @@ def test_a_crashed_run_of_a_schedule_is_listed_by_how_its_repetition_went(recipe
         assert listed() == "Running"
         client.set_flow_run_state(again.id, Completed(), force=True)
         assert listed() == "Completed"
+        # The stack was stopped: what goes on then may be cut off in its turn.
+        client.set_flow_run_state(again.id, Crashed(message="stopped"), force=True)
+        third = client.create_flow_run_from_deployment(
+            there.id, idempotency_key=repetition_key(str(again.id))
+        )
+        client.set_flow_run_state(third.id, Running(), force=True)
+        assert listed() == "Running"

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import psutil
 import pytest
 
 from flows.stack import leftovers, supervisor
+from flows.stack.stops import was_cut_off
 from tasks.stack import running
 from tests.running_stack import AGAIN, Stack, running_stack, until
 
@@ -234,6 +236,7 @@ def test_a_start_that_was_killed_half_way_is_finished_by_the_next_one(stack: Sta
 @pytest.mark.parametrize("by", ["SIGTERM", "down"])
 def test_in_the_foreground_it_stays_until_it_is_told_to_end(stack: Stack, by: str) -> None:
     stack.cli("down")
+    began = now()
     with starting(stack, "--foreground") as process:
         assert process.stdout is not None
         # Its addresses are printed when everything is healthy.
@@ -246,7 +249,13 @@ def test_in_the_foreground_it_stays_until_it_is_told_to_end(stack: Stack, by: st
             stack.cli("down")
         # Any other code would let systemd start it again.
         assert process.wait(timeout=180) == 0
+    # What was being trained may be cut off so however often.
+    assert was_cut_off(stack.home, {"start_time": began, "end_time": now()})
     assert not leftovers.processes(stack.home)
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat()
 
 
 def starting(stack: Stack, *options: str) -> "subprocess.Popen[str]":

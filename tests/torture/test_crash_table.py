@@ -1,5 +1,7 @@
 """What dies in a training, and what comes of it: the table of crashes, on a stack with its real servers."""
 
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,6 +30,13 @@ class Crash:
     alerts: tuple[str, ...]
     goes_on: str
     """Who finishes it: `itself`, `the watchdog` with a run of its own, or `the next run` of the recipe."""
+    orphan: bool = False
+    """Whether something lives on that the trainer started in a session of its own, and nobody watches."""
+
+    @property
+    def name(self) -> str:
+        """The adapter's, too: none is a part of another."""
+        return "-".join(("orphan" if self.orphan else "crash", *self.victims))
 
 
 TABLE = [
@@ -41,6 +50,10 @@ TABLE = [
     # Nobody lives to tell.
     Crash(("worker", "run"), "CRASHED", "KILLED", ("crashed",), "the watchdog"),
     Crash(("worker", "trainer", "run"), "CRASHED", "KILLED", ("crashed",), "the watchdog"),
+    # What lives on keeps the GPU, and not the run.
+    Crash(
+        ("worker", "trainer", "run"), "CRASHED", "KILLED", ("crashed",), "the watchdog", orphan=True
+    ),
     Crash(("everything",), "CRASHED", "KILLED", ("crashed",), "the watchdog"),
 ]
 
@@ -51,18 +64,18 @@ def stack(small: Any) -> Iterator[Stack]:
         yield found
 
 
-@pytest.mark.parametrize("crash", TABLE, ids=lambda crash: " and ".join(crash.victims))
+@pytest.mark.parametrize("crash", TABLE, ids=lambda crash: crash.name)
 def test_a_crash_ends_in_a_finished_retraining_and_one_message_at_most(
     stack: Stack, crash: Crash
 ) -> None:
-    name = "-".join(("crash", *crash.victims))
+    name = crash.name
     # Of a line before this one that failed.
     others = set(stack.checkpoints())
     run = stack.start_long_run(name, STEPS, seed=100 + TABLE.index(crash))
     until(lambda: len(set(stack.checkpoints()) - others) > 1)
     mlflow_run = stack.mlflow_run()
     stack.told.clear()
-    strike(stack, crash, run)
+    orphan = strike(stack, crash, run)
 
     began = time.monotonic()
     if crash.state == "COMPLETED":
@@ -72,6 +85,9 @@ def test_a_crash_ends_in_a_finished_retraining_and_one_message_at_most(
     until(lambda: status(mlflow_run).info.status == crash.mlflow, left_of(began, crash))
     # Processes of it would hold its lock and its GPU.
     until(lambda: not stack.processes_of(run), left_of(began, crash))
+    if orphan is not None:
+        # By the watchdog, since its parent here did nothing.
+        assert orphan.wait(timeout=10) != 0
     if crash.goes_on == "the watchdog":
         finisher = stack.repetition_of(run)
     elif crash.goes_on == "the next run":
@@ -112,19 +128,29 @@ def test_a_pending_run_of_a_dead_worker_is_closed_and_the_next_one_runs(stack: S
     assert time.monotonic() - began < WITHIN_SECONDS + 600
 
 
-def strike(stack: Stack, crash: Crash, run: str) -> None:
-    """SIGKILL of the victims, all at once."""
+def strike(stack: Stack, crash: Crash, run: str) -> "subprocess.Popen[bytes] | None":
+    """SIGKILL of the victims, all at once; returns the orphan, where there is to be one."""
     if crash.victims == ("everything",):
         stack.kill_everything()
         stack.up()
-        return
+        return None
     found = {
         "worker": [psutil.Process(stack.part("worker")["pid"])],
         "trainer": stack.trainers_of(run),
         "run": [p for p in stack.processes_of(run) if "tasks.training.worker" not in p.cmdline()],
     }
     assert all(found[victim] for victim in crash.victims)
+    orphan = None
+    if crash.orphan:
+        # Known by what it inherits; its parent is of no account.
+        orphan = subprocess.Popen(
+            [sys.executable, "-c", "import time; time.sleep(1800)"],
+            env=found["trainer"][0].environ(),
+            start_new_session=True,
+        )
+        until(lambda: orphan.pid in {it.pid for it in stack.processes_of(run)}, 30)
     kill([process for victim in crash.victims for process in found[victim]])
+    return orphan
 
 
 def left_of(began: float, crash: Crash) -> float:

@@ -200,7 +200,56 @@ def test_checkpoints_of_a_run_that_can_be_gone_on_with_stay_and_outdated_ones_go
     crashed = [working(night(home, "a", number, outcome="failed")) for number in range(9, 16)]
     collect(home, TRACKER, grace_seconds=0, keep_runs=2)
     assert not outdated.exists()
-    assert all(folder.is_dir() for folder in crashed)
+    # Nobody goes back to the data of older nights.
+    assert [folder.is_dir() for folder in crashed] == [False] * 5 + [True] * 2
+
+
+def test_fifty_nights_that_fail_on_new_data_each_leave_as_much_as_those_that_end_well(
+    home: Home, versions: dict[tuple[str, str], Registered], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk, most = 200_000_000, 0
+    monkeypatch.setattr(collecting, "_free_gb", lambda it: (disk - size_of(it.root)) / 1e9)
+    for number in range(50):
+        # The adapter's turn is taken by then, as in a run.
+        with adapter_turn(home, "a", run="tonight"):
+            collecting.ensure_free(home, TRACKER, 0.05)
+            night(home, "a", number, size=2_000_000, checkpoint=4_000_000, outcome="failed")
+        if number % 2:
+            # It was killed.
+            (path, entry), *_ = entries(home)["a"]
+            path.write_text(json.dumps({**entry.model_dump(mode="json"), "ended": None}))
+        most = max(most, size_of(home.root))
+        age(home, 86_400)
+    assert most < disk
+    collect(home, TRACKER)
+    assert len(entries(home)["a"]) == 5
+    kept = {"0045", "0046", "0047", "0048", "0049"}
+    for stage in ("dataset", "tokenization", "training", "evaluation"):
+        assert {path.name[:4] for path in (home.store / stage).glob("[0-9]*")} == kept, stage
+    assert {path.name[9:13] for path in home.work.iterdir()} == kept
+    # As the message of a disk that is full advises.
+    collect(home, TRACKER, keep_runs=1)
+    assert {path.name[:4] for path in (home.store / "training").glob("[0-9]*")} == {"0049"}
+
+
+def test_attempts_at_one_training_count_once_and_the_furthest_stays(
+    home: Home, versions: dict[tuple[str, str], Registered]
+) -> None:
+    keys = night(home, "a", 1, outcome="failed")
+    (furthest, entry), *_ = entries(home)["a"]
+    for number, stages in enumerate(
+        ([], ["dataset", "tokenization"], ["dataset"], ["dataset", "tokenization"], []), start=2
+    ):
+        told = {**entry.model_dump(mode="json"), "stages": {it: keys[it] for it in stages}}
+        furthest.with_name(f"2999-{number}.json").write_text(json.dumps(told))
+    collect(home, TRACKER, grace_seconds=0, keep_runs=1)
+    assert (home.store / "training" / keys["training"]).is_dir()
+    # Of the attempts in between only what tells most is kept, beside the newest.
+    assert [path.name for path, _ in entries(home)["a"]] == [
+        "2999-6.json",
+        "2999-5.json",
+        furthest.name,
+    ]
 
 
 def test_what_a_running_run_uses_stays(

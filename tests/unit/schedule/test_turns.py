@@ -7,6 +7,7 @@ import sys
 import textwrap
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -183,6 +184,50 @@ def test_a_machine_that_hides_its_gpus_locks_none(
     two_gpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert gpu_turn.take_gpus(1) == ()
+
+
+@pytest.fixture
+def answering(two_gpus: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Gives nvidia-smi another body of its script, in which `$n` is how often it was called."""
+    tool = two_gpus / "bin" / "nvidia-smi"
+    calls = two_gpus / "calls"
+    monkeypatch.setattr(gpu_turn, "SECONDS_BETWEEN", 0.0)
+
+    def answer(script: str) -> None:
+        count = f"echo >> {calls}; n=$(wc -l < {calls})"
+        tool.write_text(f"#!/bin/sh\n{count}\n{script}\n")
+
+    return answer
+
+
+@pytest.mark.parametrize("stumble", ["exit 255", "exec sleep 30"], ids=["fails", "hangs"])
+def test_a_driver_that_stumbles_once_is_asked_again(
+    answering: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, stumble: str
+) -> None:
+    monkeypatch.setattr(gpu_turn, "ANSWER_SECONDS", 5.0)
+    answering(f"[ $n = 1 ] && {stumble}\nprintf '0, GPU-aa\\n1, GPU-bb\\n'")
+    with gpu_turn.gpu_turn() as held:
+        assert held == ("GPU-aa",)
+
+
+def test_a_driver_that_does_not_answer_fails_the_run_rather_than_the_lock(
+    answering: Callable[[str], None], two_gpus: Path
+) -> None:
+    answering("echo 'Unable to determine the device handle' >&2; exit 255")
+    with pytest.raises(StageFailed, match=r"exit code 255 \(Unable to determine") as failed:
+        gpu_turn.take_gpus(1)
+    assert "CUDA_VISIBLE_DEVICES=''" in str(failed.value)
+    assert len((two_gpus / "calls").read_text().splitlines()) == gpu_turn.ATTEMPTS
+
+
+@pytest.mark.parametrize(
+    "script", ["echo 'No devices were found'; exit 6", "echo 'not loaded'; exit 9", "exit 0"]
+)
+def test_a_tool_without_a_gpu_or_a_driver_locks_none(
+    answering: Callable[[str], None], script: str
+) -> None:
+    answering(script)
     assert gpu_turn.take_gpus(1) == ()
 
 

@@ -1,20 +1,25 @@
 """The watchdog: what is dead is closed once, what is busy is left alone, and somebody is told once."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from flows.stack import supervisor
 from flows.stack.abandoned import Abandoned
 from flows.stack.alerts import Alert, Alerts
 from flows.stack.api import PrefectApi
-from flows.stack.crashes import AGAIN, Crashes
+from flows.stack.crashes import AFTER_STOP, AGAIN, Crashes, repetition_key
 from flows.stack.hangs import PATIENCE_SECONDS, Hangs
 from flows.stack.leftovers import FLOW_RUN, PART, STACK, living_flow_runs
 from flows.stack.part_process import count_start, read_starts
@@ -22,6 +27,7 @@ from flows.stack.parts import POOLS, Part, worker_name
 from flows.stack.reaper import (
     CANCELLING_SECONDS,
     LOOK_SECONDS,
+    ORPHAN_GRACE_SECONDS,
     PENDING_ANYWHERE_SECONDS,
     PENDING_SECONDS,
     RUNNING_SECONDS,
@@ -30,9 +36,11 @@ from flows.stack.reaper import (
 )
 from flows.stack.restarts import MANY, Restarts
 from flows.stack.silent_workers import SilentWorkers
+from flows.stack.stops import NEWEST, note_stop, was_cut_off
 from flows.watchdog import Check, watch
 from tasks.errors import StageFailed
 from tasks.home import Home
+from tasks.marked import WORKER
 from tasks.promotion.notices import Notices, notices_of
 from tasks.tracking import Tracker
 
@@ -56,7 +64,7 @@ def test_a_running_run_without_a_process_is_crashed_within_a_minute(
     prefect: Any, state: Home
 ) -> None:
     clock, run = Clock(), prefect.add("RUNNING")
-    reaper = Reaper(prefect.api, state, set, clock=clock)
+    reaper = Reaper(prefect.api, state, dict, clock=clock)
     looked(reaper, clock, 0, RUNNING_SECONDS - 1)
     assert run["state"]["type"] == "RUNNING"
     looked(reaper, clock, 2)
@@ -68,7 +76,7 @@ def test_a_pending_run_of_a_dead_worker_is_crashed_within_two_minutes(
     prefect: Any, state: Home
 ) -> None:
     clock, run = Clock(), prefect.add("PENDING")
-    reaper = Reaper(prefect.api, state, set, clock=clock)
+    reaper = Reaper(prefect.api, state, dict, clock=clock)
     looked(reaper, clock, 0, PENDING_SECONDS - 1)
     assert run["state"]["type"] == "PENDING"
     looked(reaper, clock, 2)
@@ -78,7 +86,7 @@ def test_a_pending_run_of_a_dead_worker_is_crashed_within_two_minutes(
 
 def test_a_run_that_is_being_cancelled_ends_as_cancelled(prefect: Any, state: Home) -> None:
     clock, run = Clock(), prefect.add("CANCELLING")
-    looked(Reaper(prefect.api, state, set, clock=clock), clock, 0, RUNNING_SECONDS)
+    looked(Reaper(prefect.api, state, dict, clock=clock), clock, 0, RUNNING_SECONDS)
     assert run["state"]["type"] == "CANCELLED"
 
 
@@ -103,7 +111,7 @@ def test_a_process_that_is_busy_for_hours_keeps_its_run_alive(prefect: Any, stat
 def test_a_run_on_another_machine_is_not_ours_to_end(prefect: Any, state: Home) -> None:
     clock, run = Clock(), prefect.add("RUNNING")
     prefect.workers.append({"name": "other-machine-worker", "status": "ONLINE"})
-    reaper = Reaper(prefect.api, state, set, clock=clock)
+    reaper = Reaper(prefect.api, state, dict, clock=clock)
     looked(reaper, clock, 0, 1000)
     assert run["state"]["type"] == "RUNNING"
     # That machine is gone, too: only our own worker is left of those that could have it.
@@ -122,7 +130,7 @@ def test_a_pending_run_of_a_machine_that_lost_power_ends_while_others_live(
     clock, run = Clock(), prefect.add("PENDING", run_count=0)
     prefect.pool_type = pool_type
     prefect.workers.append({"name": "other-machine-worker", "status": "ONLINE"})
-    reaper = Reaper(prefect.api, state, set, clock=clock)
+    reaper = Reaper(prefect.api, state, dict, clock=clock)
     looked(reaper, clock, 0, PENDING_ANYWHERE_SECONDS - 1)
     assert run["state"]["type"] == "PENDING"
     # An image may take longer to arrive than a process to start.
@@ -136,11 +144,11 @@ def test_a_run_of_this_machine_is_ours_to_end_after_a_reboot(
 ) -> None:
     clock, run = Clock(), prefect.add("PENDING", run_count=0)
     prefect.workers.append({"name": "other-machine-worker", "status": "ONLINE"})
-    Reaper(prefect.api, state, lambda: {run["id"]}, clock=clock)()
+    Reaper(prefect.api, state, lambda: {run["id"]: True}, clock=clock)()
     # It begins to run and dies with the machine before the next look; that of the others lives on.
     run |= {"state": {"type": "RUNNING", "name": "Running", "message": ""}, "run_count": 1}
     run["run_count"] += tried_again_elsewhere
-    after = Reaper(prefect.api, state, set, clock=clock)
+    after = Reaper(prefect.api, state, dict, clock=clock)
     looked(after, clock, 0, RUNNING_SECONDS)
     assert run["state"]["type"] == ("RUNNING" if tried_again_elsewhere else "CRASHED")
     # What has ended is remembered no longer.
@@ -154,10 +162,10 @@ def test_a_damaged_memory_of_runs_does_not_keep_the_reaper_from_looking(
     prefect: Any, state: Home, damage: str
 ) -> None:
     clock, run = Clock(), prefect.add("RUNNING")
-    Reaper(prefect.api, state, lambda: {run["id"]}, clock=clock)()
+    Reaper(prefect.api, state, lambda: {run["id"]: True}, clock=clock)()
     (memory,) = state.root.rglob("*this-machine.json")
     memory.write_text(damage)
-    looked(Reaper(prefect.api, state, set, clock=clock), clock, 0, RUNNING_SECONDS)
+    looked(Reaper(prefect.api, state, dict, clock=clock), clock, 0, RUNNING_SECONDS)
     assert run["state"]["type"] == "CRASHED"
 
 
@@ -174,7 +182,7 @@ def test_a_cancelled_run_loses_its_processes_when_nobody_else_ends_them(
         run["state"] = {"type": "CRASHED", "name": "Crashed", "message": "aborted"}
         return 1
 
-    reaper = Reaper(prefect.api, state, lambda: {run["id"]}, end, clock)
+    reaper = Reaper(prefect.api, state, lambda: {run["id"]: True}, end, clock)
     looked(reaper, clock, 0, CANCELLING_SECONDS - 1)
     assert not ended
     looked(reaper, clock, 1)
@@ -194,7 +202,7 @@ def test_what_a_cancelled_run_left_is_ended_sooner_than_what_may_still_be_closin
         ended.append(run_id)
         return 1
 
-    reaper = Reaper(prefect.api, state, lambda: {run["id"]}, end, clock)
+    reaper = Reaper(prefect.api, state, lambda: {run["id"]: True}, end, clock)
     looked(reaper, clock, 0, patience - 1)
     assert not ended
     looked(reaper, clock, 1)
@@ -233,6 +241,45 @@ def test_a_child_in_a_session_of_its_own_does_not_outlive_its_run(
         assert [p.poll() for p in processes[1:]] == [None, None]
     finally:
         for process in processes:
+            process.kill()
+            process.communicate()
+
+
+@pytest.mark.parametrize(("kind", "end"), [("RUNNING", "CRASHED"), ("CANCELLING", "CANCELLED")])
+def test_what_a_worker_left_in_a_session_of_its_own_does_not_keep_a_run_alive(
+    prefect: Any, state: Home, kind: str, end: str
+) -> None:
+    """Flow, trainer and the trainer's watcher were killed at once: nobody else ends what is left."""
+    clock, run = Clock(), prefect.add("RUNNING")
+    flow, orphan = (
+        subprocess.Popen(
+            [sys.executable, "-c", "import time; print(1, flush=True); time.sleep(600)"],
+            env={**os.environ, FLOW_RUN: run["id"], **marks},
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+        )
+        for marks in ({}, {WORKER: "1"})
+    )
+    try:
+        for process in (flow, orphan):
+            assert process.stdout is not None
+            process.stdout.readline()
+        reaper = Reaper(prefect.api, state, clock=clock)
+        looked(reaper, clock, 0, 3600)
+        flow.kill()
+        flow.wait()
+        run["state"]["type"] = kind
+        patience = RUNNING_SECONDS if kind == "RUNNING" else CANCELLING_SECONDS
+        looked(reaper, clock, 0, patience - 1)
+        assert orphan.poll() is None
+        assert run["state"]["type"] == kind
+        looked(reaper, clock, 2)
+        assert run["state"]["type"] == end
+        # It has ended before the run has, which another one repeats at once.
+        assert orphan.poll() is not None
+        assert ORPHAN_GRACE_SECONDS + RUNNING_SECONDS + 2 * LOOK_SECONDS < 120
+    finally:
+        for process in (flow, orphan):
             process.kill()
             process.communicate()
 
@@ -326,20 +373,20 @@ def test_a_worker_gets_its_time_anew(
 def test_a_run_in_a_container_is_not_looked_for_among_processes(prefect: Any, state: Home) -> None:
     prefect.pool_type = "docker"
     clock, run = Clock(), prefect.add("RUNNING")
-    looked(Reaper(prefect.api, state, set, clock=clock), clock, 0, 1000)
+    looked(Reaper(prefect.api, state, dict, clock=clock), clock, 0, 1000)
     assert run["state"]["type"] == "RUNNING"
 
 
 def test_a_run_of_another_pool_is_left_alone(prefect: Any, state: Home) -> None:
     clock, run = Clock(), prefect.add("RUNNING", work_pool_name="kubernetes")
-    looked(Reaper(prefect.api, state, set, clock=clock), clock, 0, 1000)
+    looked(Reaper(prefect.api, state, dict, clock=clock), clock, 0, 1000)
     assert run["state"]["type"] == "RUNNING"
 
 
 def test_flows_inside_a_dead_run_end_with_it(prefect: Any, state: Home) -> None:
     clock, run = Clock(), prefect.add("RUNNING")
     inner = prefect.add("RUNNING", work_pool_name=None, parent=run["id"])
-    looked(Reaper(prefect.api, state, set, clock=clock), clock, 0, RUNNING_SECONDS)
+    looked(Reaper(prefect.api, state, dict, clock=clock), clock, 0, RUNNING_SECONDS)
     assert inner["state"]["type"] == "CRASHED"
 
 
@@ -404,6 +451,75 @@ def test_a_repetition_that_crashes_is_told_and_not_repeated(prefect: Any, alerts
     alerts.deliver()
     assert sorted(e["payload"]["kind"] for e in prefect.events) == ["crashed", "failed"]
     assert not prefect.created
+
+
+def test_a_training_that_stops_of_the_stack_cut_off_goes_on_however_often(
+    prefect: Any, state: Home, alerts: Alerts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefect.deployments.append({"id": "d", "name": "retrain"})
+    look = Crashes(prefect.api, alerts, cut_off=partial(was_cut_off, state))
+    at_once = SimpleNamespace(terminate=lambda: None, wait=lambda timeout: None)
+    monkeypatch.setattr(supervisor, "find", lambda _: at_once)
+    tags = ["nightly"]
+
+    def ended(*, by_a_stop: bool) -> list[str] | None:
+        """The tags of the run that goes on where one with `tags` ended; None where none does."""
+        run = prefect.add("RUNNING", deployment_id="d", tags=tags)
+        if by_a_stop:
+            # As `loraline down` and systemd do.
+            supervisor.stop(state, [])
+        run["state"]["type"], run["end_time"] = "CRASHED", datetime.now(UTC).isoformat()
+        look()
+        created = prefect.created.get(repetition_key(run["id"]))
+        return created and created["tags"]
+
+    for _ in range(3):
+        again = ended(by_a_stop=True)
+        assert again is not None
+        assert again[:2] == ["nightly", AGAIN]
+        tags = again
+    # What is its own fault, or the machine's, is repeated once all the same, and no more.
+    again = ended(by_a_stop=False)
+    assert again == ["nightly", AGAIN]
+    tags = again
+    assert ended(by_a_stop=False) is None
+    alerts.deliver()
+    texts = [event["payload"]["text"] for event in prefect.events]
+    assert ["The stack was stopped while it ran" in it for it in texts] == [True] * 3 + [False] * 2
+
+
+@pytest.mark.parametrize("spent", [True, False])
+def test_a_stop_neither_spends_nor_gives_back_the_repetition_of_a_crash(
+    prefect: Any, state: Home, alerts: Alerts, spent: bool
+) -> None:
+    prefect.deployments.append({"id": "d", "name": "retrain"})
+    look = Crashes(prefect.api, alerts, cut_off=lambda _: True)
+    prefect.add("CRASHED", deployment_id="d", tags=[AGAIN] if spent else [])
+    look()
+    (created,) = prefect.created.values()
+    assert created["tags"] == ([AGAIN] if spent else [AGAIN, AFTER_STOP])
+
+
+@pytest.mark.parametrize(
+    ("start", "due", "end", "cut"),
+    [(-2, -3, 2, True), (1, -3, 2, False), (-3, -3, -1, False), (None, -3, 2, True)],
+    ids=["under way", "later", "earlier", "pending"],
+)
+def test_a_stop_cuts_off_what_was_under_way(
+    state: Home, start: int | None, due: int, end: int, cut: bool
+) -> None:
+    def at(minutes: int | None) -> str | None:
+        return minutes and (datetime.now(UTC) + timedelta(minutes=minutes)).isoformat()
+
+    run = {"start_time": at(start), "expected_start_time": at(due), "end_time": at(end)}
+    assert not was_cut_off(state, run)
+    for _ in range(2 * NEWEST):
+        note_stop(state)
+    assert was_cut_off(state, run) is cut
+    (memory,) = state.root.rglob("stops.json")
+    assert len(json.loads(memory.read_text())) == NEWEST
+    memory.write_text("{")
+    assert not was_cut_off(state, run)
 
 
 def test_a_failure_that_the_run_told_itself_is_not_told_again(
