@@ -22,7 +22,7 @@ class Crash:
     """A line of the table."""
 
     victims: tuple[str, ...]
-    """`worker`, `trainer`, `run` (the process that runs the flow), or `everything`."""
+    """`worker`, `trainer`, `run` (the process that runs the flow), `supervisor`, or `everything`."""
     state: str
     """What the run is then in Prefect."""
     mlflow: str
@@ -42,6 +42,8 @@ class Crash:
 TABLE = [
     # A training does not need the worker that started it.
     Crash(("worker",), "COMPLETED", "FINISHED", (), "itself"),
+    # Its parts end with it, the servers too, and the training waits for none of them.
+    Crash(("supervisor",), "COMPLETED", "FINISHED", (), "itself"),
     # The run lives to tell.
     Crash(("trainer",), "CRASHED", "KILLED", ("crashed",), "the watchdog"),
     Crash(("worker", "trainer"), "CRASHED", "KILLED", ("crashed",), "the watchdog"),
@@ -132,6 +134,11 @@ def strike(stack: Stack, crash: Crash, run: str) -> "subprocess.Popen[bytes] | N
     """SIGKILL of the victims, all at once; returns the orphan, where there is to be one."""
     if crash.victims == ("everything",):
         stack.kill_everything()
+        stack.up()
+        return None
+    if crash.victims == ("supervisor",):
+        kill([psutil.Process(stack.status()["supervisor_pid"])])
+        until(lambda: stack.status()["running"] is False, 60)
         stack.up()
         return None
     found = {
