@@ -42,8 +42,8 @@ class Crash:
 TABLE = [
     # A training does not need the worker that started it.
     Crash(("worker",), "COMPLETED", "FINISHED", (), "itself"),
-    # Its parts end with it, the servers too, and the training waits for none of them.
-    Crash(("supervisor",), "COMPLETED", "FINISHED", (), "itself"),
+    # Its parts end with it, and the worker's runs with the worker.
+    Crash(("supervisor",), "CRASHED", "KILLED", ("crashed",), "the watchdog"),
     # The run lives to tell.
     Crash(("trainer",), "CRASHED", "KILLED", ("crashed",), "the watchdog"),
     Crash(("worker", "trainer"), "CRASHED", "KILLED", ("crashed",), "the watchdog"),
