@@ -15,6 +15,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from flows.sqlite_transactions import begin_in_turn
@@ -35,10 +36,10 @@ def main(arguments: list[str]) -> None:
         case ["module", name, *rest]:
             if name == "prefect":
                 begin_in_turn()
-            _become(name, rest)
+            become(name, rest)
         case ["mlflow", database, *rest]:
             _prepare(database)
-            _become("mlflow", rest)
+            become("mlflow", rest)
         case _:
             sys.exit(
                 f"usage: python -P -m {__spec__.name} embedded | module NAME ARGUMENTS | "
@@ -46,7 +47,8 @@ def main(arguments: list[str]) -> None:
             )
 
 
-def _become(module: str, arguments: list[str]) -> None:
+def become(module: str, arguments: Sequence[str]) -> None:
+    """Run the module in this process as `python -m` does, until it ends."""
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 

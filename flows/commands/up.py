@@ -102,11 +102,11 @@ def wanted_settings(args: argparse.Namespace, state: Home) -> StackSettings:
     """
     from pydantic import ValidationError
 
-    from flows.stack.databases import asked_database, known_database
+    from flows.stack.databases import database_of
 
     before = read_settings(state)
     chosen: dict[str, Any] = before.model_dump() if before else {"project": Path.cwd()}
-    chosen["database"] = known_database(state, before) or asked_database(os.environ)
+    chosen["database"] = database_of(state, before, os.environ)
     for name in StackSettings.model_fields:
         if (value := getattr(args, name, None)) is not None:
             chosen[name] = value
@@ -143,13 +143,12 @@ def _refuse_for_good(state: Home, wanted: StackSettings) -> None:
     tries no more.
     """
     from flows.stack.databases import refuse_other_database
-    from flows.stack.environment_file import environment_file
     from flows.stack.exposure import NO_RESTART, refuse_open
 
     try:
         refuse_open(wanted.host, os.environ)
-        if wanted.database is not None and supervisor.find(state) is None:
-            refuse_other_database(state, wanted.database, os.environ, environment_file(state))
+        if supervisor.find(state) is None:
+            refuse_other_database(state, wanted.database, os.environ)
     except UserError as error:
         error.exit_code = NO_RESTART
         raise

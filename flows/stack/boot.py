@@ -133,8 +133,7 @@ def _refuse_unfit(home: Home, settings: StackSettings, environ: dict[str, str]) 
     secrets = environment_file(home)
     try:
         refuse_open(settings.host, environ)
-        if settings.database is not None:
-            refuse_other_database(home, settings.database, environ, secrets)
+        refuse_other_database(home, settings.database, environ)
     except UserError as error:
         raise UserError(
             f"{error}\nNothing was installed. The unit has no shell: what it needs is read from "

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
+from flows.stack.environment_file import environment_file
 from flows.stack.settings import POSTGRES, Database, StackSettings
 from tasks.addresses import without_passwords
 from tasks.errors import UserError
@@ -49,33 +50,26 @@ def databases(home: Home, environ: Mapping[str, str]) -> Databases:
     )
 
 
-def asked_database(environ: Mapping[str, str]) -> Database:
-    """The kind that the environment asks for."""
-    return "postgresql" if environ.get(POSTGRES, "").strip() else "sqlite"
-
-
-def known_database(home: Home, settings: StackSettings | None) -> Database | None:
-    """The kind that has this home's data; None where there is none yet.
+def database_of(home: Home, settings: StackSettings | None, environ: Mapping[str, str]) -> Database:
+    """The kind that has this home's data; where there is none yet, the one that the environment asks for.
 
     Settings that do not name it are of a stack from before it was remembered, or there was no stack: then
     MLflow's file tells.
     """
     if settings is not None and settings.database is not None:
         return settings.database
-    return "sqlite" if (home.mlflow / "mlflow.db").exists() else None
+    return "sqlite" if (home.mlflow / "mlflow.db").exists() else _asked_for(environ)
 
 
-def refuse_other_database(
-    home: Home, wanted: Database, environ: Mapping[str, str], file: Path
-) -> None:
+def refuse_other_database(home: Home, wanted: Database | None, environ: Mapping[str, str]) -> None:
     """Raises: UserError when the environment asks for another kind than `wanted`: on that one the stack
     would come up healthy and empty, and what its registry does not name is collected.
 
-    `file` is where a stack's environment is kept.
+    None refuses nothing: it is of a stack from before its database was remembered.
     """
-    asked = asked_database(environ)
-    if asked == wanted:
+    if wanted is None or _asked_for(environ) == wanted:
         return
+    file = environment_file(home)
     if wanted == "postgresql":
         raise UserError(
             f"The database of the stack of {home.root} is PostgreSQL, and {POSTGRES} is not set. On SQLite "
@@ -95,6 +89,10 @@ def server_place(url: str) -> str:
     """Host and port of a PostgreSQL address, and nothing else of it."""
     parts = urlsplit(url)
     return f"{parts.hostname}:{parts.port or 5432}" if parts.hostname else ""
+
+
+def _asked_for(environ: Mapping[str, str]) -> Database:
+    return "postgresql" if environ.get(POSTGRES, "").strip() else "sqlite"
 
 
 def database_address(server: str, name: str) -> str:

@@ -7,7 +7,6 @@ environment, and becomes the module that it is to run.
 import dataclasses
 import json
 import os
-import runpy
 import sys
 import threading
 import time
@@ -16,11 +15,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from flows.server_lock import ServerLock
-from flows.server_process import end_with_parent
+from flows.server_process import become, end_with_parent
 from flows.sqlite_transactions import begin_in_turn
 from flows.stack import leftovers
 from flows.stack.databases import databases, refuse_other_database
-from flows.stack.environment_file import environment_file
 from flows.stack.parts import Part, part_environment, parts
 from flows.stack.settings import StackSettings, folder, read_settings
 from tasks.errors import UserError
@@ -50,11 +48,10 @@ def main(name: str) -> None:
     if settings is None or part is None:
         sys.exit(f"{folder(state)} knows no part {name!r}; `loraline up` starts the stack")
     count_start(state, name)
-    if settings.database is not None:
-        try:
-            refuse_other_database(state, settings.database, os.environ, environment_file(state))
-        except UserError as error:
-            sys.exit(str(error))
+    try:
+        refuse_other_database(state, settings.database, os.environ)
+    except UserError as error:
+        sys.exit(str(error))
     if part.owns_children and (
         ended := leftovers.end(leftovers.processes(state, name), GRACE_SECONDS)
     ):
@@ -125,8 +122,7 @@ def _become(part: Part, state: Home, settings: StackSettings) -> None:
     say(f"starting: {part.module} {' '.join(part.arguments)}")
     if part.name == "prefect":
         begin_in_turn()
-    sys.argv = [part.module, *part.arguments]
-    runpy.run_module(part.module, run_name="__main__", alter_sys=True)
+    become(part.module, part.arguments)
 
 
 def _starts_file(state: Home, name: str) -> Path:

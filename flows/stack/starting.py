@@ -11,14 +11,12 @@ from filelock import FileLock, Timeout
 from flows.stack import leftovers, supervisor
 from flows.stack.databases import (
     Databases,
-    asked_database,
+    database_of,
     databases,
-    known_database,
     refuse_other_database,
     server_place,
 )
 from flows.stack.deploying import apply
-from flows.stack.environment_file import environment_file
 from flows.stack.exposure import refuse_open
 from flows.stack.in_use import refuse_in_use
 from flows.stack.migrating import migrate
@@ -96,12 +94,8 @@ def read_settings_or_none(home: Home) -> StackSettings | None:
 
 def _on_its_database(home: Home, wanted: StackSettings, say: Say) -> StackSettings:
     """The settings with the database that has this home's data. Raises: as `refuse_other_database`."""
-    kind = (
-        wanted.database
-        or known_database(home, read_settings_or_none(home))
-        or asked_database(os.environ)
-    )
-    refuse_other_database(home, kind, os.environ, environment_file(home))
+    kind = wanted.database or database_of(home, read_settings_or_none(home), os.environ)
+    refuse_other_database(home, kind, os.environ)
     place, before = server_place(databases(home, os.environ).server), wanted.database_server
     if place and before and place != before:
         say(

@@ -18,10 +18,7 @@ def with_smaller_batches(job: TrainingJob) -> TrainingJob | None:
     It reads its rows in the order of the recipe's batch: another one would sort other rows together, and a
     training that goes on would read some of them twice and others never.
     """
-    if job.training_config.get("dataloader_drop_last"):
-        # Fewer rows lie beyond the last whole one of smaller batches: an epoch would have others.
-        return None
-    if rows_weighed_together(job.method, job.training_config):
+    if _another_training(job):
         return None
     share = _share(job)
     batch, accumulation = share.batch, share.accumulation
@@ -35,16 +32,20 @@ def with_smaller_batches(job: TrainingJob) -> TrainingJob | None:
 
 def why_not_smaller(job: TrainingJob) -> str:
     """Where `with_smaller_batches` finds none: why that is, and what helps, for a person."""
-    if job.training_config.get("dataloader_drop_last"):
-        why = "with dataloader_drop_last an epoch would have other rows"
-    elif together := rows_weighed_together(job.method, job.training_config):
-        why = f"{together}, so that smaller ones are another training"
-    else:
-        why = "the batch has no smaller half that divides it"
+    why = _another_training(job) or "the batch has no smaller half that divides it"
     return (
         f"training.smaller_batches made no smaller batch: {why}. Change the recipe to what would fit, as "
         "said above."
     )
+
+
+def _another_training(job: TrainingJob) -> str:
+    """Why smaller batches are another training, whatever their size; empty where they are not."""
+    if job.training_config.get("dataloader_drop_last"):
+        # Fewer rows lie beyond the last whole one of them.
+        return "with dataloader_drop_last an epoch would have other rows"
+    together = rows_weighed_together(job.method, job.training_config)
+    return together and f"{together}, so that smaller ones are another training"
 
 
 def remembered(job: TrainingJob) -> TrainingJob:
