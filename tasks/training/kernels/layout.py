@@ -10,6 +10,7 @@ _SLACK_TOKENS, _SLACK_SHARE = 8, 8
 """Examples share a product while the longest is within 8 tokens, or an eighth, of the shortest."""
 
 
+# Known by identity: what is computed for a group is kept under it.
 @dataclass(frozen=True, eq=False)
 class Group:
     """Neighbouring examples of about one length: `count` of them, padded to `length` where they differ."""

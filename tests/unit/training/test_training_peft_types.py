@@ -17,6 +17,7 @@ from tasks.errors import UserError
 from tasks.training import engine, fields, inspect_worker, worker
 from tasks.training.job import InspectionJob, TrainingJob, TrainingResult
 from tasks.training.settings import TrainingSettings
+from tests.unit.training.peft_sizes import NEEDS
 
 pytestmark = pytest.mark.long
 
@@ -27,19 +28,6 @@ QUICK = {
     "train_sampling_strategy": "sequential",
     "lr_scheduler_type": "constant",
     "learning_rate": 5e-2,
-}
-NEEDS: dict[str, dict[str, Any]] = {
-    # What has no sensible default, and sizes that fit a model of width 32.
-    "C3A": {"block_size": 8},
-    "IA3": {"target_modules": ["qkv_proj", "down_proj"], "feedforward_modules": ["down_proj"]},
-    "LN_TUNING": {"target_modules": ["input_layernorm", "post_attention_layernorm"]},
-    "MISS": {"r": 8},
-    "ROAD": {"group_size": 8},
-    "SHIRA": {"r": 4},
-    "TRAINABLE_TOKENS": {"token_indices": list(range(300, 4000))},
-    "VBLORA": {"vector_length": 16, "num_vectors": 32},
-    "WAVEFT": {"n_frequency": 64},
-    "ADAPTION_PROMPT": {"adapter_len": 4, "adapter_layers": 1},
 }
 REFUSED = fields.unsupported_peft_types()
 

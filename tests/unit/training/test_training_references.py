@@ -17,23 +17,12 @@ from tasks.training import engine, fields, loading
 from tasks.training.job import TrainingJob
 from tasks.training.method_trainer import MethodTrainer
 from tasks.training.settings import TrainingSettings
+from tests.unit.training.peft_sizes import NEEDS
 
 pytestmark = pytest.mark.long
 
 MakeJob = Callable[..., TrainingJob]
 MakeTrainer = Callable[[dict[str, Any]], MethodTrainer]
-NEEDS: dict[str, dict[str, Any]] = {
-    # Sizes that fit a model of width 32.
-    "C3A": {"block_size": 8},
-    "IA3": {"target_modules": ["qkv_proj", "down_proj"], "feedforward_modules": ["down_proj"]},
-    "LN_TUNING": {"target_modules": ["input_layernorm", "post_attention_layernorm"]},
-    "MISS": {"r": 8},
-    "ROAD": {"group_size": 8},
-    "SHIRA": {"r": 4},
-    "TRAINABLE_TOKENS": {"token_indices": list(range(300, 4000))},
-    "VBLORA": {"vector_length": 16, "num_vectors": 32},
-    "WAVEFT": {"n_frequency": 64},
-}
 # PEFT knows it for Llama's kind alone.
 TYPES = sorted(set(fields.peft_types()) - {"ADAPTION_PROMPT"})
 
