@@ -9,19 +9,21 @@ are kept for the backward pass only where rows are short.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from tasks.training.kernels.layout import Group, groups_of
+from tasks.training.kernels.layout import Asked, Group, asked_of, groups_of
 from tasks.training.kernels.pointwise import Rotation, rotated
 
 NAME = "per_example"
 """As transformers' `attn_implementation`."""
 LENGTHS = "example_lengths"
 """The model's keyword argument: a tuple with the tokens of each example of the line."""
+ASKED = "attention_asked_at"
+"""A layer's keyword argument: positions of the line whose attention is read; without it, all are."""
 _BLOCK = 256
 """Queries that are compared with all keys up to them at once: smaller ones see fewer keys in vain."""
 _KEPT = 512
@@ -55,8 +57,13 @@ def _attend(
         raise NotImplementedError("attention by examples for more than one line")
     # A line that says nothing is one example.
     lengths: tuple[int, ...] = kwargs.get(LENGTHS) or (query.shape[2],)
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    work = _Work(groups_of(lengths), scale, sliding_window or None, Rotation.awaited_by(query))
+    groups, positions = groups_of(lengths), kwargs.get(ASKED)
+    work = _Work(
+        [(group, group if positions is None else asked_of(group, positions)) for group in groups],
+        query.shape[-1] ** -0.5 if scaling is None else scaling,
+        sliding_window or None,
+        Rotation.awaited_by(query),
+    )
     # Not by an index, whose backward pass fills a second tensor.
     parts = tuple(x.squeeze(0) for x in (query, key, value))
     if (whole := _fused(parts)) is not None:
@@ -71,7 +78,8 @@ def _attend(
 class _Work:
     """What attention has to know beside its tensors."""
 
-    groups: tuple[Group, ...]
+    groups: Sequence[tuple[Group, Group | Asked]]
+    """Keys and values, and the queries that are compared with them."""
     scale: float
     window: int | None
     rotation: Rotation | None
@@ -85,7 +93,12 @@ class _Work:
             return inputs
         return inputs[0].unflatten(-1, (sum(self.heads), -1)).transpose(0, 1).split(self.heads)
 
-    def turned(self, part: torch.Tensor, group: Group, sign: int) -> torch.Tensor:
+    @property
+    def is_whole(self) -> bool:
+        """Whether every token asks."""
+        return all(asked is group for group, asked in self.groups)
+
+    def turned(self, part: torch.Tensor, group: Group | Asked, sign: int) -> torch.Tensor:
         """(kv heads x count, heads per kv head, length, width) of a group, rotated or rotated back."""
         if self.rotation is None:
             return part
@@ -123,21 +136,21 @@ class _PerExample(torch.autograd.Function):
         query, key, value = work.parts(inputs)
         heads, tokens, _ = query.shape
         # In memory tokens come first: the next layer reads a token's heads side by side.
-        output = value.new_empty(tokens, heads, value.shape[-1]).transpose(0, 1)
+        new = value.new_empty if work.is_whole else value.new_zeros
+        output = new(tokens, heads, value.shape[-1]).transpose(0, 1)
         saved: list[torch.Tensor] = []
-        for group in work.groups:
-            q = work.turned(_queries(group.take(query), len(key)), group, 1)
+        for group, asked in work.groups:
+            q = work.turned(_queries(asked.take(query), len(key)), asked, 1)
             k = work.turned(_queries(group.take(key), len(key)), group, 1)[:, 0]
             v = group.take(value).flatten(0, 1)
             kept, found = [], []
-            for block in _blocks(group.length):
-                p = _probabilities(q, k, block, work.scale, work.window)
-                found.append(torch.bmm(p, v[:, : block.stop]).unflatten(1, (q.shape[1], -1)))
+            for block in _blocks(group, asked):
+                p = _probabilities(q, k, block, asked, work)
+                found.append(torch.bmm(p, v[:, : block.keys]).unflatten(1, (q.shape[1], -1)))
                 kept.append(p)
-            group.put(_heads(_joined(found), len(key)), output)
+            asked.put(_heads(_joined(found), len(key)), output)
             saved += [q, k, v, *(kept if group.length <= _KEPT else [])]
-        # The output costs nothing: the projection after it keeps it, too.
-        ctx.save_for_backward(output, *saved)
+        ctx.save_for_backward(*saved)
         ctx.work, ctx.kv_heads = work, len(key)
         ctx.shapes = [(x.shape, not work.heads) for x in inputs]
         return output
@@ -146,8 +159,6 @@ class _PerExample(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (gradient,) = gradients
         work, kv_heads, saved = ctx.work, ctx.kv_heads, iter(ctx.saved_tensors)
-        # What softmax's derivative subtracts: one number per query.
-        means = (gradient * next(saved)).sum(-1, keepdim=True)
         # In memory tokens come first, as in what they are the gradients of.
         grads = [
             gradient.new_empty(shape[1], shape[0], *shape[2:]).transpose(0, 1)
@@ -156,29 +167,33 @@ class _PerExample(torch.autograd.Function):
             for shape, heads_first in ctx.shapes
         ]
         parts = work.parts(grads)
-        for group in work.groups:
+        if not work.is_whole:
+            parts[0].zero_()
+        for group, asked in work.groups:
             q, k, v = (next(saved) for _ in range(3))
-            blocks = list(_blocks(group.length))
+            blocks = list(_blocks(group, asked))
             kept = [next(saved) for _ in blocks] if group.length <= _KEPT else None
-            g, mean = (_queries(group.take(x), kv_heads) for x in (gradient, means))
+            g = _queries(asked.take(gradient), kv_heads)
             found = []
             dk, dv = torch.empty(0), torch.empty(0)
             # From the last block, whose queries see every key, so that the others add to its sums.
             for at in reversed(range(len(blocks))):
                 block = blocks[at]
-                p = kept[at] if kept else _probabilities(q, k, block, work.scale, work.window)
-                gb, qb, mb = (x[:, :, block].flatten(1, 2) for x in (g, q, mean))
-                dp = torch.bmm(gb, v[:, : block.stop].transpose(1, 2)).sub_(mb).mul_(p)
-                found.append(torch.bmm(dp, k[:, : block.stop]).unflatten(1, (q.shape[1], -1)))
-                k_part, v_part = torch.bmm(dp.transpose(1, 2), qb), torch.bmm(p.transpose(1, 2), gb)
-                if block.stop == group.length:
+                p = kept[at] if kept else _probabilities(q, k, block, asked, work)
+                gb, qb = (x[:, :, block.queries].flatten(1, 2) for x in (g, q))
+                dp = torch.bmm(gb, v[:, : block.keys].transpose(1, 2))
+                ds = torch.ops.aten._softmax_backward_data(dp, p, -1, p.dtype)
+                found.append(torch.bmm(ds, k[:, : block.keys]).unflatten(1, (q.shape[1], -1)))
+                k_part, v_part = torch.bmm(ds.transpose(1, 2), qb), torch.bmm(p.transpose(1, 2), gb)
+                if at == len(blocks) - 1:
                     dk, dv = (x if at == 0 else x.float() for x in (k_part, v_part))
                 else:
-                    dk[:, : block.stop] += k_part
-                    dv[:, : block.stop] += v_part
-            dq = work.turned(_joined(found[::-1]).mul_(work.scale), group, -1)
+                    dk[:, : block.keys] += k_part
+                    dv[:, : block.keys] += v_part
+            dq = work.turned(_joined(found[::-1]).mul_(work.scale), asked, -1)
             dk = work.turned(dk.mul_(work.scale).to(k.dtype)[:, None], group, -1)
-            for part, own in zip(parts, (dq, dk, dv.to(v.dtype)[:, None]), strict=True):
+            asked.put(_heads(dq, kv_heads), parts[0])
+            for part, own in zip(parts[1:], (dk, dv.to(v.dtype)[:, None]), strict=True):
                 group.put(_heads(own, kv_heads), part)
         return (None, *grads)
 
@@ -198,33 +213,54 @@ def _joined(blocks: list[torch.Tensor]) -> torch.Tensor:
     return blocks[0] if len(blocks) == 1 else torch.cat(blocks, 2)
 
 
-def _blocks(length: int) -> Iterator[slice]:
-    for begin in range(0, length, _BLOCK):
-        yield slice(begin, min(length, begin + _BLOCK))
+class _Block(NamedTuple):
+    """Queries that are compared with keys at once."""
+
+    begin: int
+    end: int
+    keys: int
+    """From the example's first one."""
+
+    @property
+    def queries(self) -> slice:
+        return slice(self.begin, self.end)
+
+
+def _blocks(group: Group, asked: Group | Asked) -> Iterator[_Block]:
+    for begin in range(0, asked.length, _BLOCK):
+        end = min(asked.length, begin + _BLOCK)
+        yield _Block(begin, end, end if asked is group else group.length)
 
 
 def _probabilities(
-    q: torch.Tensor, k: torch.Tensor, block: slice, scale: float, window: int | None
+    q: torch.Tensor, k: torch.Tensor, block: _Block, asked: Group | Asked, work: _Work
 ) -> torch.Tensor:
-    """(batch, queries of the block for each head, keys up to its end)."""
-    queries = q[:, :, block].flatten(1, 2)
-    keys = k[:, : block.stop]
-    mask = _mask(block.start, block.stop, window, q.shape[1], q.dtype)
-    scores = torch.baddbmm(
-        mask.expand(len(queries), -1, -1), queries, keys.transpose(1, 2), alpha=scale
-    )
+    """(batch, queries of the block for each head, keys of the block)."""
+    queries = q[:, :, block.queries].flatten(1, 2)
+    keys = k[:, : block.keys]
+    if isinstance(asked, Asked):
+        mask = _mask_at(asked.within[:, block.queries], block.keys, work.window, q.dtype)
+        # Once per head of a kv head, and per kv head.
+        mask = mask.repeat(len(q) // asked.count, q.shape[1], 1)
+    else:
+        mask = _mask(block, work.window, q.shape[1], q.dtype).expand(len(q), -1, -1)
+    scores = torch.baddbmm(mask, queries, keys.transpose(1, 2), alpha=work.scale)
     return torch.softmax(scores, -1)
 
 
 @lru_cache(maxsize=512)
-def _mask(
-    begin: int, end: int, window: int | None, repeats: int, dtype: torch.dtype
+def _mask(block: _Block, window: int | None, repeats: int, dtype: torch.dtype) -> torch.Tensor:
+    """(queries, keys) of a block in which every token asks, once per head of a kv head."""
+    places = torch.arange(block.begin, block.end)
+    return _mask_at(places, block.keys, window, dtype).repeat(repeats, 1)
+
+
+def _mask_at(
+    places: torch.Tensor, keys: int, window: int | None, dtype: torch.dtype
 ) -> torch.Tensor:
-    """0 where query `begin + i` sees key `j`, else minus infinity; once per head of a kv head."""
-    distance = torch.arange(begin, end)[:, None] - torch.arange(end)[None]
+    """(..., keys): 0 where a query at such a place of its example sees a key, else minus infinity."""
+    distance = places[..., None] - torch.arange(keys)
     hidden = distance < 0
     if window is not None:
         hidden |= distance >= window
-    return (
-        torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, -torch.inf).repeat(repeats, 1)
-    )
+    return torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, -torch.inf)

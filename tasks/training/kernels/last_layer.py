@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from tasks.training.kernels.attention import ASKED
+
 _PARTS = ("self_attn", "mlp", "input_layernorm", "post_attention_layernorm")
 
 
@@ -38,7 +40,8 @@ def forwards_of(layer: Any) -> tuple[Callable[..., torch.Tensor], Callable[..., 
     def forward(hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         # Not kept from the forward pass: with checkpointing this runs again in the backward pass.
         wanted[0] = kwargs.pop(POSITIONS, None)
-        attended, _ = layer.self_attn(hidden_states=layer.input_layernorm(hidden_states), **kwargs)
+        normal = layer.input_layernorm(hidden_states)
+        attended, _ = layer.self_attn(hidden_states=normal, **kwargs, **{ASKED: wanted[0]})
         hidden = _at(hidden_states, wanted[0]) + attended
         wanted[0] = None
         output: torch.Tensor = hidden + layer.mlp(layer.post_attention_layernorm(hidden))

@@ -17,14 +17,27 @@ class Group:
 
     begin: int
     """First token of the group in the line."""
-    end: int
-    count: int
-    length: int
+    lengths: tuple[int, ...]
+    """Tokens of its examples."""
     padded: torch.Tensor | None
-    """Token of the line for each of the `count * length` places; None where all are equally long.
-    What lies behind an example's end is no matter: being later, no token of it looks there."""
+    """Token of the line for each of the `count * length` places; None where all are equally long. Behind
+    an example's end its last token is repeated: being later, that is seen by no token of the example, and
+    it predicts nothing, so that its gradient is zero."""
     real: torch.Tensor | None
     """Places that hold a token of the group, in the line's order."""
+
+    @property
+    def end(self) -> int:
+        """The token of the line behind the last one of the group."""
+        return self.begin + sum(self.lengths)
+
+    @property
+    def count(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def length(self) -> int:
+        return max(self.lengths)
 
     def take(self, line: torch.Tensor) -> torch.Tensor:
         """(heads, tokens, width) of the line to (heads, count, length, width) of the group."""
@@ -42,14 +55,64 @@ class Group:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """The tokens of a group whose attention somebody reads: `length` of each of `count` examples.
+
+    An example with fewer of them is filled up with its last token, which has no gradient.
+    """
+
+    tokens: torch.Tensor
+    """Of the line: (count, length)."""
+    within: torch.Tensor
+    """The same ones, counted from the beginning of their example."""
+    real: torch.Tensor
+    """Places that hold a token that was asked for, in the line's order."""
+
+    @property
+    def count(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def length(self) -> int:
+        return self.tokens.shape[1]
+
+    def take(self, line: torch.Tensor) -> torch.Tensor:
+        """(heads, tokens, width) of the line to (heads, count, length, width) of these."""
+        return line.index_select(1, self.tokens.flatten()).unflatten(1, (self.count, self.length))
+
+    def put(self, part: torch.Tensor, line: torch.Tensor) -> None:
+        """Write (heads, count, length, width) of these to their places in (heads, tokens, width)."""
+        line[:, self.tokens.flatten()[self.real]] = part.flatten(1, 2).index_select(1, self.real)
+
+
+def asked_of(group: Group, positions: torch.Tensor) -> Group | Asked:
+    """What of a group lies at these positions of the line (rising); all of it where that is no less work."""
+    inside = positions[(positions >= group.begin) & (positions < group.end)] - group.begin
+    sizes = torch.tensor(group.lengths)
+    starts = sizes.cumsum(0) - sizes
+    example = torch.searchsorted(starts, inside, right=True) - 1
+    counts = example.bincount(minlength=group.count)
+    most = max(1, int(counts.max()))
+    if 2 * most > group.length:
+        return group
+    place = torch.arange(len(inside)) - (counts.cumsum(0) - counts)[example]
+    within = (sizes - 1)[:, None].repeat(1, most)
+    within[example, place] = inside - starts[example]
+    return Asked(
+        tokens=within + starts[:, None] + group.begin,
+        within=within,
+        real=example * most + place,
+    )
+
+
 @lru_cache(maxsize=256)
 def groups_of(lengths: tuple[int, ...]) -> tuple[Group, ...]:
     """Groups of examples that lie one behind the other, `lengths` tokens each."""
     groups, begin = [], 0
     for run in _runs(lengths):
-        end = begin + sum(run)
-        groups.append(_group(begin, end, run))
-        begin = end
+        groups.append(_group(begin, tuple(run)))
+        begin = groups[-1].end
     return tuple(groups)
 
 
@@ -65,13 +128,13 @@ def _runs(lengths: Sequence[int]) -> Iterator[list[int]]:
         yield run
 
 
-def _group(begin: int, end: int, lengths: list[int]) -> Group:
+def _group(begin: int, lengths: tuple[int, ...]) -> Group:
     longest = max(lengths)
     if min(lengths) == longest:
-        return Group(begin, end, len(lengths), longest, None, None)
+        return Group(begin, lengths, None, None)
     places = torch.arange(len(lengths) * longest).view(len(lengths), longest)
     size = torch.tensor(lengths)[:, None]
     inside = torch.arange(longest)[None] < size
-    start = torch.tensor([0, *lengths[:-1]]).cumsum(0)[:, None] + begin
+    start = size.cumsum(0) - size + begin
     padded = start + torch.arange(longest)[None].minimum(size - 1)
-    return Group(begin, end, len(lengths), longest, padded.flatten(), places[inside])
+    return Group(begin, lengths, padded.flatten(), places[inside])

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from tasks.training.kernels.layout import Group
+from tasks.training.kernels.layout import Asked, Group
 
 
 class RmsNorm(torch.autograd.Function):
@@ -90,7 +90,7 @@ class Rotation:
     def __init__(self, cos: torch.Tensor, sin: torch.Tensor) -> None:
         """Leave the rotation by these cosines and sines, each (1, tokens, width), to attention."""
         self._angles = cos.detach(), sin.detach()
-        self._groups: dict[Group, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._groups: dict[Group | Asked, tuple[torch.Tensor, torch.Tensor]] = {}
         setattr(cos, self._OF, self)
 
     @classmethod
@@ -107,7 +107,7 @@ class Rotation:
         """What is left to do with these queries, None where nothing is."""
         return getattr(query, cls._FOR, None)
 
-    def of(self, group: Group) -> tuple[torch.Tensor, torch.Tensor]:
+    def of(self, group: Group | Asked) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosines and sines, each (count, 1, length, width): one for all heads, and for all layers."""
         if group not in self._groups:
             cos, sin = (group.take(x)[0, :, None] for x in self._angles)

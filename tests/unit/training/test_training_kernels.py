@@ -17,7 +17,7 @@ from tasks.training.collators import NO_LOSS, Collator, LineCollator, line_parts
 from tasks.training.job import TrainingJob
 from tasks.training.kernels import attention, install, proof
 from tasks.training.kernels.install import Kernels
-from tasks.training.kernels.layout import groups_of
+from tasks.training.kernels.layout import asked_of, groups_of
 from tasks.training.packs import EXAMPLE_LENGTHS
 
 MakeJob = Callable[..., TrainingJob]
@@ -56,14 +56,22 @@ def adapted(name: str, dtype: torch.dtype = torch.float32, **lora: Any) -> Any:
     return get_peft_model(base, LoraConfig(**options))
 
 
-def rows(lengths: list[int]) -> list[dict[str, Any]]:
+def rows(lengths: list[int], prompt: float = 1 / 3) -> list[dict[str, Any]]:
     generator = torch.Generator().manual_seed(1)
     made = []
     for length in lengths:
         ids = torch.randint(1, 256, (length,), generator=generator).tolist()
-        prompt = length // 3
-        made.append({"input_ids": ids, "labels": [NO_LOSS] * prompt + ids[prompt:]})
+        asked = int(length * prompt)
+        made.append({"input_ids": ids, "labels": [NO_LOSS] * asked + ids[asked:]})
     return made
+
+
+def short_answers(lengths: list[int]) -> list[dict[str, Any]]:
+    """An answer of a fifth of the row; in the first row none at all, in the last one two."""
+    first, *others = rows(lengths, prompt=0.8)
+    first["labels"] = [NO_LOSS] * len(first["labels"])
+    others[-1]["labels"][2:4] = others[-1]["input_ids"][2:4]
+    return [first, *others]
 
 
 def no_autocast() -> Any:
@@ -86,12 +94,17 @@ def move(model: Any) -> None:
             p.data = torch.randn(p.shape, generator=generator) * 0.1
 
 
-@pytest.mark.parametrize("lengths", [[9, 9, 9, 30], [5, 200, 17, 18, 19, 64], [700, 40]])
+@pytest.mark.parametrize("answers", [rows, short_answers])
+@pytest.mark.parametrize(
+    "lengths", [[9, 9, 9, 30], [5, 200, 17, 18, 19, 64], [700, 40], [30, 1600]]
+)
 @pytest.mark.parametrize("name", sorted(set(ARCHITECTURES) - LEFT_ALONE))
-def test_a_line_gives_the_loss_and_gradients_of_its_rows(name: str, lengths: list[int]) -> None:
+def test_a_line_gives_the_loss_and_gradients_of_its_rows(
+    name: str, lengths: list[int], answers: Callable[[list[int]], list[dict[str, Any]]]
+) -> None:
     model = adapted(name)
     move(model)
-    sample = rows(lengths)
+    sample = answers(lengths)
     expected = losses.sum_over_answers(model, model.get_output_embeddings(), Collator(0, 1)(sample))
     wanted = gradients(expected, model)
     kernels = Kernels(model, no_autocast)
@@ -189,6 +202,23 @@ def test_the_gradient_of_a_fused_projection_is_written_once(
     assert given == [1, 1, 1, 3, 3, 3]
 
 
+def test_attention_is_cut_to_the_answers_in_the_last_layer_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = adapted("Phi3")
+    kernels = Kernels(model, no_autocast)
+    kernels.install(pointwise_too=True)
+    compared: list[int] = []
+    bmm = torch.bmm
+    monkeypatch.setattr(
+        torch, "bmm", lambda p, v: (compared.append(p.shape[1] * p.shape[2]), bmm(p, v))[1]
+    )
+    losses.sum_over_line(kernels, LineCollator()(short_answers([9, 40])))
+    # Two heads share a head of keys.
+    whole, cut = [2 * 9 * 9, 2 * 40 * 40], [2 * 1 * 9, 2 * 10 * 40]
+    assert compared == whole + whole + cut
+
+
 @pytest.mark.parametrize("name", sorted(ARCHITECTURES))
 def test_the_proof_lets_pass_what_is_equal_and_nothing_else(name: str) -> None:
     model = adapted(name)
@@ -262,6 +292,22 @@ def test_examples_of_about_one_length_are_multiplied_together() -> None:
     for group in groups:
         group.put(group.take(line), copy)
     assert torch.equal(copy, line)
+
+
+def test_the_last_layer_asks_for_the_attention_of_predicting_tokens_alone() -> None:
+    groups = groups_of((5, 5, 40, 44, 200))
+    positions = torch.tensor([3, 48, 49, 93])
+    assert asked_of(groups[1], torch.arange(30, 94)) is groups[1], "all of it is no more work"
+    line, copy = torch.arange(294.0)[None, :, None], torch.zeros(1, 294, 1)
+    taken = []
+    for group in groups:
+        asked = asked_of(group, positions)
+        taken.append(asked.take(line)[0, :, :, 0].tolist())
+        asked.put(asked.take(line), copy)
+    # Filled up with the last token of each example.
+    assert taken == [[[3], [9]], [[48, 49], [93, 93]], [[293]]]
+    assert copy.flatten().nonzero()[:, 0].tolist() == positions.tolist()
+    assert torch.equal(copy[:, positions], line[:, positions])
 
 
 def test_a_line_holds_each_example_once_and_restarts_positions() -> None:
