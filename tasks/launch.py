@@ -91,7 +91,9 @@ def run(
         reader.start()
         while True:
             try:
-                code = process.wait(timeout=0.5)
+                # Its output ends with it, nearly always; `Popen.wait` looks twenty times a second.
+                reader.join(timeout=0.5)
+                code = process.wait(timeout=0 if reader.is_alive() else 0.5)
                 if code in _TERMINATED:
                     # Somebody ended the whole group, as schedulers do. A launcher in between dies at
                     # once while its worker still writes a checkpoint; their common pipe says until when.

@@ -8,9 +8,10 @@ from typing import Any
 from uuid import UUID
 
 from prefect import State, get_run_logger, task
-from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.artifacts import create_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.client.schemas.filters import (
     ArtifactFilter,
     ArtifactFilterFlowRunId,
@@ -27,16 +28,17 @@ from tasks.late import deliver
 from tasks.paced import Paced
 from tasks.progress import Event, announce
 from tasks.progress_words import step_text
-from tasks.stage_report import ended, started
+from tasks.stage_report import asking_once, ended, started
 from tasks.start import FROM_BASE, Beginning
 from tasks.store import Store
 from tasks.training.settings import TrainingSettings
 
 SECONDS_BEFORE_RETRIES: list[float] = [15, 120, 600]
 PROGRESS_KEY = "loraline-training-progress"
-SECONDS_BETWEEN_LOG_LINES = 2.0
+SECONDS_BETWEEN_LOG_LINES = 5.0
 SECONDS_BETWEEN_ARTIFACT_UPDATES = 5.0
-"""Together seven writes in ten seconds, however much the trainer says."""
+"""Together four writes in ten seconds, however much the trainer says: each takes some milliseconds of
+processors that train."""
 LINES = 100
 """In one log line of Prefect's: a traceback through torch and transformers has room."""
 LONGEST_LINE = 1000
@@ -167,8 +169,16 @@ class _Progress:
             # Prefect's server may be away for a while; the training does not need it.
             self._logger.warning("The progress artifact could not be made", exc_info=True)
             return
-        update = partial(update_progress_artifact, self._artifact, percent, told)
+        # A late delivery comes from another thread, and a context is in one at a time.
+        context = self._context.copy()
+        update = partial(context.run, _update, self._artifact, percent, told)
         deliver(PROGRESS_KEY, "the progress of the training", update)
+
+
+def _update(artifact: UUID, percent: float, told: str) -> None:
+    # Prefect's `update_progress_artifact` makes a client each time, and reads all certificates for it.
+    with asking_once() as client:
+        client.update_artifact(artifact, ArtifactUpdate(data=percent, description=told))
 
 
 def _progress_artifact(percent: float, told: str) -> UUID:
@@ -182,7 +192,7 @@ def _progress_artifact(percent: float, told: str) -> UUID:
         with get_client(sync_client=True) as client:
             found = client.read_artifacts(artifact_filter=mine, limit=1)
         if found:
-            update_progress_artifact(found[0].id, percent, told)
+            _update(found[0].id, percent, told)
             return found[0].id
     made = create_progress_artifact(percent, key=PROGRESS_KEY, description=told)
     assert isinstance(made, UUID)

@@ -50,9 +50,7 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[tuple[UUID | None, float, str
         return uuid4()
 
     monkeypatch.setattr(task, "_progress_artifact", create)
-    monkeypatch.setattr(
-        task, "update_progress_artifact", lambda *values: found.append((values[0], *values[1:]))
-    )
+    monkeypatch.setattr(task, "_update", lambda *values: found.append(values))
     return found
 
 
