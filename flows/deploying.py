@@ -1,7 +1,7 @@
 """Apply the deployments and the recipes' schedules to a Prefect server; what is as it should be is not touched.
 
-Not touching matters: Prefect deletes the runs that are scheduled, late ones too, whenever a deployment
-or one of its schedules is written, and a night that was missed would not be caught up.
+Not touching matters: Prefect deletes the runs that are planned whenever a deployment or one of its schedules
+is written, and plans them again only a minute later.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from flows.deployment_file import Deployment, DeploymentFile, read_deployments
 from flows.notifying import apply_notifications, essence
+from flows.retired_schedules import delete_retired, retire
 from flows.scheduled_recipes import (
     RETRAIN,
     WATCH,
@@ -21,7 +22,7 @@ from flows.scheduled_recipes import (
     recipe_files,
     scheduled,
 )
-from flows.server_schedules import Target, by_slug, clock_of, put, recipe_behind, retire
+from flows.server_schedules import Target, by_slug, clock_of, put, recipe_behind
 from tasks.errors import LoralineError
 from tasks.home import Home
 from tasks.outage import is_outage
@@ -210,6 +211,7 @@ def _apply_recipes(
 ) -> set[str]:
     """Returns the names of the recipes whose schedules could not be applied."""
     refused: set[str] = set()
+    delete_retired(client, identity)
     there = by_slug(client, identity)
     fixed = {schedule.slug for schedule in deployment.schedules}
     for one in wanted:
@@ -232,7 +234,8 @@ def _apply_recipes(
         # One that a person made in the UI names no recipe that we know of.
         path = None if slug in fixed else recipe_behind(client, schedule)
         if path and (why := gone_for_good(Path(path), slug)):
-            applied.note(retire(client, Target(deployment.name, identity, slug), schedule, why))
+            retire(client, identity, schedule)
+            applied.note(f"{Target(deployment.name, identity, slug)}: retired, {why}")
     return refused
 
 
@@ -252,7 +255,8 @@ def _apply_recipe(
     elif found is not None and recipe_behind(client, found) == str(one.path):
         # A draft elsewhere may bear the name of a recipe that is scheduled.
         del there[one.name]
-        applied.note(retire(client, target, found, f"{one.path} asks for none"))
+        retire(client, target.identity, found)
+        applied.note(f"{target}: retired, {one.path} asks for none")
 
 
 def _in_a_line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""One schedule of a deployment on the Prefect server: created, changed, retired, read."""
+"""One schedule of a deployment on the Prefect server: created, changed, read."""
 
 import asyncio
 from collections.abc import Iterator
@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from flows.recipe_memory import recalled, remember_recipe
+from flows.retired_schedules import is_retired
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -62,17 +63,13 @@ def put(
     return f"{target}: {what}{'' if there.active else ' (still paused)'}"
 
 
-def retire(
-    client: "SyncPrefectClient", target: Target, schedule: "DeploymentSchedule", why: str
-) -> str:
-    """Delete the schedule, and with it the runs that it has ahead of it."""
-    client.delete_deployment_schedule(target.identity, schedule.id)
-    return f"{target}: retired, {why}"
-
-
 def by_slug(client: "SyncPrefectClient", identity: "UUID") -> "dict[str, DeploymentSchedule]":
-    """The deployment's schedules that bear a slug."""
-    return {it.slug: it for it in client.read_deployment_schedules(identity) if it.slug}
+    """The deployment's schedules that bear a slug and are not retired."""
+    return {
+        it.slug: it
+        for it in client.read_deployment_schedules(identity)
+        if it.slug and not is_retired(it.slug)
+    }
 
 
 def recipe_behind(client: "SyncPrefectClient", schedule: "DeploymentSchedule") -> str | None:

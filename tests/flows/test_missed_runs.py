@@ -43,6 +43,10 @@ def missed(tmp_path: Path, starter: Path, nights: int) -> list[Any]:
     return [run for run in runs if run.created_by and run.created_by.display_value == name]
 
 
+def due(runs: list[Any]) -> list[Any]:
+    return [run for run in runs if run.expected_start_time <= datetime.now(UTC)]
+
+
 def test_deploying_again_leaves_the_missed_runs_to_be_caught_up(
     tmp_path: Path, starter: Path
 ) -> None:
@@ -55,6 +59,48 @@ def test_deploying_again_leaves_the_missed_runs_to_be_caught_up(
     with get_client(sync_client=True) as client:
         # Prefect deletes scheduled runs whenever a deployment is written: reading one would fail.
         assert [client.read_flow_run(run.id).id for run in runs] == [run.id for run in runs]
+
+
+def test_retiring_a_schedule_leaves_the_missed_runs_of_all_others(
+    tmp_path: Path, starter: Path
+) -> None:
+    """Prefect would delete them all with it: the schedule goes when none waits any more."""
+    from prefect.client.orchestration import get_client
+
+    from flows.commands.schedules import list_schedules
+    from flows.deploying import apply_deployments
+
+    gone, kept = tmp_path / "gone", tmp_path / "kept-one"
+    folders = [gone, kept]
+    for folder in folders:
+        folder.mkdir()
+    late = {folder: due(missed(folder, starter, 3)) for folder in folders}
+    (gone / "nightly.yaml").unlink()
+
+    def deploy() -> list[str]:
+        return apply_deployments(Home(tmp_path / "home"), [gone, kept]).changed
+
+    def schedules() -> list[str]:
+        there = client.read_deployment_by_name("retrain/retrain")
+        return [it.slug or "" for it in client.read_deployment_schedules(there.id)]
+
+    with get_client(sync_client=True) as client:
+        (line,) = deploy()
+        assert line.startswith("schedule retrain/gone: retired, ")
+        waiting = {run.id for run in client.read_flow_runs(limit=200)}
+        assert {run.id for run in late[kept]} <= waiting
+        assert not {run.id for run in late[gone]} & waiting
+        assert "gone" not in schedules()
+        assert any(slug.startswith("retired:") for slug in schedules())
+        assert not [row for row in list_schedules() if row["name"].startswith(("gone", "retired"))]
+        # It may be wanted again meanwhile, and is another schedule then.
+        missed(gone, starter, 1)
+        assert "gone" in schedules()
+        for run in client.read_flow_runs(limit=200):
+            if run.state_name in ("Scheduled", "Late"):
+                client.delete_flow_run(run.id)
+        assert deploy() == []
+        assert not any(slug.startswith("retired:") for slug in schedules())
 
 
 @pytest.mark.parametrize("newest_first", [False, True])
@@ -74,12 +120,12 @@ def test_of_five_missed_nights_one_trains(
 
     monkeypatch.setattr(retraining, "_retrained", train)
     runs = missed(tmp_path, starter, 5)
-    due = [run for run in runs if run.expected_start_time <= datetime.now(UTC)]
-    assert len(due) == 5
-    assert len(runs) > len(due)
+    nights = due(runs)
+    assert len(nights) == 5
+    assert len(runs) > len(nights)
     states = [
         run_flow(retraining.retrain, flow_run=run, parameters=run.parameters, return_type="state")
-        for run in (reversed(due) if newest_first else due)
+        for run in (reversed(nights) if newest_first else nights)
     ]
     if newest_first:
         states.reverse()
