@@ -167,7 +167,15 @@ class Tracker:
         as KILLED first.
         """
         client = self.client
-        self._close_abandoned()
+        # A lease stays until MLflow took the end of its run: nobody else knows of it.
+        for left in run_lease.abandoned(self.home):
+            try:
+                self.close_abandoned(left)
+            except ServerAway:
+                raise
+            except StageFailed as error:
+                # What is refused once is refused again, and is no reason to do without a new run.
+                _log.warning("%s", error)
         with self.explained(f"open a run in the experiment {experiment!r}"):
             run = client.create_run(
                 self.experiment_id(experiment),
@@ -307,19 +315,25 @@ class Tracker:
         if lease := self._leases.pop(run_id, None):
             run_lease.give_back(self.home, run_id, lease)
 
-    def _close_abandoned(self) -> None:
+    def close_abandoned(self, run_id: str) -> dict[str, str]:
+        """Give a run that is left RUNNING the status KILLED; its tags, none where MLflow does not know it.
+
+        Raises: ServerAway when MLflow does not answer; StageFailed when it refuses.
+        """
         from mlflow.exceptions import MlflowException
 
-        for run_id in run_lease.abandoned(self.home):
+        with self.explained(f"close the run {run_id}"):
             try:
-                if self._run(run_id).info.status == "RUNNING":
-                    self.client.set_terminated(run_id, status="KILLED")
-                    _log.info(
-                        "MLflow run %s was left by a killed process; it is KILLED now", run_id
-                    )
-            except MlflowException:
+                run = self._run(run_id)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
                 # Deleted since, or of another tracking server.
-                _log.debug("MLflow run %s could not be closed", run_id, exc_info=True)
+                return {}
+            if run.info.status == "RUNNING":
+                self.client.set_terminated(run_id, status="KILLED")
+                _log.warning("MLflow run %s was left by a killed process; it is KILLED now", run_id)
+            return dict(run.data.tags)
 
     def tags_of(self, run_id: str) -> dict[str, str]:
         """The run's tags."""

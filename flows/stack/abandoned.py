@@ -1,15 +1,12 @@
 """Close in MLflow the runs of killed processes, and in Prefect what they belonged to."""
 
-import logging
 from collections.abc import Callable, Container
 from dataclasses import dataclass
-from typing import Any
 
 from flows.stack import leftovers
 from flows.stack.api import PrefectApi
 from flows.stack.reaper import UNFINISHED, end_run
 from tasks import run_lease
-from tasks.errors import StageFailed
 from tasks.home import Home
 from tasks.tracking import Tracker
 
@@ -23,7 +20,6 @@ CLIENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": str(ANSWER_SECONDS),
 }
 """The environment of a process that looks for abandoned runs."""
-_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -37,33 +33,10 @@ class Abandoned:
     def __call__(self) -> None:
         """One look. Raises: StageFailed when a server does not answer."""
         for run_id in run_lease.abandoned(self.home):
-            closed = close_in_mlflow(self.home, run_id)
+            closed = Tracker(self.home).close_abandoned(run_id)
             flow_run = closed.get(FLOW_RUN_TAG, "")
             if not flow_run or flow_run in self.living():
                 continue
             for run in self.api.flow_runs({"id": {"any_": [flow_run]}}):
                 if run["state"]["type"] in UNFINISHED:
                     end_run(self.api, run)
-
-
-def close_in_mlflow(home: Home, run_id: str) -> dict[str, str]:
-    """Give a run that is left RUNNING its end; returns its tags, none when MLflow does not know it.
-
-    Raises: StageFailed when MLflow does not answer.
-    """
-    tracker = Tracker(home)
-    client = tracker.client
-    try:
-        run: Any = client.get_run(run_id)
-    except Exception as error:
-        # MLflow's class is not imported here; its code says whether the server or the run is missing.
-        if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
-            return {}
-        raise StageFailed(
-            f"MLflow could not be asked for the run {run_id} ({type(error).__name__})"
-        ) from error
-    if run.info.status == "RUNNING":
-        with tracker.explained(f"close the run {run_id}"):
-            client.set_terminated(run_id, status="KILLED")
-        _log.warning("MLflow run %s was left by a killed process; it is KILLED now", run_id)
-    return dict(run.data.tags)

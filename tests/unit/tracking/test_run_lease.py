@@ -1,7 +1,14 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
+
+from tasks.errors import ServerAway
 from tasks.home import Home
 from tasks.tracking import Tracker
 
@@ -15,12 +22,16 @@ os.kill(os.getpid(), 9)
 """
 
 
-def test_the_run_of_a_killed_process_is_closed_by_the_next_one(tmp_path: Path) -> None:
-    home = Home(tmp_path / "home")
+def killed(home: Home) -> str:
     died = subprocess.run(
         [sys.executable, "-c", DIES, str(home.root)], capture_output=True, text=True
     )
-    run_id = died.stdout.strip()
+    return died.stdout.strip()
+
+
+def test_the_run_of_a_killed_process_is_closed_by_the_next_one(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home")
+    run_id = killed(home)
     tracker = Tracker(home)
     assert tracker.client.get_run(run_id).info.status == "RUNNING"
     living = tracker.open_run("docs", "second", tags={}, params={})
@@ -31,3 +42,45 @@ def test_the_run_of_a_killed_process_is_closed_by_the_next_one(tmp_path: Path) -
     tracker.close_run(living, "FINISHED")
     other.close_run(third, "FAILED")
     assert not list(home.locks.glob("mlflow-run-*"))
+
+
+def test_a_server_that_is_away_costs_no_killed_run_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody but its lease tells of it."""
+    home = Home(tmp_path / "home")
+    run_id = killed(home)
+    with monkeypatch.context() as away:
+        away.setattr(MlflowClient, "get_run", refused)
+        with pytest.raises(ServerAway):
+            Tracker(home).open_run("docs", "second", tags={}, params={})
+    tracker = Tracker(home)
+    tracker.close_run(tracker.open_run("docs", "third", tags={}, params={}), "FINISHED")
+    assert tracker.client.get_run(run_id).info.status == "KILLED"
+
+
+def test_a_killed_run_that_was_deleted_for_good_stops_nobody(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home")
+    home.locks.mkdir(parents=True)
+    (home.locks / "mlflow-run-0123456789abcdef0123456789abcdef.lock").touch()
+    tracker = Tracker(home)
+    tracker.close_run(tracker.open_run("docs", "first", tags={}, params={}), "FINISHED")
+    assert not list(home.locks.glob("mlflow-run-*"))
+
+
+def test_a_killed_run_that_may_not_be_closed_stops_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    home = Home(tmp_path / "home")
+    run_id = killed(home)
+    monkeypatch.setattr(MlflowClient, "set_terminated", forbidden)
+    Tracker(home).open_run("docs", "second", tags={}, params={})
+    assert f"close the run {run_id}" in caplog.text
+
+
+def refused(*_: Any) -> Any:
+    raise MlflowException("API request failed") from ConnectionError("refused")
+
+
+def forbidden(*_: Any, **__: Any) -> Any:
+    raise MlflowException("not yours", error_code=PERMISSION_DENIED)
