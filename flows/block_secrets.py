@@ -11,9 +11,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import BlockDocument
 from prefect.exceptions import ObjectNotFound
 
-from tasks.errors import LoralineError, UserError
+from tasks.errors import LoralineError, ServerAway, UserError
+from tasks.outage import bridged, is_outage
 from tasks.recipe_file import apply_override, read_document
 from tasks.recipe_secrets import block_name, secret_variables
 
@@ -24,8 +26,8 @@ _log = logging.getLogger(__name__)
 def secrets_of(recipe: Path, overrides: tuple[str, ...] = ()) -> Iterator[None]:
     """For the block, put what the environment lacks into it: this process's, and its workers'.
 
-    Raises: UserError for a block that holds no text. One that is not there is no mistake: whoever needs
-    the variable says so.
+    Raises: UserError for a block that holds no text; ServerAway when Prefect does not answer. A block that is
+    not there is no mistake: whoever needs the variable says so.
     """
     found = {}
     for variable in _missing(recipe, overrides):
@@ -53,11 +55,16 @@ def _missing(recipe: Path, overrides: tuple[str, ...]) -> list[str]:
 def _value(variable: str) -> str | None:
     name = block_name(variable)
     try:
-        with get_client(sync_client=True) as client:
-            stored = client.read_block_document_by_name(name, "secret", include_secrets=True)
+        stored = bridged(lambda: _read(name), doing=f"ask Prefect for the Secret block {name}")
     except ObjectNotFound:
         return None
     except Exception as error:
+        if is_outage(error):
+            # "Not set" would be a person's mistake, which nobody repeats.
+            raise ServerAway(
+                f"Prefect could not be asked for the Secret block {name!r}, which may hold {variable}: "
+                f"{error}. Check that its server runs, then run the recipe again."
+            ) from error
         _log.warning("Prefect could not be asked for the Secret block %s: %s", name, error)
         return None
     value = stored.data.get("value")
@@ -67,3 +74,8 @@ def _value(variable: str) -> str | None:
             "it. Write its value as a plain text, or set the variable on the worker."
         )
     return value
+
+
+def _read(name: str) -> BlockDocument:
+    with get_client(sync_client=True) as client:
+        return client.read_block_document_by_name(name, "secret", include_secrets=True)

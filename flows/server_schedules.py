@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from flows.recipe_memory import recalled, remember_recipe
@@ -93,15 +93,24 @@ def schedules_of(
 
 
 def clock_of(
-    *, cron: str | None = None, timezone: str | None = None, seconds: float | None = None
+    *,
+    cron: str | None = None,
+    timezone: str | None = None,
+    seconds: float | None = None,
+    anchor: datetime | None = None,
 ) -> Any:
-    """Prefect's object for a cron expression in its zone (default: UTC), or for every so many seconds."""
+    """Prefect's object for a cron expression in its zone (default: UTC), or for every so many seconds.
+
+    `anchor`: a moment at which the latter is due; default: now.
+    """
     from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
 
     if cron is not None:
         return CronSchedule(cron=cron, timezone=timezone or "UTC")
     assert seconds is not None
-    return IntervalSchedule(interval=timedelta(seconds=seconds))
+    return IntervalSchedule(
+        interval=timedelta(seconds=seconds), anchor_date=anchor or datetime.now(UTC)
+    )
 
 
 def clock_text(clock: Any) -> str:
@@ -124,5 +133,5 @@ def next_due(clock: Any) -> datetime | None:
 
 
 def _same_clock(there: Any, wanted: Any) -> bool:
-    # An interval's anchor is the moment at which it was created.
+    # An interval's anchor may be the moment at which it was created.
     return type(there) is type(wanted) and clock_text(there) == clock_text(wanted)

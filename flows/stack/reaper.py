@@ -9,10 +9,11 @@ import logging
 import time
 from collections.abc import Callable, Set
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from flows.stack import leftovers
-from flows.stack.api import Json, PrefectApi
+from flows.stack.api import Json, PrefectApi, utc
 from flows.stack.memory import keep, recall
 from flows.stack.parts import POOLS, worker_name
 from flows.stack.settings import folder
@@ -38,6 +39,11 @@ PENDING_SECONDS = 75.0
 PENDING_ANYWHERE_SECONDS = 900.0
 """One that may be another machine's is dead after this: that machine may be, or it lost power before any
 process of the run was seen. Containers are not ours to judge: an image may take longer to arrive."""
+RETURN_SECONDS = 600.0
+"""After a time without answers, ours or the server's: it takes every machine for gone until its worker has
+asked again, which it does ever more rarely while nobody answers."""
+REMEMBERED = timedelta(days=1)
+"""A worker that has been silent for longer is not waited for then."""
 UNFINISHED = ("PENDING", "RUNNING", "CANCELLING")
 """States of a run that has a process, or should have."""
 _log = logging.getLogger(__name__)
@@ -56,6 +62,8 @@ class Reaper:
     """Flow run -> when it was first seen without a process."""
     _over: dict[str, float] = field(default_factory=dict)
     """Flow run that should have no process any more -> since when."""
+    _answers_since: float | None = None
+    """When the server began to answer, None while it does not."""
     _seen: dict[str, int] = field(init=False)
     """Flow run that had a process on this machine -> which attempt it was. Kept in a file: whether a run is
     ours must be known after this machine was started anew, when another one's worker may run as well."""
@@ -66,7 +74,16 @@ class Reaper:
 
     def __call__(self) -> None:
         """One look. Raises: StageFailed when a server does not answer."""
+        try:
+            self._look()
+        except StageFailed:
+            self._answers_since = None
+            raise
+
+    def _look(self) -> None:
         unfinished = self.api.flow_runs({"state": {"type": {"any_": [*UNFINISHED]}}})
+        if self._answers_since is None:
+            self._answers_since = self.clock()
         living = self.living()
         self._note(unfinished, living)
         foreign = self._pools_with_foreign_workers() if unfinished else set()
@@ -147,11 +164,15 @@ class Reaper:
     def _pools_with_foreign_workers(self) -> set[str]:
         """Pools whose runs may have their process elsewhere: on another machine, or in a container."""
         ours = {worker_name(part) for part in POOLS}
+        assert self._answers_since is not None
+        returning = self.clock() - self._answers_since < RETURN_SECONDS
         found = set()
         for pool in POOLS.values():
             others = [w for w in self.api.workers(pool) if w.get("name") not in ours]
-            online = any(worker.get("status") == "ONLINE" for worker in others)
-            if online or self._kind(pool) != "process":
+            there = any(
+                w.get("status") == "ONLINE" or (returning and _may_return(w)) for w in others
+            )
+            if there or self._kind(pool) != "process":
                 found.add(pool)
         return found
 
@@ -184,6 +205,11 @@ def end_run(api: PrefectApi, run: Json) -> None:
     inside = {"parent_flow_run_id": {"any_": [run["id"]]}}
     for child in api.flow_runs({**inside, "state": {"type": {"any_": [*UNFINISHED]}}}):
         end_run(api, child)
+
+
+def _may_return(worker: Json) -> bool:
+    seen = worker.get("last_heartbeat_time")
+    return bool(seen) and datetime.now(UTC) - utc(str(seen)) < REMEMBERED
 
 
 def _attempt(run: Json) -> int:

@@ -209,6 +209,16 @@ def test_data_that_is_watched_gives_a_schedule_of_watch_data(
     apply(tmp_path, recipes)
     assert "watched" not in schedules()
     assert schedules("watch-data")["watched"].parameters == {"recipe": str(path)}
+    write(recipes, "watched-too", "schedule: {after_new_rows: 500}\n", starter)
+    apply(tmp_path, recipes)
+    looks = [
+        it.schedule
+        for it in schedules("watch-data").values()
+        if it.slug in ("watched", "watched-too")
+    ]
+    assert [it.interval for it in looks] == [timedelta(minutes=15)] * 2
+    assert len({it.anchor_date for it in looks}) == 2, "two looks in one second"
+    assert apply(tmp_path, recipes).changed == []
 
 
 def test_a_schedule_made_by_hand_in_the_ui_is_nobodys_to_retire(

@@ -234,6 +234,31 @@ def test_a_secret_comes_from_the_environment_or_else_from_its_block_and_is_gone_
         pass
 
 
+def test_a_server_that_is_away_is_no_secret_that_nobody_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows import block_secrets
+    from tasks.errors import ServerAway
+
+    def away(name: str) -> None:
+        raise ConnectionError("refused")
+
+    asked: list[str] = []
+    monkeypatch.setattr(block_secrets, "_read", away)
+    # Nine minutes of patience.
+    monkeypatch.setattr(
+        block_secrets, "bridged", lambda work, doing: (asked.append(doing), work())[1]
+    )
+    recipe = tmp_path / "shop.yaml"
+    recipe.write_text(
+        "name: shop\ndataset:\n  sources:\n"
+        "    - {type: sql, url_variable: SHOP_URL, query: SELECT 1}\n"
+    )
+    with pytest.raises(ServerAway, match="'shop-url', which may hold SHOP_URL"):
+        block_secrets.secrets_of(recipe).__enter__()
+    assert asked == ["ask Prefect for the Secret block shop-url"]
+
+
 def test_the_verdicts_page_tells_the_end_the_rules_and_the_ways_on() -> None:
     from flows.verdict_page import verdict_page
 

@@ -30,6 +30,7 @@ from flows.stack.reaper import (
     ORPHAN_GRACE_SECONDS,
     PENDING_ANYWHERE_SECONDS,
     PENDING_SECONDS,
+    RETURN_SECONDS,
     RUNNING_SECONDS,
     STRAY_SECONDS,
     Reaper,
@@ -121,6 +122,33 @@ def test_a_run_on_another_machine_is_not_ours_to_end(prefect: Any, state: Home) 
     ]
     looked(reaper, clock, 0, RUNNING_SECONDS)
     assert run["state"]["type"] == "CRASHED"
+
+
+@pytest.mark.parametrize(("silent_days", "end"), [(0, "RUNNING"), (2, "CRASHED")])
+def test_after_an_outage_other_machines_have_time_to_come_back(
+    prefect: Any, state: Home, monkeypatch: pytest.MonkeyPatch, silent_days: int, end: str
+) -> None:
+    """A server that was away takes all workers for gone, whatever they train."""
+    clock, run = Clock(), prefect.add("RUNNING")
+    heard = datetime.now(UTC) - timedelta(days=silent_days, minutes=5)
+    other = {"name": "other-machine-worker", "last_heartbeat_time": heard.isoformat()}
+    prefect.workers.append({**other, "status": "ONLINE"})
+    reaper = Reaper(prefect.api, state, dict, clock=clock)
+    looked(reaper, clock, 0, RETURN_SECONDS)
+    with monkeypatch.context() as away:
+        away.setattr(PrefectApi, "flow_runs", refused)
+        with pytest.raises(StageFailed):
+            reaper()
+    prefect.workers[:] = [{**other, "status": "OFFLINE"}]
+    looked(reaper, clock, 300, RUNNING_SECONDS, RETURN_SECONDS - RUNNING_SECONDS - 1)
+    assert run["state"]["type"] == end
+    # It did not come back.
+    looked(reaper, clock, 1, RUNNING_SECONDS)
+    assert run["state"]["type"] == "CRASHED"
+
+
+def refused(*_: Any) -> Any:
+    raise StageFailed("Prefect does not answer")
 
 
 @pytest.mark.parametrize(("pool_type", "end"), [("process", "CRASHED"), ("docker", "PENDING")])
