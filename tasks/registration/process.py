@@ -20,6 +20,7 @@ def run_worker(
     log: Path,
     name: str,
     on_event: Callable[[dict[str, Any]], None] | None = None,
+    timeout_seconds: float | None = None,
 ) -> None:
     """Run a worker of this slice on its job file, with the tracker's registry as MLflow's default.
 
@@ -45,6 +46,7 @@ def run_worker(
                 "MLFLOW_REGISTRY_URI": tracker.uri,
             },
             on_event=listen,
+            timeout_seconds=timeout_seconds,
             # Its folder is removed, whatever happens.
             repeatable=False,
         )

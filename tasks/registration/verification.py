@@ -9,6 +9,9 @@ from tasks.registration.job import Verification, VerifyJob
 from tasks.registration.process import run_worker
 from tasks.tracking import Tracker
 
+LONGEST_SECONDS = 7200.0
+"""A large base takes minutes to load. What hangs keeps the adapter's turn, and promotions are not looked at."""
+
 
 def verify_version(
     tracker: Tracker, model_uri: str, *, base: Path | None, fixture: Path, home: Home
@@ -31,6 +34,7 @@ def verify_version(
             home=home,
             log=log,
             name=f"Verifying {model_uri}",
+            timeout_seconds=LONGEST_SECONDS,
         )
         found = Verification.model_validate_json(job.result.read_text(encoding="utf-8"))
     if not found.passed:

@@ -194,6 +194,7 @@ def test_a_refusal_is_seen_with_the_table_of_its_rules(
     page.open(artifacts["loraline-evaluation"])
     page.wait_for("The gate refuses it", "stop_rate", "at least 0.99", "failed")
     page.picture("prefect-refusal")
+    assert stack.alerts_of(run) == ["refused"]
     assert not stack.tracker.client.search_registered_models("name = 'strict'")
 
 

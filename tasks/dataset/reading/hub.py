@@ -20,6 +20,8 @@ from tasks.errors import DataError
 from tasks.hub import TIMEOUT_SECONDS, why_silent
 from tasks.store import digest
 
+LONGEST_SECONDS = 12 * 3600.0
+"""For all rows of a dataset. What hangs keeps the adapter's turn."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _log = logging.getLogger(__name__)
 
@@ -72,6 +74,7 @@ def _fetched(source: HuggingFaceSource, commit: str, folder: Path) -> Placed:
                     name=f"Fetching {source.id}",
                     # Its own copy of the rows is of no use to anybody afterwards.
                     environment={"HF_DATASETS_CACHE": str(scratch)},
+                    timeout_seconds=LONGEST_SECONDS,
                 )
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
