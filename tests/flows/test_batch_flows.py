@@ -151,7 +151,10 @@ def test_an_approval_that_comes_late_is_judged_against_the_champion_of_that_mome
     tracker = Tracker(home)
     # The second one had a champion, with whose data today's is compared where a person looks.
     with closing(sqlite3.connect(home.prefect / "prefect.db")) as database:
-        found = database.execute("SELECT data FROM artifact WHERE key = 'loraline-drift'")
+        found = database.execute(
+            "SELECT data FROM artifact WHERE key = 'loraline-drift' AND flow_run_id = ?",
+            (done["prefect_flow_run_id"],),
+        )
         ((shown,),) = found.fetchall()
     logged = tracker.client.download_artifacts(
         done["mlflow_run_id"], "summaries/drift/summary.md", str(tmp_path)

@@ -70,7 +70,8 @@ def test_a_killed_training_goes_on_from_its_checkpoint(small: Any, tmp_path: Pat
 @pytest.mark.slow
 def test_a_run_whose_trainer_is_killed_says_so_and_the_same_command_goes_on(small: Any) -> None:
     """SIGKILL to the training process alone, as the kernel does for lack of memory."""
-    arguments = arguments_of("trainer-killed", "max_steps=120", "save_steps=5")
+    # Another training than that of the test before, whose result would be taken.
+    arguments = arguments_of("trainer-killed", "max_steps=121", "save_steps=5")
     process = start(small, arguments)
     work = small.folder / ".loraline" / "work"
     before = set(work.glob("training-*"))
