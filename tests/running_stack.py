@@ -22,6 +22,7 @@ from flows.stack.configuration import socket_file
 from tasks.errors import StageFailed
 from tasks.home import Home
 from tasks.tracking import Tracker
+from tasks.training.checkpoints import MANIFEST
 from tasks.turn import is_taken
 from tests.webhook import webhook
 
@@ -187,7 +188,7 @@ class Stack:
 
     def checkpoints(self) -> list[Path]:
         """Complete ones of the trainings that are under way."""
-        files = self.home.work.glob("training-*/**/checkpoint-*/adapter_model.safetensors")
+        files = self.home.work.glob(f"training-*/**/checkpoint-*/{MANIFEST}")
         return [path.parent for path in files]
 
     def mlflow_run(self) -> str:

@@ -16,6 +16,7 @@ import pytest
 
 from tasks.home import Home
 from tasks.tracking import Tracker
+from tasks.training.checkpoints import MANIFEST
 
 pytestmark = pytest.mark.long
 
@@ -46,7 +47,7 @@ def test_a_killed_training_goes_on_from_its_checkpoint(small: Any, tmp_path: Pat
     work = small.folder / ".loraline" / "work"
     try:
         end = time.monotonic() + 240
-        while len(list(work.glob("training-*/**/checkpoint-*/adapter_model.safetensors"))) < 2:
+        while len(list(work.glob(f"training-*/**/checkpoint-*/{MANIFEST}"))) < 2:
             assert process.poll() is None, "ended before it could be killed"
             assert time.monotonic() < end
             time.sleep(0.2)
@@ -105,10 +106,10 @@ def test_a_run_whose_trainer_is_killed_says_so_and_the_same_command_goes_on(smal
 
 
 def wait_for_checkpoint(process: "subprocess.Popen[str]", work: Path, before: set[Path]) -> None:
-    """Until a training that was not there `before` has written its first checkpoint."""
+    """Until a training that was not there `before` has its first complete checkpoint."""
     end = time.monotonic() + 240
     while not any(
-        list(new.glob("**/checkpoint-*/adapter_model.safetensors"))
+        list(new.glob(f"**/checkpoint-*/{MANIFEST}"))
         for new in set(work.glob("training-*")) - before
     ):
         assert process.poll() is None, "ended before it could be disturbed"
