@@ -91,9 +91,9 @@ def run(
         reader.start()
         while True:
             try:
-                # Its output ends with it, nearly always; `Popen.wait` looks twenty times a second.
-                reader.join(timeout=0.5)
-                code = process.wait(timeout=0 if reader.is_alive() else 0.5)
+                # Its output ends with it, nearly always; `Popen.wait` looks twenty times a second. Not by
+                # `join`: a Ctrl-C in it makes Python 3.11 take a thread that lives for ended.
+                code = process.wait(timeout=0.5 if said.ended.wait(timeout=0.5) else 0)
                 if code in _TERMINATED:
                     # Somebody ended the whole group, as schedulers do. A launcher in between dies at
                     # once while its worker still writes a checkpoint; their common pipe says until when.
@@ -157,6 +157,7 @@ class _Reader:
         self.tail: deque[str] = deque(maxlen=25)
         self.user_error: list[str] = []
         self.last_sign = time.monotonic()
+        self.ended = threading.Event()
         self.unwritten: OSError | None = None
         """Why the log lacks what was said from then on."""
         self._log_path = log
@@ -187,6 +188,7 @@ class _Reader:
                     self._tell(self._on_event, event)
         finally:
             self._close()
+            self.ended.set()
 
     def _log(self, raw: bytes) -> None:
         if self.unwritten is not None:

@@ -159,6 +159,34 @@ def test_ctrl_c_lets_the_worker_save_and_then_ends_it(tmp_path: Path) -> None:
     assert (tmp_path / "saved").read_text() == "checkpoint"
 
 
+def test_ctrl_c_waits_for_a_worker_whose_launcher_is_gone_at_once(tmp_path: Path) -> None:
+    code = (
+        "import signal, sys, time, pathlib\n"
+        "def save(*_):\n"
+        "    time.sleep(1)\n"
+        f"    pathlib.Path({str(tmp_path / 'saved')!r}).write_text('checkpoint')\n"
+        "    sys.exit(0)\n"
+        "signal.signal(signal.SIGTERM, save)\n"
+        'print(\'{"event": "ready"}\', flush=True)\n'
+        "time.sleep(600)\n"
+    )
+    launcher = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {code!r}])"
+
+    def interrupt(event: dict[str, Any]) -> None:
+        # Not before the parent waits.
+        time.sleep(0.2)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)  # type: ignore[arg-type]
+
+    with pytest.raises(Interrupted):
+        launch.run(
+            [sys.executable, "-c", launcher],
+            log=tmp_path / "log",
+            name="Training",
+            on_event=interrupt,
+        )
+    assert (tmp_path / "saved").read_text() == "checkpoint"
+
+
 def test_ctrl_c_before_the_first_wait_ends_the_worker_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
