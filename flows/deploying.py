@@ -9,7 +9,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +27,7 @@ from flows.server_schedules import Target, by_slug, clock_of, put, recipe_behind
 from tasks.errors import LoralineError
 from tasks.home import Home
 from tasks.outage import is_outage
+from tasks.store import digest
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -236,8 +236,7 @@ def _apply_recipes(
         # One that a person made in the UI names no recipe that we know of.
         path = None if slug in fixed else recipe_behind(client, schedule)
         if path and (why := gone_for_good(Path(path), slug)):
-            retire(client, identity, schedule)
-            applied.note(f"{Target(deployment.name, identity, slug)}: retired, {why}")
+            applied.note(retire(client, Target(deployment.name, identity, slug), schedule, why))
     return refused
 
 
@@ -257,8 +256,7 @@ def _apply_recipe(
     elif found is not None and recipe_behind(client, found) == str(one.path):
         # A draft elsewhere may bear the name of a recipe that is scheduled.
         del there[one.name]
-        retire(client, target.identity, found)
-        applied.note(f"{target}: retired, {one.path} asks for none")
+        applied.note(retire(client, target, found, f"{one.path} asks for none"))
 
 
 def _in_a_line(error: Exception) -> str:
@@ -270,7 +268,7 @@ def _recipe_clock(one: Wanted, deployment: str) -> Any:
     """When the recipe's schedule of this deployment is due; None where it wants none."""
     if deployment == WATCH:
         # Each at a moment of its own: all looks in one second would wait for each other.
-        shift = int.from_bytes(sha256(one.name.encode()).digest()) % int(WATCH_SECONDS)
+        shift = int(digest(one.name), 16) % int(WATCH_SECONDS)
         anchor = datetime.fromtimestamp(shift, UTC)
         return clock_of(seconds=WATCH_SECONDS, anchor=anchor) if one.watched else None
     return clock_of(cron=one.cron, timezone=one.timezone) if one.cron is not None else None

@@ -6,7 +6,6 @@ deletes only what is due later, and that is planned again. So a schedule is stop
 deleted when nothing waits any more.
 """
 
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,8 @@ if TYPE_CHECKING:
 
     from prefect.client.orchestration import SyncPrefectClient
     from prefect.client.schemas.objects import DeploymentSchedule
+
+    from flows.server_schedules import Target
 
 _PREFIX = "retired:"
 """Of the slug: no recipe's name has a colon."""
@@ -25,10 +26,12 @@ def is_retired(slug: str) -> bool:
     return slug.startswith(_PREFIX)
 
 
-def retire(client: "SyncPrefectClient", deployment: "UUID", schedule: "DeploymentSchedule") -> None:
-    """Take away the schedule and the runs that it has ahead of it or that wait."""
+def retire(
+    client: "SyncPrefectClient", target: "Target", schedule: "DeploymentSchedule", why: str
+) -> str:
+    """Take away the schedule and the runs that it has ahead of it or that wait; says so in words."""
     client.update_deployment_schedule(
-        deployment,
+        target.identity,
         schedule.id,
         active=False,
         slug=f"{_PREFIX}{schedule.id}",
@@ -36,10 +39,11 @@ def retire(client: "SyncPrefectClient", deployment: "UUID", schedule: "Deploymen
         schedule=schedule.schedule,
         parameters=schedule.parameters,
     )
-    while runs := list(_waiting(client, deployment, created_by={"id_": [str(schedule.id)]})):
+    while runs := _waiting(client, target.identity, created_by={"id_": [str(schedule.id)]}):
         for run in runs:
             client.delete_flow_run(run)
-    delete_retired(client, deployment)
+    delete_retired(client, target.identity)
+    return f"{target}: retired, {why}"
 
 
 def delete_retired(client: "SyncPrefectClient", deployment: "UUID") -> None:
@@ -50,12 +54,12 @@ def delete_retired(client: "SyncPrefectClient", deployment: "UUID") -> None:
         if is_retired(schedule.slug or "")
     ]
     due = {"before_": datetime.now(UTC).isoformat()}
-    if retired and not any(_waiting(client, deployment, next_scheduled_start_time=due)):
+    if retired and not _waiting(client, deployment, next_scheduled_start_time=due):
         for schedule in retired:
             client.delete_deployment_schedule(deployment, schedule.id)
 
 
-def _waiting(client: "SyncPrefectClient", deployment: "UUID", **filters: Any) -> "Iterator[UUID]":
+def _waiting(client: "SyncPrefectClient", deployment: "UUID", **filters: Any) -> "list[UUID]":
     """Runs that no worker has taken; a page of them."""
     from prefect.client.schemas.filters import FlowRunFilter
 
@@ -66,4 +70,4 @@ def _waiting(client: "SyncPrefectClient", deployment: "UUID", **filters: Any) ->
             **filters,
         }
     )
-    yield from (run.id for run in client.read_flow_runs(flow_run_filter=wanted))
+    return [run.id for run in client.read_flow_runs(flow_run_filter=wanted)]
