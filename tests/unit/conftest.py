@@ -1,4 +1,4 @@
-"""Servers of other parties on loopback: a store that speaks S3, a PostgreSQL."""
+"""Servers of other parties on loopback: a Hub, a store that speaks S3, a PostgreSQL."""
 
 import logging
 import os
@@ -12,7 +12,30 @@ from typing import Any
 
 import pytest
 
+from tests.hub import Hub, running_hub
+
 POSTGRES = Path("/usr/lib/postgresql/15/bin")
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A Hub with nothing on it; this process and those that it starts ask it, and their cache is empty."""
+    from huggingface_hub import constants
+
+    with running_hub() as found:
+        cache = tmp_path / "hub-cache"
+        monkeypatch.setattr(constants, "ENDPOINT", found.url)
+        template = found.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        for name, value in {
+            "HF_ENDPOINT": found.url,
+            "HF_HUB_CACHE": str(cache),
+            "HF_HUB_OFFLINE": "0",
+        }.items():
+            monkeypatch.setenv(name, value)
+        yield found
 
 
 @pytest.fixture(scope="session")

@@ -170,8 +170,8 @@ def test_a_second_run_asks_the_hub_nothing(hub, recipe, home):
 
 def test_the_lock_stays_when_the_branch_moves_and_update_moves_it(hub, recipe, home):
     resolve_base(ON_HUB, recipe, home)
-    hub.branches["main"] = COMMIT_B
-    hub.files["model.safetensors"] = b"weights of commit b"
+    hub.models["team/base"].branches["main"] = COMMIT_B
+    hub.models["team/base"].files[COMMIT_B]["model.safetensors"] = b"weights of commit b"
     assert resolve_base(ON_HUB, recipe, home).commit == COMMIT_A
     moved = resolve_base(ON_HUB, recipe, home, update=True)
     assert moved.commit == COMMIT_B
@@ -184,7 +184,7 @@ def test_a_run_with_another_revision_leaves_the_lock_and_keeps_its_own_commit(
 ):
     resolve_base(ON_HUB, recipe, home)
     before = lock_path(recipe).read_bytes()
-    hub.branches["v2"] = COMMIT_B
+    hub.models["team/base"].branches["v2"] = COMMIT_B
     overridden = BaseSettings(model="team/base", revision="v2")
     with caplog.at_level(logging.WARNING):
         assert resolve_base(overridden, recipe, home).commit == COMMIT_B
@@ -192,7 +192,7 @@ def test_a_run_with_another_revision_leaves_the_lock_and_keeps_its_own_commit(
     assert f"uses team/base@v2 at commit {COMMIT_B}" in caplog.text
     assert f"`loraline lock {recipe} --update`" in caplog.text
     # The branch moves, and the Hub is not even asked.
-    hub.branches["v2"] = COMMIT_A
+    hub.models["team/base"].branches["v2"] = COMMIT_A
     hub.requests.clear()
     assert resolve_base(overridden, recipe, home).commit == COMMIT_B
     assert hub.requests == []
@@ -202,7 +202,7 @@ def test_a_run_with_another_revision_leaves_the_lock_and_keeps_its_own_commit(
 
 def test_the_lock_follows_another_revision_by_update_alone(hub, recipe, home):
     locked_commit(ON_HUB, recipe)
-    hub.branches["v2"] = COMMIT_B
+    hub.models["team/base"].branches["v2"] = COMMIT_B
     overridden = BaseSettings(model="team/base", revision="v2")
     with pytest.raises(BaseModelError, match=r"pins team/base@main.*is team/base@v2.*--update"):
         locked_commit(overridden, recipe)
@@ -214,7 +214,7 @@ def test_the_lock_follows_another_revision_by_update_alone(hub, recipe, home):
 @pytest.mark.parametrize("damage", ["not json", "[]", '{"team/base@v2": 3}'])
 def test_a_damaged_memory_of_commits_is_asked_anew(hub, recipe, home, damage):
     locked_commit(ON_HUB, recipe)
-    hub.branches["v2"] = COMMIT_B
+    hub.models["team/base"].branches["v2"] = COMMIT_B
     memory_path(home).parent.mkdir(parents=True)
     memory_path(home).write_text(damage)
     overridden = BaseSettings(model="team/base", revision="v2")

@@ -33,7 +33,7 @@ def test_the_first_lock_is_new_and_the_second_unchanged(hub, write_recipe, capsy
 def test_only_update_moves_the_lock_and_says_from_where(hub, write_recipe, capsys):
     path = write_recipe(head=HEAD)
     run(path)
-    hub.branches["main"] = COMMIT_B
+    hub.models["team/base"].branches["main"] = COMMIT_B
     run(path)
     assert f"{COMMIT_A} (unchanged)" in capsys.readouterr().out
     run(path, "--update")
@@ -57,7 +57,7 @@ def test_a_local_base_has_nothing_to_lock(write_recipe, capsys):
 
 
 def test_an_override_decides_the_revision(hub, write_recipe, capsys):
-    hub.branches["v2"] = COMMIT_B
+    hub.models["team/base"].branches["v2"] = COMMIT_B
     run(write_recipe(head=HEAD), "--set", "base.revision=v2")
     assert f"team/base@v2 is commit {COMMIT_B}" in capsys.readouterr().out
 
@@ -66,7 +66,7 @@ def test_an_override_moves_an_existing_lock_by_update_alone(hub, write_recipe, c
     path = write_recipe(head=HEAD)
     run(path)
     before = path.with_suffix(".lock").read_bytes()
-    hub.branches["v2"] = COMMIT_B
+    hub.models["team/base"].branches["v2"] = COMMIT_B
     with pytest.raises(BaseModelError, match=r"pins team/base@main.*--update"):
         run(path, "--set", "base.revision=v2")
     assert path.with_suffix(".lock").read_bytes() == before

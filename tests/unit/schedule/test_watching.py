@@ -10,6 +10,7 @@ import pytest
 
 from tasks.dataset.settings import DatasetSettings
 from tasks.dataset.watching import Seen, Watch
+from tests.hub import A, B, Hub, Repository
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 TRAINED = NOW - timedelta(days=1)
@@ -273,24 +274,12 @@ def test_rows_are_not_read_again_while_nothing_changes(
 
 
 def test_a_new_commit_on_the_hub_is_read_and_its_new_rows_are_counted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, hub: Hub
 ) -> None:
-    from tasks.dataset.reading import hub
-    from tasks.dataset.reading.data_file import DataFile
-    from tasks.dataset.reading.places import Placed
-
-    commits = {"a" * 40: rows(0, 100), "b" * 40: rows(0, 180)}
-    now = ["a" * 40]
-
-    def fetched(_: object, commit: str, __: Path) -> Placed:
-        path = tmp_path / f"{commit[:4]}.jsonl"
-        path.write_text(commits[commit])
-        return Placed((DataFile(path, path.name, path.name, "jsonl"),))
-
-    # What asks the Hub, and what fetches from it.
-    monkeypatch.setattr(hub, "_asked", lambda _: now[0])
-    monkeypatch.setattr(hub, "_fetched", fetched)
+    chats = hub.datasets["owner/chats"] = Repository(
+        {A: {"train.jsonl": rows(0, 100).encode()}, B: {"train.jsonl": rows(0, 180).encode()}}
+    )
     look = Looking(tmp_path, type="huggingface", id="owner/chats")
     assert look().cause is None
-    now[0] = "b" * 40
+    chats.branches["main"] = B
     assert look().new_rows == 80

@@ -1,16 +1,9 @@
-"""Datasets of the Hub, from a stand-in on loopback that speaks the calls of Hugging Face's own library."""
+"""Datasets of the Hub: a revision becomes a commit, and a commit's rows are fetched once."""
 
-import hashlib
 import io
-import json
 import logging
-import threading
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
 
 import pyarrow
 import pytest
@@ -18,8 +11,8 @@ from pyarrow import parquet
 
 from tasks.dataset.reading.bad_rows import BadRows
 from tasks.errors import DataError, UserError
+from tests.hub import A, B, Hub, Repository
 
-A, B = "a" * 40, "b" * 40
 SOURCE = {"type": "huggingface", "id": "team/chats"}
 
 
@@ -30,122 +23,16 @@ def table(*prompts: str) -> bytes:
     return sink.getvalue()
 
 
-@dataclass
-class Hub:
-    """Branches, and the files of each commit. `requests` counts every call."""
-
-    url: str = ""
-    branches: dict[str, str] = field(default_factory=lambda: {"main": A})
-    files: dict[str, dict[str, bytes]] = field(default_factory=dict)
-    failure: tuple[int, str] | None = None
-    requests: list[str] = field(default_factory=list)
-
-    def answer(self, method: str, target: str, body: bytes) -> tuple[int, dict[str, str], bytes]:
-        path = unquote(urlsplit(target).path)
-        self.requests.append(f"{method} {path}")
-        if self.failure is not None:
-            return self.failure[0], {"X-Error-Code": self.failure[1]}, b'{"error": "no"}'
-        api, resolve = "/api/datasets/team/chats", "/datasets/team/chats/resolve/"
-        if path.startswith(resolve):
-            return self._file(*path.removeprefix(resolve).split("/", 1))
-        if path != api and not path.startswith(f"{api}/"):
-            return 404, {"X-Error-Code": "RepoNotFound"}, b'{"error": "Repository not found"}'
-        call, _, rest = path.removeprefix(api).lstrip("/").partition("/")
-        revision, _, below = rest.partition("/")
-        commit = self._commit(revision or "main")
-        if commit is None:
-            return 404, {"X-Error-Code": "RevisionNotFound"}, b'{"error": "Invalid rev id"}'
-        entries = self._entries(commit)
-        if call == "paths-info":
-            wanted = parse_qs(body.decode()).get("paths") or json.loads(body)["paths"]
-            return _json([entry for entry in entries if entry["path"] in wanted])
-        if call == "tree":
-            start = f"{below}/" if below else ""
-            found = [entry for entry in entries if entry["path"].startswith(start)]
-            if "recursive=true" not in urlsplit(target).query.lower():
-                found = [entry for entry in found if "/" not in entry["path"].removeprefix(start)]
-            return _json(found)
-        siblings = [{"rfilename": name} for name in self.files[commit]]
-        return _json({"id": "team/chats", "sha": commit, "siblings": siblings, "tags": []})
-
-    def _commit(self, revision: str) -> str | None:
-        return self.branches.get(revision, revision if revision in self.files else None)
-
-    def _entries(self, commit: str) -> list[dict[str, Any]]:
-        """Files and the folders that they lie in."""
-        folders = sorted({name.rpartition("/")[0] for name in self.files[commit]} - {""})
-        return [
-            *(
-                {"type": "directory", "path": f, "size": 0, "oid": _etag(f.encode())}
-                for f in folders
-            ),
-            *(
-                {"type": "file", "path": name, "size": len(data), "oid": _etag(data)}
-                for name, data in self.files[commit].items()
-            ),
-        ]
-
-    def _file(self, revision: str, name: str) -> tuple[int, dict[str, str], bytes]:
-        commit = self._commit(revision) or ""
-        data = self.files.get(commit, {}).get(name)
-        if data is None:
-            return 404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit}, b""
-        return 200, {"X-Repo-Commit": commit, "ETag": f'"{_etag(data)}"'}, data
-
-
-def _json(value: Any) -> tuple[int, dict[str, str], bytes]:
-    return 200, {"Content-Type": "application/json"}, json.dumps(value).encode()
-
-
-def _etag(data: bytes) -> str:
-    return hashlib.sha1(data).hexdigest()
-
-
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """The stand-in, running; this process and the workers it starts are pointed at it."""
-    from huggingface_hub import constants
-
-    stand_in = Hub()
-    stand_in.files = {
-        A: {"data/train.parquet": table("1", "2"), "data/test.parquet": table("9")},
-        B: {"data/train.parquet": table("1", "2", "3")},
-    }
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            status, headers, content = stand_in.answer(self.command, self.path, body)
-            self.send_response(status)
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(content)
-
-        def do_GET(self) -> None:
-            self.do_POST()
-
-        def do_HEAD(self) -> None:
-            self.do_POST()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    stand_in.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    monkeypatch.setattr(constants, "ENDPOINT", stand_in.url)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setenv("HF_ENDPOINT", stand_in.url)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub-cache"))
-    yield stand_in
-    server.shutdown()
-    thread.join()
-    server.server_close()
+def hub(hub: Hub) -> Hub:
+    """With the dataset `team/chats`, which grew by a row from the first commit to the second."""
+    hub.datasets["team/chats"] = Repository(
+        {
+            A: {"data/train.parquet": table("1", "2"), "data/test.parquet": table("9")},
+            B: {"data/train.parquet": table("1", "2", "3")},
+        }
+    )
+    return hub
 
 
 def prompts(rows: Any) -> list[str]:
@@ -177,7 +64,7 @@ def test_rows_of_a_known_commit_are_not_fetched_again_and_a_new_one_is_another_s
     assert prompts(again.rows(BadRows())) == ["1", "2"]
     assert hub.requests == ["GET /api/datasets/team/chats/revision/main"]
     assert (again.digest, again.identity) == (first.digest, first.identity)
-    hub.branches["main"] = B
+    hub.datasets["team/chats"].branches["main"] = B
     (moved,) = reader.opened(SOURCE)
     assert moved.digest != first.digest
     assert prompts(moved.rows(BadRows())) == ["1", "2", "3"]
