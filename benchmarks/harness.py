@@ -138,11 +138,14 @@ def show(result: dict[str, Any], answer: TextIO) -> None:
     """The answer as a table for people."""
     answer.write(f"{result['benchmark']} on {result['hardware']}\n")
     answer.write("  " + ", ".join(f"{k} {v}" for k, v in result["versions"].items()) + "\n\n")
+    width = max((40, *map(len, (*result["ratios"], *result["values"]))))
     for name, value in result["ratios"].items():
         answer.write(
-            f"  {name:<40} {value['median']:.2f}x [{value['low']:.2f}, {value['high']:.2f}]\n"
+            f"  {name:<{width}} {value['median']:.2f}x [{value['low']:.2f}, {value['high']:.2f}]\n"
         )
     for name, number in result["values"].items():
-        answer.write(f"  {name:<40} {number:,.3f}\n")
+        # A share of a few thousandths says something, too.
+        shown = f"{number:,.3f}" if number == 0 or abs(number) >= 0.01 else f"{number:.2g}"
+        answer.write(f"  {name:<{width}} {shown}\n")
     if result["equal"] is not None:
-        answer.write(f"  {'equal results':<40} {result['equal']}\n")
+        answer.write(f"  {'equal results':<{width}} {result['equal']}\n")
