@@ -67,16 +67,20 @@ def read_stack(home: Home) -> dict[str, Server]:
         return {}
 
 
+def is_in_postgresql(home: Home) -> bool:
+    """Whether this home's stack keeps its data there, as it remembers."""
+    try:
+        settings = json.loads((home.root / "stack" / "settings.json").read_text(encoding="utf-8"))
+        return bool(settings["database"] == "postgresql")
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
 def refuse_own_sqlite(home: Home) -> None:
     """Raises: UserError when this home's stack keeps its data in PostgreSQL: who then opens the home's
     SQLite files finds no version there, and would collect what the registered ones need.
     """
-    try:
-        settings = json.loads((home.root / "stack" / "settings.json").read_text(encoding="utf-8"))
-        database = settings["database"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return
-    if database == "postgresql":
+    if is_in_postgresql(home):
         raise UserError(
             f"The stack of {home.root} keeps its data in PostgreSQL, and its servers do not answer. In this "
             "folder's SQLite files there would be no version and no champion. Start the stack with "

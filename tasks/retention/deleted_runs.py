@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 from tasks.addresses import without_passwords
+from tasks.stack import is_in_postgresql
 
 if TYPE_CHECKING:
     from tasks.tracking import Tracker
@@ -130,7 +131,10 @@ def _database(tracker: "Tracker", environ: Mapping[str, str]) -> tuple[str | Non
         address = f"postgresql+psycopg://{who}{place}/{MLFLOW_DATABASE}{rest}"
         return address, {"PGPASSWORD": password} if password else {}
     file = tracker.home.mlflow / "mlflow.db"
-    return (f"sqlite:///{file}", {}) if file.is_file() else (None, {})
+    # One that lies beside a stack on PostgreSQL is of the time before it.
+    if is_in_postgresql(tracker.home) or not file.is_file():
+        return None, {}
+    return f"sqlite:///{file}", {}
 
 
 def _told(output: str | bytes | None) -> list[str]:

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
 PROGRAMS = (
     *("loraline", "pg_dump", "pg_restore", "psql", "tar", "pip", "ssh", "export", "curl"),
-    *("systemctl", "journalctl", "sudo", "git", "make"),
+    *("systemctl", "journalctl", "sudo", "git", "make", "mlflow"),
 )
 STORY = [
     "loraline up",
@@ -68,21 +68,17 @@ ELSEWHERE = {
         ("loraline up --database postgresql", "loraline up --database sqlite"),
         "test_another_database_is_begun_anew_when_it_is_asked_for",
     ),
+    "mlflow": (
+        "test_what_was_deleted_today_can_be_restored_whatever_its_age_and_what_was_long_ago_is_gone"
+    ),
+    "systemctl": "test_what_the_user_stops_stays_so_until_it_is_started",
     "loraline versions": "test_with_passwords_both_servers_may_listen_to_others_and_ask_them",
 }
 """Command or program -> the test that runs it."""
 NOT_HERE = {
     "ssh -L 4200:127.0.0.1:4200 -L 5000:127.0.0.1:5000 the-machine": "needs a second machine",
-    **dict.fromkeys(
-        (
-            "systemctl --user start loraline.service",
-            "systemctl --user restart loraline.service",
-            "journalctl --user --unit loraline.service --lines 50",
-            "sudo loginctl enable-linger USER",
-        ),
-        # What the unit starts is `loraline up --foreground`, whose ends have tests.
-        "needs a systemd that runs for this user",
-    ),
+    "journalctl --user --unit loraline.service --lines 50": "needs systemd's journal",
+    "sudo loginctl enable-linger USER": "needs a machine that a person logs in to",
     "git pull": "needs a newer version",
     "make install": "begins each checkout in which these tests run",
 }

@@ -11,6 +11,7 @@ import pytest
 
 from flows.stack.databases import databases
 from flows.stack.postgres import ready_databases
+from flows.stack.settings import StackSettings, write_settings
 from tasks.home import Home
 from tasks.retention import collecting, deleted_runs
 from tasks.retention.collecting import collect, ensure_free, plan
@@ -85,7 +86,9 @@ def test_what_was_deleted_today_can_be_restored_whatever_its_age_and_what_was_lo
     done = collect(tracker.home, tracker, asked=True)
     assert done.deleted_runs == [runs["long ago"]]
     assert files_of(tracker) == {runs["kept"], runs["today"], of_experiment, models[0]}
-    client.restore_run(runs["today"])
+    command = [sys.executable, "-P", "-m", "mlflow", "runs", "restore", "--run-id", runs["today"]]
+    subprocess.run(command, env={**NOW, "MLFLOW_TRACKING_URI": tracker.uri}, check=True)
+    assert client.get_run(runs["today"]).info.lifecycle_stage == "active"
     client.restore_experiment(experiment)
     assert client.get_run(of_experiment).info.lifecycle_stage == "active"
 
@@ -216,3 +219,9 @@ def test_with_postgresql_its_database_is_purged_and_no_file_appears(
     assert purge(behind, {**NOW, "LORALINE_LOCK_DATABASE": elsewhere}, older_than="0d") == []
     assert "set LORALINE_POSTGRES" in caplog.text
     assert not (home.mlflow / "mlflow.db").exists()
+    # Neither does a file count that is of the time before PostgreSQL.
+    (home.mlflow / "mlflow.db").touch()
+    write_settings(home, StackSettings(project=tmp_path, database="postgresql"))
+    caplog.clear()
+    assert purge(behind, NOW, older_than="0d") == []
+    assert "set LORALINE_POSTGRES" in caplog.text
