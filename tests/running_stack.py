@@ -54,6 +54,8 @@ class Stack:
     ports: tuple[str, ...]
     webhook: str
     told: list[dict[str, Any]] = field(default_factory=list)
+    more: dict[str, str] = field(default_factory=dict)
+    """Further variables of its environment."""
 
     @property
     def home(self) -> Home:
@@ -74,7 +76,7 @@ class Stack:
 
     @property
     def environment(self) -> dict[str, str]:
-        return {"LORALINE_WEBHOOKS": self.webhook, "OMP_NUM_THREADS": "1"}
+        return {"LORALINE_WEBHOOKS": self.webhook, "OMP_NUM_THREADS": "1", **self.more}
 
     def up(self) -> dict[str, Any]:
         done = self.cli("up", *self.ports, "--json", **self.environment)
@@ -231,11 +233,11 @@ class Stack:
 
 
 @contextmanager
-def running_stack(cli: Any) -> Iterator[Stack]:
+def running_stack(cli: Any, **environment: str) -> Iterator[Stack]:
     """A healthy stack in the folder of `cli`, on free ports; nothing of it is left afterwards."""
     ports = ("--prefect-port", str(free_port()), "--mlflow-port", str(free_port()))
     with webhook() as (url, told):
-        found = Stack(cli, ports, url, told)
+        found = Stack(cli, ports, url, told, environment)
         try:
             found.up()
             yield found
