@@ -15,6 +15,7 @@ from prefect.client.schemas.objects import BlockDocument
 from prefect.exceptions import ObjectNotFound
 
 from tasks.errors import LoralineError, ServerAway, UserError
+from tasks.files import expanded
 from tasks.outage import bridged, is_outage
 from tasks.recipe_file import apply_override, read_document
 from tasks.recipe_secrets import block_name, secret_variables
@@ -45,7 +46,7 @@ def secrets_of(recipe: Path, overrides: tuple[str, ...] = ()) -> Iterator[None]:
 def _missing(recipe: Path, overrides: tuple[str, ...]) -> list[str]:
     # A recipe that cannot be read is refused with all its mistakes by whoever checks it.
     with suppress(LoralineError):
-        document = read_document(recipe.expanduser())
+        document = read_document(expanded(recipe))
         for override in overrides:
             apply_override(document, override)
         return [name for name in secret_variables(document.data) if not os.environ.get(name)]

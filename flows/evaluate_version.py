@@ -13,6 +13,7 @@ from tasks.base import resolve_base
 from tasks.dataset.task import prepare_dataset
 from tasks.errors import UserError
 from tasks.evaluation.task import evaluate_adapter
+from tasks.files import expanded
 from tasks.gpu_turn import give_back_gpus
 from tasks.home import Home, home
 from tasks.methods import ROWS
@@ -44,7 +45,7 @@ def evaluate(
     Rows that the version was trained on are left out. Nothing is registered and no alias moves; the
     report is an artifact of this run. Ends as `Completed(name="Refused")` when the gate would refuse.
     """
-    path, changes = Path(recipe).expanduser().absolute(), tuple(overrides or ())
+    path, changes = expanded(recipe).absolute(), tuple(overrides or ())
     here = home()
     here.prepare()
     with secrets_of(path, changes), reading(here) as reader:

@@ -8,6 +8,7 @@ from prefect.runtime import flow_run
 from prefect.states import Completed
 
 from tasks.errors import UserError
+from tasks.files import expanded
 from tasks.gpu_turn import gpu_turn
 from tasks.home import home
 from tasks.registration.task import answer_file
@@ -41,7 +42,7 @@ def predict(
     Returns how many rows were answered, how many were cut, and by which version. The output appears
     complete or not at all.
     """
-    source, target = Path(input).expanduser(), Path(output).expanduser()
+    source, target = expanded(input), expanded(output)
     if target.suffix not in FORMATS:
         raise UserError(f"output {target}: it must end with {' or '.join(FORMATS)}.")
     if not target.absolute().parent.is_dir():

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.artifacts import Dataset, Tokens
 from tasks.base import Base, resolve_base
+from tasks.files import expanded
 from tasks.home import Home
 from tasks.methods import ROWS
 from tasks.preflight import check_recipe
@@ -51,13 +52,13 @@ class RecipeCheck:
             self._store,
             self.recipe.dataset,
             salt=self.recipe.split_salt,
-            recipe_folder=self.path.expanduser().absolute().parent,
+            recipe_folder=expanded(self.path).absolute().parent,
         )
 
     @cached_property
     def base(self) -> Base:
         """The base model, downloaded if need be. Raises: BaseModelError."""
-        return resolve_base(self.recipe.base, self.path.expanduser().absolute(), self._home)
+        return resolve_base(self.recipe.base, expanded(self.path).absolute(), self._home)
 
     @cached_property
     def tokens(self) -> Tokens:

@@ -5,6 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from tasks.errors import LoralineError
+from tasks.files import expanded
 from tasks.recipe_file import read_document
 
 
@@ -17,7 +18,7 @@ def heading_of(
     """
     name, cron = otherwise or Path(path).stem, None
     with suppress(LoralineError):
-        document = read_document(Path(path).expanduser())
+        document = read_document(expanded(path))
         found, cron = document.get(("name",)), document.get(("schedule", "cron"))
         name = found if isinstance(found, str) else name
     for override in overrides:

@@ -12,6 +12,7 @@ from typing import Any
 from tasks.artifacts import Adapter
 from tasks.base import Base, resolve_base
 from tasks.errors import UserError
+from tasks.files import expanded
 from tasks.home import Home
 from tasks.methods import ROWS
 from tasks.recipe import Recipe, load_recipe, recipe_digest
@@ -57,7 +58,7 @@ def reproduce(
 
     Raises: UserError when recipe, base, data or that version cannot be found; StageFailed when a stage fails.
     """
-    place = (recipe or _find(making, home)).expanduser().absolute()
+    place = expanded(recipe or _find(making, home)).absolute()
     scratch = home.work / f"reproduction-{uuid.uuid4().hex[:12]}"
     scratch.mkdir(parents=True)
     recorded = _recorded(making, place, scratch / place.name)

@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 
 from tasks.base import Base, resolve_base
+from tasks.files import expanded
 from tasks.home import Home, home
 from tasks.preflight import check_recipe
 from tasks.recipe import Recipe, recipe_digest
@@ -73,7 +74,7 @@ def gather_facts(
     """
     here = home()
     here.prepare()
-    path = recipe.expanduser().absolute()
+    path = expanded(recipe).absolute()
     # A deployment's run comes here without the command line's look at things.
     loaded = check_recipe(path, overrides)
     for warning in loaded.warnings:

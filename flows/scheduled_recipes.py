@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.errors import LoralineError, UserError
+from tasks.files import expanded
 from tasks.recipe import load_recipe
 from tasks.recipe_file import read_document
 
@@ -92,7 +93,7 @@ def chosen_recipes(names: Sequence[str], folder: Path) -> Iterator[Path]:
     Raises: UserError when there is neither.
     """
     if names:
-        yield from (Path(name).expanduser().absolute() for name in names)
+        yield from (expanded(name).absolute() for name in names)
         return
     if not (folder / "recipes").is_dir():
         raise UserError(

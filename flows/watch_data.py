@@ -29,6 +29,7 @@ from tasks.base import known_commit
 from tasks.dataset.task import look_at_sources
 from tasks.dataset.watching import Seen, Watch
 from tasks.errors import UserError
+from tasks.files import expanded
 from tasks.home import Home, home
 from tasks.recipe import load_recipe
 from tasks.retention.ledger import entries
@@ -61,7 +62,7 @@ def watch_data(
     `loraline-retrain-wanted` turns into a run that records the cause. Nobody is asked while the adapter
     is trained or such a run waits: what comes meanwhile is counted when that has ended.
     """
-    path = Path(recipe_of_run(recipe)).expanduser().absolute()
+    path = expanded(recipe_of_run(recipe)).absolute()
     loaded = load_recipe(path)
     asked = loaded.schedule
     rows = after_new_rows or (asked and asked.after_new_rows)
@@ -152,7 +153,7 @@ def _waiting() -> list[FlowRun]:
 def _is_about(run: FlowRun, name: str, recipe: Path) -> bool:
     """Whether it is to train the adapter; a schedule's run may have lost its recipe, and bears the name."""
     if given := run.parameters.get("recipe"):
-        return Path(str(given)).expanduser().absolute() == recipe
+        return expanded(str(given)).absolute() == recipe
     return run.created_by is not None and run.created_by.display_value == name
 
 

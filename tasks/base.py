@@ -15,6 +15,7 @@ from tasks.base_folder import (
     weight_files,
 )
 from tasks.errors import BaseModelError
+from tasks.files import expanded
 from tasks.home import Home
 from tasks.settings import Settings
 
@@ -157,8 +158,7 @@ def read_lock(path: Path, recipe: Path) -> dict[str, Any]:
 
 def local_folder(settings: BaseSettings, recipe: Path) -> Path:
     """The folder that a local base names, whether it exists or not."""
-    # And not Path's, which fails where the user after a `~` does not exist.
-    return (recipe.parent / os.path.expanduser(settings.model)).resolve()  # noqa: PTH111
+    return (recipe.parent / expanded(settings.model)).resolve()
 
 
 def bare_folder_problem(settings: BaseSettings, recipe: Path) -> str | None:

@@ -9,6 +9,14 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 
+def expanded(path: str | Path) -> Path:
+    """The path with the home folder for its `~`. That of an unknown user stays as it is: no file is there.
+
+    `Path.expanduser` raises RuntimeError for it, which is nobody's mistake by its looks.
+    """
+    return Path(os.path.expanduser(path))  # noqa: PTH111
+
+
 def file_sha256(path: Path) -> str:
     """sha256 (hex) of a file's bytes."""
     with path.open("rb") as stream:

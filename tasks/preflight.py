@@ -6,6 +6,7 @@ can tell, the stages find out.
 
 from pathlib import Path
 
+from tasks.files import expanded
 from tasks.recipe import Loaded, read_recipe
 from tasks.recipe_file import Document
 
@@ -16,7 +17,7 @@ def check_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Loaded:
     Raises: RecipeError with every mistake, one a line: `file:line: field: what is wrong: way out`, or
     `--set field=value: ...` for one that an override brought.
     """
-    place = path.expanduser().absolute()
+    place = expanded(path).absolute()
 
     def more(document: Document) -> list[str]:
         from tasks.base_fit import base_misfits

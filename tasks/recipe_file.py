@@ -145,6 +145,7 @@ class _Builder:
         """The text's value; None for an empty one. Raises RecipeError when it is not YAML."""
         try:
             node = self._yaml.compose(text)
+            return None if node is None else self._value(node, ())
         except MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             place = self._place(mark.line) if mark is not None else self._prefix.rstrip(":")
@@ -153,7 +154,10 @@ class _Builder:
         except (YAMLError, ValueError) as error:
             what = " ".join(str(error).split())
             raise RecipeError(f"{self._prefix.rstrip(':')}: is not YAML: {what}.") from None
-        return None if node is None else self._value(node, ())
+        except RecursionError:
+            raise RecipeError(
+                f"{self._prefix.rstrip(':')}: is nested too deep to be read."
+            ) from None
 
     def _place(self, line: int) -> str:
         return f"{self._prefix}{line + 1}" if self._numbered else self._prefix
@@ -212,7 +216,13 @@ class _Builder:
         if node.tag not in _PLAIN:
             self._mistake(node, loc, f"the YAML tag {node.tag} is not allowed in a recipe")
             return None
-        return self._yaml.constructor.construct_object(node)
+        try:
+            return self._yaml.constructor.construct_object(node)
+        except (ValueError, KeyError, OverflowError):
+            # Such as `0x_`, which YAML takes for a number, and `!!bool maybe`.
+            kind = node.tag.removeprefix(_TAG)
+            self._mistake(node, loc, f"{node.value!r} is no {kind}. Write a text in quotes")
+            return None
 
     def _mistake(self, node: Node, loc: Loc, what: str) -> None:
         name = dotted_name(loc)

@@ -330,7 +330,8 @@ class Tracker:
                     raise
                 # Deleted since, or of another tracking server.
                 return {}
-            if run.info.status == "RUNNING":
+            # MLflow changes nothing of a run that somebody has deleted.
+            if run.info.status == "RUNNING" and run.info.lifecycle_stage == "active":
                 self.client.set_terminated(run_id, status="KILLED")
                 _log.warning("MLflow run %s was left by a killed process; it is KILLED now", run_id)
             return dict(run.data.tags)

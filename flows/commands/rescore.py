@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks.files import expanded
 from tasks.home import home
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         settings, folder = None, Path.cwd()
         if args.recipe is not None:
             settings = check_recipe(args.recipe, tuple(args.set)).recipe.evaluation
-            folder = args.recipe.expanduser().absolute().parent
+            folder = expanded(args.recipe).absolute().parent
         stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
         output = (args.output or here.root / "rescored" / stamp).expanduser().absolute()
         before = json.loads((stored.folder / "metrics.json").read_text(encoding="utf-8"))

@@ -7,6 +7,7 @@ from flows.stack import leftovers
 from flows.stack.api import PrefectApi
 from flows.stack.reaper import UNFINISHED, end_run
 from tasks import run_lease
+from tasks.errors import ServerAway, StageFailed
 from tasks.home import Home
 from tasks.tracking import Tracker
 
@@ -31,12 +32,21 @@ class Abandoned:
     living: Callable[[], Container[str]] = leftovers.living_flow_runs
 
     def __call__(self) -> None:
-        """One look. Raises: StageFailed when a server does not answer."""
+        """One look. Raises: StageFailed when a server does not answer, or, after all others, refuses one."""
+        refused: StageFailed | None = None
         for run_id in run_lease.abandoned(self.home):
-            closed = Tracker(self.home).close_abandoned(run_id)
+            try:
+                closed = Tracker(self.home).close_abandoned(run_id)
+            except ServerAway:
+                raise
+            except StageFailed as error:
+                refused = error
+                continue
             flow_run = closed.get(FLOW_RUN_TAG, "")
             if not flow_run or flow_run in self.living():
                 continue
             for run in self.api.flow_runs({"id": {"any_": [flow_run]}}):
                 if run["state"]["type"] in UNFINISHED:
                     end_run(self.api, run)
+        if refused is not None:
+            raise refused

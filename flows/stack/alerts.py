@@ -82,6 +82,8 @@ class Alerts:
         self.since = now or datetime.now(UTC)
         self._told: dict[str, str] = {}
         """Alert -> until when it is remembered, ISO 8601 in UTC."""
+        self._sent: set[str] = set()
+        """Alerts that were told while no disk had room to remember it."""
         self._clock, self._next_delivery, self._pause = clock, 0.0, 0.0
         self._told_here, self._tried = 0, 0
         memory.parent.mkdir(parents=True, exist_ok=True)
@@ -93,18 +95,30 @@ class Alerts:
     def is_told(self, kind: str, subject: str) -> bool:
         """Whether such an alert was put into the outbox before, by whomever."""
         self._recall()
-        return identity(kind, subject) in self._told
+        told = identity(kind, subject)
+        return told in self._told or told in self._sent
 
     def tell(self, alert: Alert) -> bool:
-        """Put the alert into the outbox; False when it was told before."""
+        """Put the alert into the outbox; False when it was told before.
+
+        Raises: OSError where the outbox cannot be written and a receiver is away.
+        """
         with self._lock:
             if self.is_told(alert.kind, alert.subject):
                 return False
             at = datetime.now(UTC)
             # First the outbox: killed in between, the same notice with the same id is written once more.
             entry = {"name": alert.name, "kind": alert.kind, "text": alert.text, **alert.details}
-            # As a word, the time stands behind the numbers of promotions.
-            self._notices.keep(str(time.time_ns()), alert.id, EVENT, at.isoformat(), entry)
+            notice = (alert.id, EVENT, at.isoformat(), entry)
+            try:
+                # As a word, the time stands behind the numbers of promotions.
+                self._notices.keep(str(time.time_ns()), *notice)
+            except OSError:
+                # The disk is full, which somebody must hear of.
+                if not self._notices.send(*notice):
+                    raise
+                self._sent.add(alert.id)
+                return True
             self._told_here += 1
             today = _seconds(at)
             self._told = {it: until for it, until in self._told.items() if until > today}
@@ -116,7 +130,8 @@ class Alerts:
         """Nothing before the moment counts as news any more; kept in steps of an hour, against wear."""
         with self._lock:
             self._recall()
-            if moment - self.since >= STEP:
+            # It is ahead of us where a clock was that has been put right since.
+            if moment - self.since >= STEP or self.since > datetime.now(UTC):
                 self.since = moment
                 self._keep()
 

@@ -11,7 +11,8 @@ from flows.stack.alerts import RUNS_REMEMBERED, Alert, Alerts
 from flows.stack.api import Json, PrefectApi
 from flows.stack.recipes import recipe_of_run
 from flows.stack.streaks import Streak, series_of, streaks
-from tasks.errors import StageFailed
+from tasks.errors import LoralineError, StageFailed
+from tasks.files import expanded
 
 AGAIN = "loraline:again"
 """Tag of a run that was started because the one before it crashed; when it crashes, too, it is not repeated."""
@@ -85,7 +86,10 @@ class Crashes:
 
     def _since(self, now: datetime) -> datetime:
         since = max(self.alerts.since, now - LOOK_BACK)
-        return since if self._looked is None else max(since, self._looked - OVERLAP)
+        if self._looked is not None:
+            since = max(since, self._looked - OVERLAP)
+        # A clock that was ahead has noted moments that are still to come.
+        return since if since <= now else now - OVERLAP
 
     def _is_news(self, run: Json) -> bool:
         if run["id"] in self._seen or run.get("parent_task_run_id"):
@@ -114,6 +118,18 @@ class Crashes:
         self.alerts.tell(replace(alert, subject=streak.subject, text=text, goes_on=True))
 
     def _alert(self, run: Json) -> Alert:
+        try:
+            return self._described(run)
+        except LoralineError:
+            raise
+        except Exception:
+            # It is told all the same, and hides no other.
+            _log.exception("What flow run %s is about is not understood", run["id"])
+            kind, name = run["state"]["type"].lower(), str(run["name"])
+            details = {"flow_run": run["id"], "run_name": name}
+            return Alert(kind, run["id"], name, f"The run {name} {kind}", details)
+
+    def _described(self, run: Json) -> Alert:
         kind = run["state"]["type"].lower()
         recipe = recipe_of_run(self.api, run)
         message = str(run["state"].get("message") or "")[:1000]
@@ -134,7 +150,7 @@ class Crashes:
         if not recipe and deployment != RETRAIN:
             return deployment or str(run["name"])
         slug = creator.get("display_value") if creator.get("type") == "SCHEDULE" else None
-        path = str(self.project / Path(recipe).expanduser()) if recipe else ""
+        path = str(self.project / expanded(recipe)) if recipe else ""
         overrides = given.get("overrides") or ()
         return heading_of(path, overrides, otherwise=str(slug or ""))[0] or RETRAIN
 

@@ -8,6 +8,7 @@ them, or what it started in a session of its own, may outlive all that could end
 import logging
 import time
 from collections.abc import Callable, Set
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -67,10 +68,12 @@ class Reaper:
     _seen: dict[str, int] = field(init=False)
     """Flow run that had a process on this machine -> which attempt it was. Kept in a file: whether a run is
     ours must be known after this machine was started anew, when another one's worker may run as well."""
+    _kept: dict[str, int] = field(init=False)
+    """What of it is in the file."""
 
     def __post_init__(self) -> None:
         found = recall(_memory(self.home))
-        self._seen = found if isinstance(found, dict) else {}
+        self._seen = self._kept = found if isinstance(found, dict) else {}
 
     def __call__(self) -> None:
         """One look. Raises: StageFailed when a server does not answer."""
@@ -112,9 +115,12 @@ class Reaper:
     def _note(self, unfinished: list[Json], living: dict[str, bool]) -> None:
         here = {run["id"]: _attempt(run) for run in unfinished if run["id"] in living}
         before = {run["id"]: self._seen[run["id"]] for run in unfinished if run["id"] in self._seen}
-        if (seen := before | here) != self._seen:
-            keep(_memory(self.home), seen)
-            self._seen = seen
+        self._seen = before | here
+        if self._seen != self._kept:
+            # On a full disk runs that are dead must be ended all the more; the next look writes it.
+            with suppress(OSError):
+                keep(_memory(self.home), self._seen)
+                self._kept = self._seen
 
     def _end_strays(self, living: Set[str], ids: Set[str]) -> None:
         """Processes of runs that have ended. A run that this server does not know is another's."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 from zoneinfo import ZoneInfo
 
-from cronsim import CronSim, CronSimError
+from cronsim import CronSim
 
 from flows.stack.alerts import Alert, Alerts
 from flows.stack.api import Json, PrefectApi, utc
@@ -57,25 +57,19 @@ class Silence:
         clocked = set()
         for _, schedule in _active(found, RETRAIN):
             clocked.add(schedule.get("slug"))
-            self._watched(schedule, "clock", partial(fire_times, schedule["schedule"]))
+            times = partial(fire_times, schedule["schedule"])
+            self._watched(schedule, partial(self._look, schedule, "clock", times))
         for deployment, schedule in _active(found, WATCH):
-            days = None if schedule.get("slug") in clocked else self._longest_wait(schedule)
-            if days is not None:
-                look = self._successes.quiet_look(deployment["id"], schedule["id"])
-                quiet = utc(look["end_time"]) if look else None
-                self._watched(schedule, "data", partial(_every, days), quiet)
+            if schedule.get("slug") not in clocked:
+                self._watched(schedule, partial(self._look_at_data, deployment["id"], schedule))
 
-    def _watched(
-        self,
-        schedule: Json,
-        kind: Literal["clock", "data"],
-        times: Times,
-        quiet: datetime | None = None,
-    ) -> None:
+    def _watched(self, schedule: Json, look: Callable[[], None]) -> None:
         """Look at one schedule; one that nobody understands hides no other."""
         try:
-            self._look(schedule, kind, times, quiet)
-        except (CronSimError, ValueError, KeyError, OverflowError) as error:
+            look()
+        except LoralineError:
+            raise
+        except Exception as error:
             if schedule["id"] not in self._unread:
                 self._unread.add(schedule["id"])
                 _log.warning(
@@ -87,12 +81,18 @@ class Silence:
                     error,
                 )
 
+    def _look_at_data(self, deployment: str, schedule: Json) -> None:
+        if (days := self._longest_wait(schedule)) is not None:
+            look = self._successes.quiet_look(deployment, schedule["id"])
+            quiet = utc(look["end_time"]) if look else None
+            self._look(schedule, "data", partial(_every, days), quiet)
+
     def _look(
         self,
         schedule: Json,
         kind: Literal["clock", "data"],
         times: Times,
-        quiet: datetime | None,
+        quiet: datetime | None = None,
     ) -> None:
         name = str(schedule.get("slug") or schedule["id"])
         run = self._successes.of(recipe_of_schedule(self.api, schedule))

@@ -5,6 +5,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -67,6 +68,20 @@ class Notices:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / f"{order}-{notice_id}.json", notice)
 
+    def send(self, notice_id: str, event: str, occurred: str, entry: Mapping[str, Any]) -> bool:
+        """Send a notice that cannot be kept, where no disk has room for it; whether everybody known took it."""
+        notice = {"id": notice_id, "event": event, "occurred": occurred, "entry": entry}
+        taken = bool(self.targets)
+        for name, target in self.targets.items():
+            try:
+                target.send(notice)
+            except TargetFailed as error:
+                taken = False
+                _log.warning(
+                    "Notice %s was not taken by %s (%s): %s", notice_id, name, target.shown, error
+                )
+        return taken
+
     def deliver(
         self, *, attempts: int = ATTEMPTS, sleep: Callable[[float], None] = time.sleep
     ) -> int:
@@ -108,7 +123,10 @@ class Notices:
                 and _sent(target, notice, name, round_)
             ):
                 waiting.remove(name)
-                write_json(path, {**notice, "waiting": waiting})
+                # On a full disk those behind it are told all the same. An empty list is never written.
+                with suppress(OSError):
+                    if waiting:
+                        write_json(path, {**notice, "waiting": waiting})
         if waiting and (datetime.now(UTC) - occurred).days >= KEPT_DAYS:
             # Where nobody ever wanted to be told, nobody misses it.
             _log.log(
@@ -139,7 +157,9 @@ class Notices:
         today = datetime.now(UTC).date().isoformat()
         known = self._seen()
         now_known = {**known, **dict.fromkeys(self.targets, today)}
-        if now_known != known:
+        if now_known == known:
+            return
+        with suppress(OSError):
             write_json(self.folder / _RECEIVERS, now_known)
 
 

@@ -35,7 +35,7 @@ STORY = [
     "loraline prune NAME",
     "loraline doctor",
     "loraline down",
-    "tar -czf loraline-backup.tgz .loraline",
+    "(umask 077; tar -czf loraline-backup.tgz .loraline)",
     "loraline up",
     "loraline status",
     "loraline down",
@@ -57,6 +57,10 @@ ELSEWHERE = {
     "pip install 'mlflow[auth]'": "test_with_passwords_both_servers_may_listen_to_others_and_ask_them",
     "export LORALINE_POSTGRES=postgresql://user:password@host:5432": (
         "test_a_whole_stack_keeps_its_data_in_postgresql"
+    ),
+    **dict.fromkeys(
+        ("export PGHOST=host PGPORT=5432 PGUSER=user", "umask"),
+        "test_the_documented_backup_of_both_databases_can_be_put_back",
     ),
     "pg_dump": "test_the_documented_backup_of_both_databases_can_be_put_back",
     "psql": "test_the_documented_backup_of_both_databases_can_be_put_back",

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tasks.errors import RecipeError
+from tasks.preflight import check_recipe
 from tasks.recipe import load_recipe, read_recipe
 
 ROOT = Path(__file__).parents[3]
@@ -216,6 +217,29 @@ def test_a_field_set_twice_is_a_mistake_that_names_both_lines(write_recipe):
 def test_what_is_no_recipe_at_all_is_one_line(write_recipe, text, words):
     (line,) = mistakes(write_recipe(head=text))
     assert words in line
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("seed: 0x_\n", ":6: seed: '0x_' is no int. Write a text in quotes."),
+        ("seed: !!int eight\n", ":6: seed: 'eight' is no int. Write a text in quotes."),
+        ("seed: !!bool maybe\n", ":6: seed: 'maybe' is no bool. Write a text in quotes."),
+        (f"seed: {'[' * 3000}\n", ": is nested too deep to be read."),
+    ],
+)
+def test_a_value_that_yaml_takes_for_what_it_is_not_is_a_mistake_with_its_line(
+    write_recipe, text, words
+):
+    path = write_recipe(text)
+    with pytest.raises(RecipeError) as refused:
+        load_recipe(path)
+    assert f"{path}{words}" in str(refused.value)
+
+
+def test_the_home_of_an_unknown_user_is_a_file_that_is_not_there():
+    with pytest.raises(RecipeError, match=r"~nobody-here/x.yaml: there is no such file"):
+        check_recipe(Path("~nobody-here/x.yaml"))
 
 
 def test_tabs_are_named_as_the_cause(write_recipe):

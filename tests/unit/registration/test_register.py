@@ -302,6 +302,7 @@ def test_an_adapter_whose_logits_are_no_numbers_is_never_a_version(
     assert list(own_trained.home.work.iterdir()) == []
 
 
+@pytest.mark.long
 def test_a_fixture_that_holds_no_numbers_proves_nothing(
     own_trained: Any, registered: Version, trained: Any, tmp_path: Path
 ) -> None:
@@ -406,6 +407,7 @@ print(version.version)
 """
 
 
+@pytest.mark.long
 def test_four_processes_that_register_the_same_adapter_make_one_version(
     own_trained: Any, tmp_path: Path
 ) -> None:

@@ -174,6 +174,7 @@ def test_a_run_purges_at_most_once_a_day_and_a_person_at_once(
     assert asked
 
 
+@pytest.mark.long
 def test_with_postgresql_its_database_is_purged_and_no_file_appears(
     postgres: str,
     home: Home,

@@ -76,15 +76,17 @@ SLEEPER = (
 )
 
 
+def _lives(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
 def _gone(pids: list[int], within: float = 10) -> bool:
     end = time.monotonic() + within
     while time.monotonic() < end:
-        alive = [
-            p
-            for p in pids
-            if psutil.pid_exists(p) and psutil.Process(p).status() != psutil.STATUS_ZOMBIE
-        ]
-        if not alive:
+        if not any(map(_lives, pids)):
             return True
         time.sleep(0.05)
     return False

@@ -211,6 +211,33 @@ def test_a_retraining_that_cannot_be_repeated_is_told_and_keeps_nothing_else_bac
     assert any("could not be started again" in text and "409" in text for text in texts)
 
 
+@pytest.mark.parametrize(
+    "what", ["~nobody-here/x.yaml", "seed: 0x_", "seed: !!bool maybe", "[" * 3000]
+)
+def test_a_recipe_that_cannot_be_read_hides_no_other_crash(
+    prefect: Any, alerts: Alerts, tmp_path: Path, what: str
+) -> None:
+    recipe = what
+    if not what.startswith("~"):
+        recipe = str(tmp_path / "x.yaml")
+        Path(recipe).write_text(f"name: x\n{what}\n")
+    for path in (recipe, str(tmp_path / "good.yaml")):
+        add(prefect, "CRASHED", 5, deployment_id="t", created_by=None, parameters={"recipe": path})
+    Crashes(prefect.api, alerts)()
+    assert sorted(it["name"] for it in told_by(alerts, prefect)) == ["good", "x"]
+    assert len(prefect.created) == 2
+
+
+def test_an_end_that_nobody_understands_is_told_and_hides_no_other(
+    prefect: Any, alerts: Alerts, tmp_path: Path
+) -> None:
+    for given in ({"overrides": 3, "recipe": "odd.yaml"}, {"recipe": str(tmp_path / "good.yaml")}):
+        add(prefect, "CRASHED", 5, deployment_id="t", created_by=None, parameters=given)
+    Crashes(prefect.api, alerts)()
+    assert len(told_by(alerts, prefect)) == 2
+    assert len(prefect.created) == 2
+
+
 def test_the_memory_outlasts_what_is_looked_at_and_not_for_ever(
     prefect: Any, alerts: Alerts, memory: Path
 ) -> None:

@@ -1,6 +1,7 @@
 """The stack's data in PostgreSQL: one setting, two databases, or the SQL to ask an administrator for."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -100,41 +101,43 @@ def test_the_documented_backup_of_both_databases_can_be_put_back(
 ) -> None:
     """The page's own lines, typed as they stand there, over databases that changed meanwhile."""
     page = (Path(__file__).resolve().parents[3] / "docs" / "operations.md").read_text()
-    lines = {
-        program: [line for line in page.splitlines() if line.startswith(program)]
-        for program in ("pg_dump ", "psql ", "pg_restore ")
-    }
-    assert [len(found) for found in lines.values()] == [2, 1, 2]
+    blocks = [it for it in re.findall(r"```bash\n(.*?)```", page, re.DOTALL) if "pg_" in it]
+    save, restore = blocks
+    host, _, port = empty.partition(":")
+    names_server = re.compile(r"^export PGHOST=host PGPORT=5432 PGUSER=user$", re.MULTILINE)
+    assert names_server.search(save)
+    save = names_server.sub("", save)
+    anew, over = restore.split("\n", 1)
+    assert anew.startswith("psql ")
     ready_databases(f"postgresql://tester:x@{empty}")
     names = ("loraline_prefect", "loraline_mlflow")
     for name in names:
         query(empty, name, "CREATE TABLE kept (what text PRIMARY KEY)")
         query(empty, name, f"INSERT INTO kept VALUES ('{name}')")
 
-    def typed(program: str) -> None:
-        for line in lines[program]:
-            done = subprocess.run(
-                ["bash", "-c", line],
-                cwd=tmp_path,
-                env={**os.environ, "LORALINE_POSTGRES": f"postgresql://tester:x@{empty}"},
-                capture_output=True,
-                text=True,
-                timeout=120,
-            )
-            assert done.returncode == 0, f"{line}\n{done.stderr}"
+    def typed(lines: str) -> None:
+        done = subprocess.run(
+            ["bash", "-ec", lines],
+            cwd=tmp_path,
+            env={**os.environ, "PGHOST": host, "PGPORT": port, "PGUSER": "tester"},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, f"{lines}\n{done.stderr}"
 
-    typed("pg_dump ")
+    typed(save)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.glob("*.dump")} == {0o600}
     for name in names:
         query(empty, name, "DELETE FROM kept")
     query(empty, "loraline_mlflow", "DROP TABLE kept")
-    typed("pg_restore ")
+    typed(over)
     for name in names:
         assert query(empty, name, "SELECT what FROM kept") == [(name,)]
     # Onto another server, which has neither database.
     for name in names:
         query(empty, "postgres", f"DROP DATABASE {name} WITH (FORCE)")
-    typed("psql ")
-    typed("pg_restore ")
+    typed(restore)
     for name in names:
         assert query(empty, name, "SELECT what FROM kept") == [(name,)]
     # The extension came back with it.

@@ -187,6 +187,21 @@ def test_one_schedule_that_nobody_understands_hides_no_other(
     assert next(iter(clock.values())) in warned
 
 
+@pytest.mark.parametrize("days", ["0x_", "!!float x", "1" + "0" * 400])
+def test_one_recipe_that_nobody_understands_hides_no_other(
+    prefect: Any, alerts: Alerts, tmp_path: Path, days: str
+) -> None:
+    watched_by_data(prefect, tmp_path, f"{{after_days: {days}}}")
+    (odd,) = prefect.deployments[-1]["schedules"]
+    odd |= {"id": "o", "slug": "odd"}
+    (tmp_path / "other").mkdir()
+    good = watched_by_data(prefect, tmp_path / "other", "{after_days: 7}")
+    prefect.deployments[-1]["schedules"] = [odd, good]
+    Silence(prefect.api, alerts, started=long_since())()
+    alerts.deliver()
+    assert [e["payload"]["name"] for e in prefect.events] == ["small"]
+
+
 def test_a_success_on_a_terminal_is_one(prefect: Any, state: Home, alerts: Alerts) -> None:
     schedule = a_schedule(200, cron="0 * * * *", timezone="UTC")
     prefect.deployments.append({"id": "d", "name": "retrain", "schedules": [schedule]})

@@ -1,5 +1,6 @@
 """The watchdog: what is dead is closed once, what is busy is left alone, and somebody is told once."""
 
+import errno
 import json
 import os
 import signal
@@ -36,9 +37,11 @@ from flows.stack.reaper import (
     Reaper,
 )
 from flows.stack.restarts import MANY, Restarts
+from flows.stack.settings import folder
 from flows.stack.silent_workers import SilentWorkers
 from flows.stack.stops import NEWEST, note_stop, was_cut_off
 from flows.watchdog import Check, watch
+from tasks import run_lease
 from tasks.errors import StageFailed
 from tasks.home import Home
 from tasks.marked import WORKER
@@ -195,6 +198,25 @@ def test_a_damaged_memory_of_runs_does_not_keep_the_reaper_from_looking(
     memory.write_text(damage)
     looked(Reaper(prefect.api, state, dict, clock=clock), clock, 0, RUNNING_SECONDS)
     assert run["state"]["type"] == "CRASHED"
+
+
+def test_without_room_to_remember_runs_the_dead_are_ended_all_the_same(
+    prefect: Any, state: Home
+) -> None:
+    clock, run, other = Clock(), prefect.add("RUNNING"), prefect.add("RUNNING")
+    living = {run["id"]: True, other["id"]: True}
+    look = Reaper(prefect.api, state, lambda: living, clock=clock)
+    # No file can be renamed to where a folder is.
+    memory = folder(state) / "runs-of-this-machine.json"
+    memory.mkdir(parents=True)
+    look()
+    del living[run["id"]]
+    looked(look, clock, 0, RUNNING_SECONDS)
+    assert (run["state"]["type"], other["state"]["type"]) == ("CRASHED", "RUNNING")
+    for draft in memory.parent.glob("runs-of-this-machine*"):
+        draft.rmdir() if draft.is_dir() else draft.unlink()
+    look()
+    assert other["id"] in memory.read_text()
 
 
 def test_a_cancelled_run_loses_its_processes_when_nobody_else_ends_them(
@@ -446,6 +468,34 @@ def test_a_killed_command_line_run_is_closed_in_mlflow_and_in_prefect(
     assert run["state"]["type"] == "RUNNING"
 
 
+def test_a_run_that_cannot_be_closed_in_mlflow_keeps_no_other_from_it(
+    prefect: Any, state: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody deletes one in MLflow's pages while it runs, another is refused, and all are killed."""
+    tracker, runs = Tracker(state), [prefect.add("RUNNING", work_pool_name=None) for _ in range(4)]
+    ids = []
+    for run in runs:
+        tags = {"loraline.prefect_flow_run_id": run["id"]}
+        ids.append(tracker.open_run("small", "killed", tags=tags, params={}))
+    monkeypatch.setattr(run_lease, "abandoned", lambda _: sorted(ids))
+    deleted, refused_one, *others = sorted(ids)
+    tracker.client.delete_run(deleted)
+    close = Tracker.close_abandoned
+
+    def closed(self: Tracker, run_id: str) -> dict[str, str]:
+        if run_id == refused_one:
+            raise StageFailed("MLflow refuses it")
+        return close(self, run_id)
+
+    monkeypatch.setattr(Tracker, "close_abandoned", closed)
+    with pytest.raises(StageFailed, match="MLflow refuses it"):
+        Abandoned(prefect.api, state, set)()
+    status = {it: tracker.client.get_run(it).info.status for it in ids}
+    assert [status[it] for it in others] == ["KILLED", "KILLED"]
+    # That of the deleted one is over all the same.
+    assert sorted(run["state"]["type"] for run in runs) == ["CRASHED"] * 3 + ["RUNNING"]
+
+
 def test_one_crash_is_one_alert_and_one_repetition_over_restarts(
     prefect: Any, state: Home, alerts: Alerts
 ) -> None:
@@ -620,6 +670,22 @@ def test_a_small_run_that_never_began_is_no_news(prefect: Any, alerts: Alerts) -
     assert [e["payload"]["flow_run"] for e in prefect.events] == [retraining["id"]]
 
 
+def test_a_clock_that_was_ahead_for_a_while_silences_nothing_afterwards(
+    prefect: Any, state: Home
+) -> None:
+    prefect.deployments.append({"id": "d", "name": "retrain"})
+    notices = notices_of(state, prefect_api=prefect.url, environ={})
+    memory, ahead = state.root / "alerts.json", datetime.now(UTC) + timedelta(days=365)
+    Alerts(memory, notices, now=ahead)
+    run = prefect.add("CRASHED", deployment_id="d", parameters={"recipe": "recipes/a.yaml"})
+    alerts = Alerts(memory, notices)
+    assert alerts.since == ahead
+    Crashes(prefect.api, alerts)()
+    assert alerts.is_told("crashed", run["id"])
+    assert len(prefect.created) == 1
+    assert Alerts(memory, notices).since < datetime.now(UTC)
+
+
 def test_ends_from_before_the_first_watchdog_are_no_news(prefect: Any, state: Home) -> None:
     prefect.add("CRASHED")
     fresh = Alerts(state.root / "a.json", notices_of(state, prefect_api=prefect.url, environ={}))
@@ -637,6 +703,31 @@ def test_an_alert_waits_for_a_receiver_that_is_away(state: Home, prefect: Any) -
     back = notices_of(state, prefect_api=prefect.url, environ={})
     assert Alerts(state.root / "alerts.json", back).deliver() == 0
     assert len(prefect.events) == 1
+
+
+def test_a_disk_without_room_for_the_outbox_keeps_no_alert_back(
+    state: Home, prefect: Any, alerts: Alerts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tasks.promotion import notices
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    waiting = Alert("crashed", "before", "small", "It crashed before the disk was full.")
+    alerts.tell(waiting)
+    monkeypatch.setattr(notices, "write_json", full)
+    for _ in range(3):
+        alerts.tell(Alert("failed", "now", "small", "The disk is full."))
+        alerts.deliver()
+    told = [event["payload"]["text"] for event in prefect.events]
+    assert sorted(told) == ["It crashed before the disk was full.", "The disk is full."]
+    away = Alerts(
+        state.root / "other.json",
+        notices_of(state, prefect_api="http://127.0.0.1:9/api", environ={}),
+    )
+    with pytest.raises(OSError, match="No space left"):
+        away.tell(waiting)
+    assert not away.is_told(waiting.kind, waiting.subject)
 
 
 def test_a_receiver_that_is_away_is_asked_less_and_less_often(

@@ -218,6 +218,7 @@ def peak_bytes(rows: int, expected: int) -> int:
     return int(done.stdout)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("known", [True, False], ids=["number of rows known", "unknown"])
 def test_memory_grows_by_no_more_than_the_stated_bytes_per_row(known: bool) -> None:
     """What the whole process takes more for more rows, with several copies of every row."""
