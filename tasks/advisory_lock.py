@@ -2,23 +2,12 @@
 
 import hashlib
 import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 from tasks.addresses import without_passwords
+from tasks.database_outage import is_database_away
 from tasks.errors import ServerAway, StageFailed, UserError
-
-if TYPE_CHECKING:
-    import psycopg
-
-
-_FOR_A_WHILE = (
-    "the database system is",
-    "terminating connection due to administrator command",
-    "too many clients",
-    "remaining connection slots",
-)
-"""With these a server ends a connection that it would have taken otherwise."""
 
 
 class AdvisoryLock:
@@ -80,7 +69,9 @@ class AdvisoryLock:
         except psycopg.Error as error:
             self.close()
             kind, what = (
-                (ServerAway, "cannot be reached") if _is_away(error) else (StageFailed, "refuses")
+                (ServerAway, "cannot be reached")
+                if is_database_away(error)
+                else (StageFailed, "refuses")
             )
             raise kind(
                 f"PostgreSQL at {self.shown}, whose lock keeps others away, {what} "
@@ -111,18 +102,3 @@ class AdvisoryLock:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
-
-
-def _is_away(error: "psycopg.Error") -> bool:
-    """Whether the server is down, starting or full: it then takes the same login a while later.
-
-    A login that is refused has no SQLSTATE in this library; the server's words begin with FATAL.
-    """
-    import psycopg
-
-    if not isinstance(error, psycopg.OperationalError):
-        return False
-    said = str(error)
-    if "FATAL" in said:
-        return any(words in said for words in _FOR_A_WHILE)
-    return "no password supplied" not in said

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
+from tasks.database_outage import is_database_away
 from tasks.errors import Interrupted, Preempted, ServerAway
 
 SECONDS_BETWEEN: Sequence[float] = (15, 60, 180, 300)
@@ -74,6 +75,8 @@ def _is_away(link: BaseException) -> bool:
     status = getattr(getattr(link, "response", None), "status_code", None)
     if status in _BUSY:
         return True
+    if is_database_away(link):
+        return True
     # requests has a ConnectionError of its own.
     name = type(link).__name__
     return name in _NAMES or (name == "ConnectionError" and isinstance(link, OSError))
@@ -85,4 +88,5 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
     while link is not None and id(link) not in seen:
         seen.add(id(link))
         yield link
-        link = link.__cause__ or link.__context__
+        # What `raise ... from None` was raised amid is not its cause.
+        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)

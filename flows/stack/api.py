@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from tasks.errors import StageFailed
+from tasks.errors import ServerAway, StageFailed
 
 Json = dict[str, Any]
 PAGE = 200
@@ -36,7 +36,7 @@ class PrefectApi:
         return cls(url or environ["PREFECT_API_URL"], password, timeout_seconds)
 
     def ask(self, method: str, path: str, body: Json | None = None) -> Any:
-        """One request. Raises: StageFailed when it is not answered, or refused."""
+        """One request. Raises: ServerAway when it is not answered, StageFailed when it is refused."""
         headers = {"Content-Type": "application/json"}
         if self.password:
             headers["Authorization"] = f"Basic {base64.b64encode(self.password.encode()).decode()}"
@@ -55,7 +55,7 @@ class PrefectApi:
                 f"Prefect answered {method} {path} with status {error.code}: {detail}"
             ) from None
         except OSError as error:
-            raise StageFailed(
+            raise ServerAway(
                 f"Prefect does not answer {method} {path}: {getattr(error, 'reason', error)}"
             ) from None
         return json.loads(text) if text else None

@@ -3,26 +3,34 @@
 import logging
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from itertools import chain, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from tasks.dataset.reading.data_file import DataFile
+from tasks.dataset.reading.patience import Silence, heard
 from tasks.dataset.reading.places import Placed, local_path
+from tasks.dataset.reading.sql_rows import cancel, chunks_of
 from tasks.dataset.reading.sql_snapshot import Snapshot
 from tasks.dataset.source_settings import SqlSource
-from tasks.dataset.sql_text import bare
-from tasks.errors import DataError
+from tasks.errors import DataError, ServerAway, StageFailed
 from tasks.files import file_sha256
+from tasks.outage import is_outage
 from tasks.store import digest
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection, Engine, TextClause
     from sqlalchemy.exc import SQLAlchemyError
 
+CONNECTING_SECONDS = 300.0
+"""How long a server may take to let us in, with all its addresses: some must be woken."""
+SILENT_SECONDS = 1800.0
+"""How long the next rows may take: a query sorts for minutes before its first one, but not for ever."""
+FETCH_SECONDS = 6 * 3600.0
+"""How long another run may fetch the same rows: a first fetch takes hours."""
 _log = logging.getLogger(__name__)
 
 
@@ -43,11 +51,9 @@ def open_query(source: SqlSource, recipe_folder: Path, cache: Path) -> Query:
     the ones that were fetched with that value, for more may have come with the same. With a key, the
     newest row of each is what the source holds.
 
-    Raises: DataError when the database does not answer, or the query or the watermark is wrong.
+    Raises: DataError when the query, the login or the watermark is wrong; ServerAway when the database
+    cannot be reached or falls silent; StageFailed when another run does not end fetching the same.
     """
-    from sqlalchemy import create_engine
-    from sqlalchemy.exc import SQLAlchemyError
-
     url = _url(source, recipe_folder)
     asked = [source.query, source.watermark, url.render_as_string(hide_password=True)]
     key = digest([*asked, source.key] if source.key else asked)
@@ -59,26 +65,9 @@ def open_query(source: SqlSource, recipe_folder: Path, cache: Path) -> Query:
             "which makes another dataset of them. Add one, or name a `watermark`.",
             source.name,
         )
-    with FileLock(folder.with_suffix(".lock")):
+    with _alone(source, folder.with_suffix(".lock")):
         snapshot = Snapshot(folder, watermark=source.watermark, key=source.key)
-        try:
-            engine = create_engine(url)
-            try:
-                with _reading(engine) as connection:
-                    snapshot.fetch(_chunks(source, engine, connection, snapshot.last))
-            finally:
-                engine.dispose()
-        except ImportError as error:
-            raise DataError(
-                f"Source {source.name}: no driver for {url.drivername} is installed ({error}). "
-                "Install it, for example `pip install psycopg[binary]` for postgresql+psycopg://."
-            ) from error
-        except SQLAlchemyError as error:
-            raise DataError(
-                f"Source {source.name}: the database "
-                f"{_shown(url)} answers: {_answer(error, url)}. "
-                f"Correct dataset.sources[].query, or {source.url_variable or 'database'}."
-            ) from (None if _has_secret(str(error), url) else error)
+        _fetch(snapshot, source, url)
         content = snapshot.digest
         size = snapshot.size
 
@@ -103,6 +92,71 @@ def open_query(source: SqlSource, recipe_folder: Path, cache: Path) -> Query:
     if source.key is not None:
         facts["replaced_rows"] = snapshot.replaced_rows
     return Query(content, fetched, facts)
+
+
+@contextmanager
+def _alone(source: SqlSource, path: Path) -> Iterator[None]:
+    """Be the only run that fetches these rows."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=FETCH_SECONDS)
+    except Timeout:
+        raise StageFailed(
+            f"Source {source.name}: another run has been fetching the same rows for "
+            f"{FETCH_SECONDS / 3600:g} hours; it holds {path}. Wait for it, or find and end it "
+            f"(`fuser {path}` shows its process id), and run again."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _fetch(snapshot: Snapshot, source: SqlSource, url: Any) -> None:
+    from sqlalchemy.exc import SQLAlchemyError
+
+    shown, place = _shown(url), source.url_variable or "database"
+    is_connected = False
+    connections: list[Any] = []
+    chunks = heard(
+        chunks_of(source, url, snapshot.last, connections),
+        chain([CONNECTING_SECONDS], repeat(SILENT_SECONDS)),
+        lambda: cancel(connections),
+    )
+    try:
+        with closing(chunks):
+            next(chunks)
+            is_connected = True
+            # Before the rows of earlier runs are touched: a server that is away here leaves them whole.
+            first = next(chunks, [])
+            snapshot.fetch(chain([first], chunks))
+    except ImportError as error:
+        raise DataError(
+            f"Source {source.name}: no driver for {url.drivername} is installed ({error}). "
+            "Install it, for example `pip install psycopg[binary]` for postgresql+psycopg://."
+        ) from error
+    except Silence:
+        raise ServerAway(
+            f"Source {source.name}: the database {shown} "
+            + (
+                f"gave no further rows for {SILENT_SECONDS / 60:g} minutes. Another session may hold a "
+                "lock on a table of the query, the network may have lost the connection, or the query "
+                f"may need so long for {source.chunk_rows} rows. End that session, make the query "
+                "cheaper (an index, a WHERE), or lower dataset.sources[].chunk_rows."
+                if is_connected
+                else f"let nobody in for {CONNECTING_SECONDS / 60:g} minutes. Check that it runs, that "
+                f"no firewall drops what is sent to it, and that {place} names it."
+            )
+        ) from None
+    except SQLAlchemyError as error:
+        answer = f"Source {source.name}: the database {shown} answers: {_answer(error, url)}. "
+        cause = None if _has_secret(str(error), url) else error
+        if is_outage(error):
+            raise ServerAway(
+                f"{answer}It is down, starting, full or locked, or the network broke: check it, and "
+                f"that {place} names it, and run again."
+            ) from cause
+        raise DataError(f"{answer}Correct dataset.sources[].query, or {place}.") from cause
 
 
 def _url(source: SqlSource, recipe_folder: Path) -> Any:
@@ -133,52 +187,6 @@ def _url(source: SqlSource, recipe_folder: Path) -> Any:
             f"The environment variable {source.url_variable} holds no SQLAlchemy URL. It looks like "
             "postgresql+psycopg://user:password@host/name."
         ) from None
-
-
-@contextmanager
-def _reading(engine: "Engine") -> "Iterator[Connection]":
-    """A connection that the database lets write nothing, where it knows of such."""
-    dialect = engine.dialect.name
-    with engine.connect() as connection:
-        if dialect == "postgresql":
-            connection = connection.execution_options(postgresql_readonly=True)
-        elif dialect == "sqlite":
-            connection.exec_driver_sql("PRAGMA query_only = ON")
-        yield connection
-
-
-def _chunks(
-    source: SqlSource, engine: "Engine", connection: "Connection", last: Any
-) -> Iterator[list[dict[str, Any]]]:
-    # Not through pandas' tables: they make 7.0 of a 7 beside a null, and of a jsonb column
-    # the text that Python prints for a list.
-    result = connection.execution_options(
-        # Otherwise the driver holds the whole result.
-        stream_results=True,
-        max_row_buffer=source.chunk_rows,
-    ).execute(_statement(source, engine, last), {} if last is None else {"last_watermark": last})
-    names = list(result.keys())
-    if len(set(names)) < len(names):
-        raise DataError(
-            f"Source {source.name}: the query names a column twice ({', '.join(names)}). "
-            "Name each by AS."
-        )
-    for part in result.partitions(source.chunk_rows):
-        yield [dict(zip(names, row, strict=True)) for row in part]
-
-
-def _statement(source: SqlSource, engine: "Engine", last: Any) -> "TextClause":
-    from sqlalchemy import text
-
-    query = bare(source.query)
-    # A colon of the query (a cast, a time) is no parameter of ours.
-    query = query.replace("\\", "\\\\").replace(":", "\\:")
-    if source.watermark is None:
-        return text(query)
-    column = engine.dialect.identifier_preparer.quote(source.watermark)
-    since = f" WHERE {column} >= :last_watermark OR {column} IS NULL" if last is not None else ""
-    # A comment that ends the query must not take the rest with it.
-    return text(f"SELECT * FROM ({query}\n) AS source_rows{since} ORDER BY {column}")
 
 
 def _shown(url: Any) -> str:

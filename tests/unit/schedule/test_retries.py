@@ -93,6 +93,45 @@ def test_a_mistake_is_no_outage(error: BaseException) -> None:
     assert not is_outage(error)
 
 
+def test_what_an_error_was_raised_amid_counts_unless_it_is_said_not_to_be_the_cause() -> None:
+    def told(*, hidden: bool) -> BaseException:
+        try:
+            try:
+                raise ConnectionRefusedError("away")
+            except ConnectionRefusedError:
+                if hidden:
+                    raise DataError("row 7 is wrong") from None
+                raise StageFailed("could not ask")  # noqa: B904
+        except (DataError, StageFailed) as caught:
+            return caught
+
+    assert is_outage(told(hidden=False))
+    assert not is_outage(told(hidden=True))
+
+
+class OperationalError(Exception):
+    """As each driver of MySQL calls it."""
+
+    __module__ = "pymysql.err"
+
+
+@pytest.mark.parametrize(
+    ("number", "is_away"), [(2003, True), (1040, True), (1045, False), (1049, False), (2005, False)]
+)
+def test_a_database_that_is_away_is_told_by_its_drivers_number(number: int, is_away: bool) -> None:
+    assert is_outage(raised(StageFailed("x"), OperationalError(number, "words"))) is is_away
+
+
+@pytest.mark.parametrize(
+    ("state", "is_away"),
+    [("08006", True), ("53300", True), ("57P03", True), ("57014", False), ("42P01", False)],
+)
+def test_a_database_that_is_away_is_told_by_its_sqlstate(state: str, is_away: bool) -> None:
+    from psycopg.errors import lookup
+
+    assert is_outage(lookup(state)("words")) is is_away
+
+
 def test_an_outage_is_bridged_and_the_pauses_grow() -> None:
     pauses: list[float] = []
     answers: list[Callable[[], str]] = [

@@ -12,7 +12,7 @@ import sqlalchemy
 
 from tasks.dataset.reading.bad_rows import BadRows
 from tasks.dataset.source_settings import SqlSource
-from tasks.errors import DataError
+from tasks.errors import DataError, LoralineError
 
 VARIABLE = "LORALINE_TEST_DATABASE"
 
@@ -406,7 +406,7 @@ def test_a_missing_or_wrong_url_is_named_without_its_password(
         ("postgresql+psycopg://u:geheim@127.0.0.1:9/d?connect_timeout=2", "answers: "),
     ):
         monkeypatch.setenv(VARIABLE, url)
-        with pytest.raises(DataError, match=words) as caught:
+        with pytest.raises(LoralineError, match=words) as caught:
             reader.opened(SOURCE)
         assert "geheim" not in str(caught.value)
 
