@@ -19,7 +19,7 @@ from flows.cli import main
 from flows.server_lock import ServerLock
 from flows.stack import leftovers
 from flows.stack.configuration import socket_file
-from flows.stack.settings import StackSettings, write_settings
+from flows.stack.settings import StackSettings, folder, write_settings
 from flows.stack.starting import bring_down, bring_up
 from flows.stack.state import stack_state
 from tasks.errors import StageFailed, UserError
@@ -300,6 +300,36 @@ def test_after_a_reboot_another_process_is_not_taken_for_the_supervisor(
         write_stack(state, {"prefect": server})
         assert read_stack(state)["prefect"] == server
         assert (running(state, "prefect") is not None) is found
+
+
+@pytest.mark.enable_socket
+def test_what_a_power_cut_left_is_in_nobodys_way_and_a_strangers_process_is_left_alone(
+    state: Home, settings: StackSettings
+) -> None:
+    """A pid file whose number is another process's by now, a socket that nobody answers, a `stack.json`."""
+    from flows.stack import supervisor
+
+    stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    try:
+        folder(state).mkdir(parents=True)
+        pid_file = folder(state) / "supervisord.pid"
+        pid_file.write_text(f"{stranger.pid}\n")
+        with socket.socket(socket.AF_UNIX) as gone:
+            gone.bind(str(socket_file(state)))
+        write_settings(state, settings)
+        write_stack(state, {"prefect": Server("http://127.0.0.1:9/api", stranger.pid, True, 1)})
+        assert stack_state(state, dict(os.environ)).running is False
+        supervisor.start(state, [])
+        found = supervisor.find(state)
+        assert found is not None
+        assert int(pid_file.read_text()) == found.pid
+        assert supervisor.stop(state, []) == 0
+        assert not pid_file.exists()
+        assert stranger.poll() is None
+    finally:
+        stranger.kill()
+        stranger.wait()
+        bring_down(state, quiet)
 
 
 @pytest.mark.parametrize("ended_by", ["down", "kill"])
