@@ -9,6 +9,7 @@ from flows.program import program
 from flows.working_folder import Data, Written, looks_local, write_working_folder
 from tasks.base_folder import folder_problem
 from tasks.errors import UserError
+from tasks.files import expanded
 from tasks.names import NAME_IN_WORDS, slug
 
 
@@ -46,8 +47,7 @@ def run(args: argparse.Namespace) -> int:
         )
     context = None
     if args.base and looks_local(args.base):
-        # And not Path's, which fails where the user after a `~` does not exist.
-        given = Path(os.path.expanduser(args.base))  # noqa: PTH111
+        given = expanded(args.base)
         if problem := folder_problem(given.absolute()):
             raise UserError(f"--base {args.base} {problem}")
         context = _context(given)

@@ -6,10 +6,9 @@ import importlib.util
 import json
 import os
 import sys
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import pytest
 from tasks.home import Home
 from tasks.registration.job import Verification
 from tasks.tracking import Tracker
+from tests.loopback import serving
 
 SECRET = "hf_" + "aB3dE5fG7hJ9kL1mN3pQ5rS7tU9vW1xY3z"
 RECIPE = f"""\
@@ -281,17 +281,11 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubStandIn]:
         def log_message(self, *_: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    stand_in.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-    thread.start()
-    monkeypatch.setattr(constants, "ENDPOINT", stand_in.url)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    # The chunk store is a service of its own; without it files go by Git LFS, as to any mirror.
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    yield stand_in
-    server.shutdown()
-    server.server_close()
-    thread.join(timeout=5)
+    with serving(Handler) as stand_in.url:
+        monkeypatch.setattr(constants, "ENDPOINT", stand_in.url)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        # The chunk store is a service of its own; without it files go by Git LFS, as to any mirror.
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+            monkeypatch.delenv(name, raising=False)
+        yield stand_in
