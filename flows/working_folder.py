@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.errors import UserError
+from tasks.files import expanded
 from tasks.share import shared
 
 STARTER = "../starter"
@@ -151,7 +152,7 @@ def _base(recipe: Path, base: str | None) -> list[str]:
             "# base: microsoft/Phi-3-mini-4k-instruct",
         ]
     if looks_local(base):
-        return [f"base: {_scalar(_relative(Path(base).expanduser(), recipe))}"]
+        return [f"base: {_scalar(_relative(expanded(base), recipe))}"]
     return [
         "# A Hub id; the first run writes the commit that it stands for beside this file (.lock).",
         f"base: {_scalar(base)}",

@@ -18,6 +18,7 @@ from tasks.dataset.source_settings import (
     SqlSource,
 )
 from tasks.errors import DataError
+from tasks.files import expanded
 from tasks.recipe_file import Document, Loc
 from tasks.recipe_secrets import block_name
 
@@ -64,7 +65,7 @@ def _problem(source: Source, recipe_folder: Path) -> tuple[str, str] | None:
         if isinstance(source, SqlSource):
             return _database(source, recipe_folder)
     except (OSError, RuntimeError, ValueError) as error:
-        # `~nobody`, `a**b`, a folder behind a link that leads nowhere.
+        # `a**b`, a folder behind a link that leads nowhere.
         field = "database" if isinstance(source, SqlSource) else "path"
         return field, f"cannot be looked up ({error}). {_RELATIVE}; correct it."
     return None
@@ -124,7 +125,7 @@ def _beside(path: Path) -> str:
 
 def _python(source: PythonSource, recipe_folder: Path) -> tuple[str, str] | None:
     if source.path is not None:
-        folder = (recipe_folder / Path(source.path).expanduser()).resolve()
+        folder = (recipe_folder / expanded(source.path)).resolve()
         if not folder.is_dir():
             return "path", f"{folder} is no folder. {_RELATIVE}; correct it."
         if next(folder.rglob("*.py"), None) is None:

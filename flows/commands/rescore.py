@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
             settings = check_recipe(args.recipe, tuple(args.set)).recipe.evaluation
             folder = expanded(args.recipe).absolute().parent
         stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
-        output = (args.output or here.root / "rescored" / stamp).expanduser().absolute()
+        output = expanded(args.output or here.root / "rescored" / stamp).absolute()
         before = json.loads((stored.folder / "metrics.json").read_text(encoding="utf-8"))
         facts = rescore(stored, settings, recipe_folder=folder, output=output, home=here)
         if args.json:

@@ -15,6 +15,7 @@ from flows.stack import supervisor
 from flows.stack.settings import StackSettings, read_settings
 from tasks.addresses import without_passwords
 from tasks.errors import StageFailed, UserError
+from tasks.files import expanded
 from tasks.home import Home, home
 
 NOT_ALL_DEPLOYED = 1
@@ -110,7 +111,7 @@ def wanted_settings(args: argparse.Namespace, state: Home) -> StackSettings:
     for name in StackSettings.model_fields:
         if (value := getattr(args, name, None)) is not None:
             chosen[name] = value
-    chosen["project"] = Path(chosen["project"]).expanduser().resolve()
+    chosen["project"] = expanded(chosen["project"]).resolve()
     if not chosen["project"].is_dir():
         if args.project is not None:
             raise UserError(f"--project {chosen['project']} is no folder.")

@@ -10,6 +10,7 @@ from tasks import launch
 from tasks.conversion.job import RECORD, Conversion, ConversionJob
 from tasks.conversion.sidecar import Sidecar, read_sidecar, with_flags
 from tasks.errors import BaseModelError, StageFailed, UserError
+from tasks.files import expanded
 from tasks.home import Home
 
 TIMEOUT_SECONDS = 3600
@@ -123,7 +124,7 @@ def _convert(
 
 def _base_config(base: str) -> tuple[Path, str, str | None]:
     """The folder with the base's config.json, what an adapter calls the base, and its commit."""
-    folder = Path(base).expanduser()
+    folder = expanded(base)
     if (folder / "config.json").is_file():
         folder = folder.resolve()
         return folder, str(folder), None

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, FiniteFloat, ValidationError
 
 from tasks.errors import UserError
+from tasks.files import expanded
 from tasks.settings import Settings
 from tasks.suggest import did_you_mean
 
@@ -86,7 +87,7 @@ def read_sidecar(path: Path) -> Sidecar:
     sidecar = parse_sidecar(_parsed(text, path), str(path))
     base = sidecar.base
     if base is not None and base.startswith(("./", "../", "~")):
-        local = str((path.parent / Path(base).expanduser()).resolve())
+        local = str((path.parent / expanded(base)).resolve())
         return sidecar.model_copy(update={"base": local})
     return sidecar
 

@@ -13,6 +13,7 @@ from tasks.evaluation.catalog import CUSTOM, modules_of
 from tasks.evaluation.json_schemas import schema_mistake
 from tasks.evaluation.own_modules import mistakes_of_modules
 from tasks.evaluation.settings import EvaluationSettings
+from tasks.files import expanded
 
 RELATIVE = "Relative paths start at the recipe's folder"
 LM_EVAL = "lm_eval"
@@ -127,7 +128,7 @@ def _lm_eval_misfits(
 def _path(named: str | None, recipe_folder: Path | None) -> Path | None:
     if named is None:
         return None
-    path = Path(named).expanduser()
+    path = expanded(named)
     return path if path.is_absolute() or recipe_folder is None else recipe_folder / path
 
 

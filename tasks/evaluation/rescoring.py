@@ -16,6 +16,7 @@ from tasks.evaluation.files import find_files
 from tasks.evaluation.job import AnswerResult, Model
 from tasks.evaluation.scoring import RETENTION, TEST, OnEvent, score_predictions, write_output
 from tasks.evaluation.settings import EvaluationSettings
+from tasks.files import expanded
 from tasks.home import Home
 from tasks.store import Store
 
@@ -50,7 +51,7 @@ def find_stored(named: str, store: Store, tags_of: TagsOf) -> Stored:
 
     Raises: UserError when there is none, or its predictions are not on this machine.
     """
-    folder, tags = Path(named).expanduser(), {}
+    folder, tags = expanded(named), {}
     if not (folder / TEST).is_file():
         key = _by_prefix(named, store)
         if key is None:

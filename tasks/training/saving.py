@@ -13,6 +13,7 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from tasks.errors import StageFailed
+from tasks.files import expanded
 from tasks.training.collators import NO_LOSS
 from tasks.training.guards import finite
 from tasks.training.lora_starts import AT_ZERO
@@ -78,7 +79,7 @@ def save_adapter(
 
 def portable_name(base_name: str) -> str:
     """A Hub id or relative folder as it is; of an absolute folder only its name."""
-    path = Path(base_name).expanduser()
+    path = expanded(base_name)
     return path.name if path.is_absolute() else base_name
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from tasks.dataset.reading.data_file import DataFile, data_file, recognised
 from tasks.dataset.source_settings import FileKind, FilesSource, JsonlSource
 from tasks.errors import DataError
+from tasks.files import expanded
 from tasks.hash_memory import HashMemory
 
 PATTERN = frozenset("*?[")
@@ -37,7 +38,7 @@ def name_of(path: str) -> str:
 
 def local_path(path: str, recipe_folder: Path) -> Path:
     """The path on this machine, short enough to stand before every bad line."""
-    return Path(os.path.normpath(recipe_folder / Path(path.removeprefix("file://")).expanduser()))
+    return Path(os.path.normpath(recipe_folder / expanded(path.removeprefix("file://"))))
 
 
 def local_files(source: FilesSource | JsonlSource, recipe_folder: Path) -> Placed:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tasks.dataset.source_settings import PythonSource
 from tasks.errors import DataError
+from tasks.files import expanded
 
 SKIPPED_FOLDERS = frozenset({"site-packages", "dist-packages", "__pycache__", "test", "tests"})
 """Other people's packages, and tests: what they document is not how a library is written."""
@@ -34,7 +35,7 @@ def python_files(source: PythonSource, recipe_folder: Path) -> list[PythonFile]:
     Raises: DataError when the package or the folder does not exist or holds no .py file.
     """
     if source.path is not None:
-        folder = (recipe_folder / Path(source.path).expanduser()).resolve()
+        folder = (recipe_folder / expanded(source.path)).resolve()
         if not folder.is_dir():
             raise DataError(
                 f"dataset.sources[].path {source.path} is {folder}, which is no folder. "

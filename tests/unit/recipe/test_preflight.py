@@ -224,19 +224,25 @@ def test_each_kind_of_source_is_looked_for(folder: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(
-    ("source", "field"),
+    ("source", "words"),
     [
-        ("{type: jsonl, path: '~nobody-here/rows.jsonl'}", "path"),
-        ("{type: files, path: 'a**b/*.jsonl'}", "path"),
-        ("{type: python_source, path: '~nobody-here'}", "path"),
-        ("{type: sql, query: SELECT 1, database: '~nobody-here/x.db'}", "database"),
+        (
+            "{type: jsonl, path: '~nobody-here/rows.jsonl'}",
+            "path: ~nobody-here/rows.jsonl does not",
+        ),
+        ("{type: files, path: 'a**b/*.jsonl'}", "path: cannot be looked up ("),
+        ("{type: python_source, path: '~nobody-here'}", "path: ~nobody-here is no folder"),
+        (
+            "{type: sql, query: SELECT 1, database: '~nobody-here/x.db'}",
+            "database: ~nobody-here/x.db does not exist",
+        ),
     ],
 )
 def test_what_can_be_no_path_is_a_mistake_and_no_crash(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, source: str, field: str
+    folder: Path, source: str, words: str
 ) -> None:
     (line,) = mistakes(folder, GOOD.replace("{type: jsonl, path: rows.jsonl}", source))
-    assert line.startswith(f"recipe.yaml:5: dataset.sources.0.{field}: cannot be looked up (")
+    assert line.startswith(f"recipe.yaml:5: dataset.sources.0.{words}")
     (line,) = mistakes(folder, GOOD.replace("./base", "~nobody-here/base"))
     assert "~nobody-here/base, which does not exist" in line
 

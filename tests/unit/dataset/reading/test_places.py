@@ -116,6 +116,7 @@ def test_a_file_whose_name_looks_like_a_pattern_is_found(reader, write) -> None:
     ("path", "words"),
     [
         ("absent", r"path absent \(.*/absent\): No such file"),
+        ("~no-such-user/a", r"path ~no-such-user/a \(.*\): No such file"),
         ("chats/*.parquet", r"path chats/\*\.parquet .* holds no file of rows"),
         ("docs", r"holds no file of rows\. There are a\.md, which is not read"),
     ],

@@ -151,7 +151,7 @@ def test_a_server_that_shuts_down_amid_the_rows_is_an_outage(fetch: Any, server:
     dies = "SELECT id, pg_terminate_backend(pg_backend_pid()) AS x FROM held ORDER BY id"
 
     # The driver may find the closed socket before it has read the server's last words.
-    with pytest.raises(ServerAway, match="terminating connection|closed the connection") as caught:
+    with pytest.raises(ServerAway, match=r"terminating connection|closed the connection") as caught:
         fetch(query=dies)
 
     assert is_outage(caught.value)
