@@ -11,18 +11,22 @@ from flows.stack.databases import refuse_other_database
 from flows.stack.environment_file import assignments, environment_file, read_environment
 from flows.stack.exposure import NO_RESTART, refuse_open
 from flows.stack.settings import POSTGRES, StackSettings, folder
+from flows.stack.starting import remember
 from flows.stack.unit_environment import kept, not_in_file
 from tasks.errors import StageFailed, UserError
 from tasks.home import Home
+from tasks.store import digest
 
 UNIT = "loraline.service"
+"""The unit of the first home of this user that has one."""
 
 
 def install(home: Home, settings: StackSettings) -> list[str]:
     """Write the unit, let systemd read and enable it; returns what a person should know of it.
 
-    Raises: UserError where there is no systemd for this user, or where the unit's own environment lacks
-    what the stack would refuse to start without; StageFailed when systemd refuses the unit.
+    Raises: UserError where there is no systemd for this user, where the unit's own environment lacks
+    what the stack would refuse to start without, or while the stack runs with other settings; StageFailed
+    when systemd refuses the unit.
     """
     inherited = systemd_environment()
     secrets = environment_file(home)
@@ -32,17 +36,19 @@ def install(home: Home, settings: StackSettings) -> list[str]:
         os.close(os.open(secrets, os.O_CREAT | os.O_WRONLY, 0o600))
     given = read_environment(secrets)
     _refuse_unfit(home, settings, {**inherited, **given})
-    path = unit_path()
+    # The unit names none of them: what a later `loraline up` is told holds for the next boot, too.
+    remember(home, settings)
+    path = unit_path(home)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(unit(home, settings, dict(os.environ)), encoding="utf-8")
     _systemctl("daemon-reload")
-    _systemctl("enable", UNIT)
+    _systemctl("enable", path.name)
     lines = [
         f"Wrote and enabled {path}; it starts the stack with the machine, and again when it was killed.",
-        f"Start it now:    loraline down; systemctl --user start {UNIT}",
+        f"Start it now:    loraline down; systemctl --user start {path.name}",
         f"Without a login: sudo loginctl enable-linger {getpass.getuser()}",
         f"Secrets ({POSTGRES}, passwords, webhooks) are read from {secrets}, one NAME=value a line.",
-        f"Take it back:    systemctl --user disable --now {UNIT}",
+        f"Take it back:    systemctl --user disable --now {path.name}",
     ]
     for name in not_in_file(os.environ, {**inherited, **given}, settings.project):
         lines.append(
@@ -55,17 +61,7 @@ def unit(home: Home, settings: StackSettings, environ: dict[str, str]) -> str:
     """The unit's text (systemd.service(5), systemd.exec(5))."""
     lines = (f"Environment={_quoted(f'{name}={value}')}" for name, value in kept(environ).items())
     environment = "\n".join(lines)
-    options = {
-        "--home": str(home.root),
-        "--project": str(settings.project),
-        "--host": settings.host,
-        "--prefect-port": str(settings.prefect_port),
-        "--mlflow-port": str(settings.mlflow_port),
-        "--trainings": str(settings.trainings),
-    }
     arguments = [sys.executable, "-P", "-m", "flows.cli", "up", "--foreground"]
-    for name, value in options.items():
-        arguments += [name, value]
     return f"""\
 # Written by `loraline up --at-boot`.
 [Unit]
@@ -74,7 +70,7 @@ After=network.target
 
 [Service]
 Type=exec
-ExecStart={" ".join(_quoted(argument).replace("$", "$$") for argument in arguments)}
+ExecStart={_words(*arguments)} {_of_home(home)}
 WorkingDirectory={_path(settings.project)}
 {environment}
 EnvironmentFile=-{_path(environment_file(home))}
@@ -93,10 +89,16 @@ WantedBy=default.target
 """
 
 
-def unit_path() -> Path:
-    """Where systemd looks for this user's units."""
+def unit_path(home: Home) -> Path:
+    """The home's unit, among this user's: two stacks on one machine each start with it."""
     base = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
-    return Path(base) / "systemd" / "user" / UNIT
+    units = Path(base) / "systemd" / "user"
+    for path in sorted(units.glob("loraline*.service")):
+        if _of_home(home) in path.read_text(encoding="utf-8", errors="replace"):
+            return path
+    if not (units / UNIT).exists():
+        return units / UNIT
+    return units / f"loraline-{digest(str(home.root))[:8]}.service"
 
 
 def systemd_environment() -> dict[str, str]:
@@ -154,6 +156,14 @@ def _systemctl(*arguments: str) -> None:
             f"`systemctl --user {' '.join(arguments)}` ended with exit code {done.returncode}: "
             f"{done.stderr.strip()}"
         )
+
+
+def _of_home(home: Home) -> str:
+    return _words("--home", str(home.root))
+
+
+def _words(*words: str) -> str:
+    return " ".join(_quoted(word).replace("$", "$$") for word in words)
 
 
 def _quoted(text: str) -> str:

@@ -64,6 +64,16 @@ def bring_up(home: Home, wanted: StackSettings, say: Say) -> StackState:
             raise
 
 
+def remember(home: Home, wanted: StackSettings) -> None:
+    """Keep the settings for the next start. Raises: UserError while the stack runs with other ones."""
+    home.prepare()
+    with _alone(home):
+        if supervisor.find(home) is not None:
+            _refuse_other(home, wanted)
+        else:
+            write_settings(home, wanted)
+
+
 def bring_down(home: Home, say: Say) -> bool:
     """End everything that the stack of this home started; False when there was nothing."""
     if not home.root.exists() and not leftovers.processes(home):

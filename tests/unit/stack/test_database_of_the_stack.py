@@ -180,7 +180,7 @@ def test_a_unit_that_would_start_on_another_database_is_not_installed(
     settings = StackSettings(project=tmp_path, database="postgresql")
     with pytest.raises(UserError, match="Nothing was installed"):
         boot.install(state, settings)
-    assert not boot.unit_path().exists()
+    assert not boot.unit_path(state).exists()
     (folder(state) / "environment").write_text(f"{POSTGRES}={ADDRESS}\n")
     boot.install(state, settings)
-    assert "geheim" not in boot.unit_path().read_text()
+    assert "geheim" not in boot.unit_path(state).read_text()

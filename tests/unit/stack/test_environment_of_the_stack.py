@@ -190,5 +190,5 @@ def test_the_unit_keeps_what_is_no_secret_and_names_what_its_file_lacks(
         monkeypatch.setenv(name, value)
     lines = boot.install(state, StackSettings(project=tmp_path))
     assert any(line.startswith("SHOP_DATABASE_URL is set in this shell") for line in lines)
-    assert "geheim" not in "\n".join([*lines, boot.unit_path().read_text()])
-    assert 'Environment="LORALINE_STORE=s3://bucket/store"' in boot.unit_path().read_text()
+    assert "geheim" not in "\n".join([*lines, boot.unit_path(state).read_text()])
+    assert 'Environment="LORALINE_STORE=s3://bucket/store"' in boot.unit_path(state).read_text()

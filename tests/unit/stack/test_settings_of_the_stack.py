@@ -327,6 +327,38 @@ def test_a_unit_that_would_be_open_is_not_installed_and_told_where_passwords_go(
     assert (systemd / "asked").read_text().splitlines()[-1] == "--user enable loraline.service"
 
 
+def test_each_home_has_a_unit_and_what_up_is_told_later_holds_at_the_next_boot(
+    systemd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (Home(tmp_path / name / "state") for name in ("a", "a b"))
+    for home, port in ((first, "4300"), (second, "4301"), (first, "4302")):
+        monkeypatch.setenv("LORALINE_HOME", str(home.root))
+        home.root.mkdir(parents=True, exist_ok=True)
+        assert at_boot(home, "--prefect-port", port) == 0
+    units = tmp_path / "config" / "systemd" / "user"
+    texts = {path.name: path.read_text() for path in units.iterdir()}
+    assert len(texts) == 2
+    assert f'"{first.root}"' in texts.pop("loraline.service")
+    ((name, text),) = texts.items()
+    assert f'"{second.root}"' in text
+    enabled = (systemd / "asked").read_text().splitlines()
+    assert [line.split()[-1] for line in enabled if "enable" in line.split()] == [
+        "loraline.service",
+        name,
+        "loraline.service",
+    ]
+
+    # The unit names no port: the settings that `up` reads have it.
+    assert "430" not in text
+    settings = read_settings(first)
+    assert settings is not None
+    assert settings.prefect_port == 4302
+    monkeypatch.setattr("flows.stack.supervisor.find", lambda _: object())
+    monkeypatch.setenv("LORALINE_HOME", str(first.root))
+    with pytest.raises(UserError, match="prefect_port is 4302 and not 4303"):
+        at_boot(first, "--prefect-port", "4303")
+
+
 def test_a_unit_whose_passwords_are_gone_is_not_started_again_and_again(tmp_path: Path) -> None:
     bare = {name: value for name, value in os.environ.items() if "PASSWORD" not in name}
     bare.pop(PREFECT_PASSWORD, None)
