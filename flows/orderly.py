@@ -72,6 +72,8 @@ def orderly(run: RunRecord) -> Iterator[Turn]:
                 recipe.retention.keep_runs,
                 flow_run=flow_run.id,
                 repeats=repeats(),
+                # A schedule that somebody gave other settings goes on with them night after night.
+                as_written=not run.facts.overrides or started_by() == "schedule",
             ):
                 yield turn
     except Taken as taken:

@@ -32,7 +32,7 @@ from tasks.errors import UserError
 from tasks.files import expanded
 from tasks.home import Home, home
 from tasks.recipe import load_recipe
-from tasks.retention.ledger import entries
+from tasks.retention.ledger import entries, newest_success
 from tasks.turn import is_taken
 
 EVENT = "loraline.retrain"
@@ -87,7 +87,7 @@ def watch_data(
                 recipe_folder=path.parent,
                 after_new_rows=rows,
                 after_days=days,
-                trained_at=next((run.started for run in runs if run.succeeded), None),
+                trained_at=newest_success(here, loaded.name),
                 begun_at=runs[0].started if runs else None,
                 base=None if loaded.base.is_local else known_commit(loaded.base, path),
             )

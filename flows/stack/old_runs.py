@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from flows.stack.api import PAGE, Json, PrefectApi, utc
+from flows.stack.streaks import newest_success, series_of
 from flows.stack.successes import NOTHING_DUE
 
 NOTHING_FOUND = {
@@ -48,7 +49,9 @@ class OldRuns:
                 "limit": PAGE,
             },
         )
-        ids = [run["id"] for run in page if _found_nothing(run, names[run["deployment_id"]])]
+        empty = [run for run in page if _found_nothing(run, names[run["deployment_id"]])]
+        newest = self._newest(empty)
+        ids = [run["id"] for run in empty if run["id"] not in newest]
         gone = 0
         for start in range(0, len(ids), _AT_ONCE):
             some = {"id": {"any_": ids[start : start + _AT_ONCE]}}
@@ -61,6 +64,12 @@ class OldRuns:
             step = timedelta(microseconds=1) if all_of_one and not gone else timedelta(0)
             self._since = (last + step).isoformat()
         return gone
+
+    def _newest(self, runs: list[Json]) -> set[str]:
+        """Successes after which nothing of the same series succeeded: by them its failures are one streak."""
+        series = {series_of(run): run for run in runs if run["state"]["type"] == "COMPLETED"}
+        found = (newest_success(self.api, run) for run in series.values())
+        return {run["id"] for run in found if run is not None}
 
     def _deployments(self) -> dict[str, str]:
         wanted = {"deployments": {"name": {"any_": list(NOTHING_FOUND)}}}

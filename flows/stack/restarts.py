@@ -26,6 +26,8 @@ class Restarts:
     alerts: Alerts
     clock: Callable[[], float] = time.monotonic
     _counts: dict[str, deque[tuple[float, int]]] = field(default_factory=dict)
+    _told: set[str] = field(default_factory=set)
+    """Parts that have not been well for an hour since somebody was told."""
 
     def __call__(self) -> None:
         """One look."""
@@ -37,16 +39,17 @@ class Restarts:
             seen.append((self.clock(), starts.count))
             while self.clock() - seen[0][0] > WINDOW_SECONDS:
                 seen.popleft()
-            if starts.count - seen[0][1] >= MANY:
+            restarts = starts.count - seen[0][1]
+            if not restarts:
+                self._told.discard(part)
+            if restarts >= MANY and part not in self._told:
+                self._told.add(part)
                 self.alerts.tell(
                     Alert(
                         "part-restarts",
-                        f"{part} {starts.since}",
+                        f"{part} {starts.count} {starts.since}",
                         part,
-                        f"{part} was started again {starts.count - seen[0][1]} times within an hour. "
+                        f"{part} was started again {restarts} times within an hour. "
                         f"The reason stands at the end of {log_file(self.home, part)}.",
                     )
                 )
-                # The next alert wants as many again.
-                seen.clear()
-                seen.append((self.clock(), starts.count))

@@ -103,7 +103,9 @@ class Silence:
         since = utc(schedule.get("updated") or schedule["created"])
         since = max(filter(None, (since, success, quiet)))
         due = list(islice(times(since), PERIODS))
-        if len(due) < PERIODS or datetime.now(UTC) < max(due[-1], self.started) + _lag(run):
+        if len(due) < PERIODS or datetime.now(UTC) < max(due[-1], self.started) + _lag(
+            run, due[1] - due[0]
+        ):
             return
         when = f"since {success:%Y-%m-%d %H:%M} UTC" if success else "at all"
         passed = {
@@ -147,12 +149,15 @@ def _every(days: float, since: datetime) -> Iterator[datetime]:
     return (since + timedelta(days=days) * times for times in count(1))
 
 
-def _lag(run: Json | None) -> timedelta:
-    """How long after its time a run may end: what the last one took, and half as much again."""
+def _lag(run: Json | None, period: timedelta) -> timedelta:
+    """How long after its time a run may end: what the last one took, and half as much again.
+
+    One that caught up after a long outage took no longer than a period.
+    """
     if run is None:
         return MARGIN
     took = utc(run["end_time"]) - utc(run.get("expected_start_time") or run["end_time"])
-    return MARGIN + max(took, timedelta(0)) * 1.5
+    return MARGIN + min(max(took, timedelta(0)), period) * 1.5
 
 
 def fire_times(schedule: Json, after: datetime) -> Iterator[datetime]:

@@ -37,7 +37,7 @@ def streaks(api: PrefectApi, runs: Sequence[Json]) -> Iterator[Streak]:
     for _ in range(MANY):
         if not left:
             return
-        success = _success_before(api, left[-1])
+        success = newest_success(api, left[-1], before=left[-1]["end_time"])
         after = utc(success["end_time"]) if success else None
         earlier = [run for run in left if after is not None and utc(run["end_time"]) < after]
         since = success["id"] if success else "the beginning"
@@ -45,14 +45,15 @@ def streaks(api: PrefectApi, runs: Sequence[Json]) -> Iterator[Streak]:
         left = earlier
 
 
-def _success_before(api: PrefectApi, run: Json) -> Json | None:
-    """The newest run of the same series that succeeded before this one failed."""
+def newest_success(api: PrefectApi, run: Json, *, before: str | None = None) -> Json | None:
+    """The newest run of the same series that succeeded, by a moment. Raises: as `streaks`."""
     series, creator = series_of(run), run.get("created_by") or {}
     where: Json = {
         "deployment_id": {"any_": [run["deployment_id"]]},
         "state": {"type": {"any_": ["COMPLETED"]}},
-        "end_time": {"before_": run["end_time"]},
     }
+    if before is not None:
+        where["end_time"] = {"before_": before}
     if creator.get("type") == "SCHEDULE" and creator.get("id"):
         where["created_by"] = {"id_": [creator["id"]]}
     found = api.ask(

@@ -36,7 +36,7 @@ class Successes:
             if not run.get("end_time"):
                 continue
             ended = utc(run["end_time"])
-            if _is_success(run["state"]) and (recipe := recipe_of_run(self.api, run)):
+            if _is_success(run) and (recipe := recipe_of_run(self.api, run)):
                 before = self._last.get(recipe)
                 if before is None or utc(before["end_time"]) <= ended:
                     self._last[recipe] = run
@@ -64,6 +64,12 @@ class Successes:
         return found[0] if found else None
 
 
-def _is_success(state: Json) -> bool:
-    """A run that gave way to another, which may hang for ever, has achieved nothing itself."""
+def _is_success(run: Json) -> bool:
+    """A run that gave way to another, which may hang for ever, has achieved nothing itself.
+
+    Nor has one in which somebody tried other settings than the recipe's.
+    """
+    state, by = run["state"], (run.get("created_by") or {}).get("type")
+    if run["parameters"].get("overrides") and by != "SCHEDULE":
+        return False
     return state["name"] != "Skipped" or str(state.get("message")).startswith(NOTHING_NEW)

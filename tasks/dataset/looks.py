@@ -42,6 +42,13 @@ class Memory(BaseModel):
         """
         return next((it for it in reversed(self.looks) if it.at <= moment), self.looks[0])
 
+    def believe(self, now: datetime) -> None:
+        """Take times that are still to come for now: a clock that was ahead would silence all until then."""
+        for look in self.looks:
+            look.at = min(look.at, now)
+        self.trained_at = self.trained_at and min(self.trained_at, now)
+        self.asked_at = self.asked_at and min(self.asked_at, now)
+
     def forget(self, begun_at: datetime | None) -> None:
         """Keep only the looks that a run which began at `begun_at`, or begins just now, may have seen."""
         kept = self.looks[-2:]

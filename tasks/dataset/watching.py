@@ -86,6 +86,7 @@ class Watch:
             self._looks.save(today, rows)
         # Only now: a training that began while they were read may have missed the last of them.
         now = now or datetime.now(UTC)
+        memory.believe(now)
         last = memory.looks[-1] if memory.looks else None
         if last is None or (last.digest, last.base) != (today, base):
             memory.looks.append(Look(at=now, digest=today, base=base))

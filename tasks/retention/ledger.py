@@ -30,10 +30,14 @@ class Entry(BaseModel):
     stages: dict[str, str] = {}
     """Stage -> fingerprint of the output that was made or reused."""
     mlflow_run_id: str | None = None
+    started_from: str | None = None
+    """URI of the version that its training starts from; None: the base, or not known by then."""
     flow_run: str | None = None
     """Id in Prefect: attempts that an outage ended have the same."""
     repeats: str | None = None
     """Id of the flow run that crashed, and in this one goes on."""
+    as_written: bool = True
+    """Whether it trained what the recipe asks for, and not what somebody asked for once (`--set`)."""
 
     @property
     def succeeded(self) -> bool:
@@ -49,10 +53,18 @@ def recorded(
     *,
     flow_run: str | None = None,
     repeats: str | None = None,
+    as_written: bool = True,
 ) -> Iterator[None]:
     """Write down what the run inside the block uses, as it gets there; a kill leaves what was known."""
     now = datetime.now(UTC)
-    entry = Entry(name=name, started=now, keep_runs=keep_runs, flow_run=flow_run, repeats=repeats)
+    entry = Entry(
+        name=name,
+        started=now,
+        keep_runs=keep_runs,
+        flow_run=flow_run,
+        repeats=repeats,
+        as_written=as_written,
+    )
     folder = home.runs / quote(name, safe="")
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{now:%Y%m%dT%H%M%S%f}-{uuid.uuid4().hex[:8]}.json"
@@ -88,9 +100,13 @@ def entries(home: Home) -> dict[str, list[tuple[Path, Entry]]]:
 
 
 def newest_success(home: Home, name: str) -> datetime | None:
-    """When the newest successful run of the adapter began; None without one."""
-    runs = entries(home).get(name, [])
-    return next((entry.started for _, entry in runs if entry.succeeded), None)
+    """When the newest successful run of the adapter, as its recipe is written, began; None without one.
+
+    A run of a time that is still to come, when the clock was ahead, would hide all later ones.
+    """
+    now = datetime.now(UTC)
+    began = (it.started for _, it in entries(home).get(name, []) if it.succeeded and it.as_written)
+    return next((moment for moment in began if moment <= now), None)
 
 
 def done_before(home: Home, name: str, flow_run: str | None, repeats: str | None) -> dict[str, str]:
@@ -110,6 +126,7 @@ def done_before(home: Home, name: str, flow_run: str | None, repeats: str | None
 def _take(entry: Entry, outcome: dict[str, Any]) -> None:
     entry.outcome = outcome["outcome"]
     entry.mlflow_run_id = outcome["mlflow_run_id"]
+    entry.started_from = (outcome.get("started_from") or {}).get("uri")
     entry.stages |= {stage: timing["fingerprint"] for stage, timing in outcome["stages"].items()}
 
 

@@ -11,7 +11,7 @@ import pytest
 from tasks.artifacts import Outcome
 from tasks.home import Home, home
 from tasks.progress import announce
-from tasks.retention.ledger import recorded
+from tasks.retention.ledger import entries, recorded
 from tasks.turn import adapter_turn
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -58,8 +58,8 @@ def look(recipe: Path) -> Any:
     return watch_data(str(recipe), return_state=True)
 
 
-def trained(recipe: Path) -> None:
-    with recorded(home(), name_of(recipe.parent), 5):
+def trained(recipe: Path, *, as_written: bool = True) -> None:
+    with recorded(home(), name_of(recipe.parent), 5, as_written=as_written):
         announce("outcome", outcome=Outcome(outcome="registered", reason="").model_dump())
 
 
@@ -129,7 +129,7 @@ def test_two_looks_at_once_are_one(recipe: Path, asked: list[str]) -> None:
 
 
 @pytest.mark.parametrize("overrides", [(), ("seed=5",)], ids=["recipe", "other settings"])
-@pytest.mark.parametrize("when", ["before", "while it waits", "never"])
+@pytest.mark.parametrize("when", ["before", "while it waits", "with other settings", "never"])
 def test_a_run_that_an_event_asked_for_trains_only_what_no_success_has_seen(
     recipe: Path, monkeypatch: pytest.MonkeyPatch, when: str, overrides: tuple[str, ...]
 ) -> None:
@@ -146,6 +146,8 @@ def test_a_run_that_an_event_asked_for_trains_only_what_no_success_has_seen(
     run = deployed_run(recipe, tags=[AGAIN])
     if when == "while it waits":
         trained(recipe)
+    if when == "with other settings":
+        trained(recipe, as_written=False)
     facts = SimpleNamespace(force=False, overrides=overrides)
     keeps = SimpleNamespace(min_free_gb=0.0, keep_runs=5)
     record: Any = SimpleNamespace(
@@ -168,6 +170,19 @@ def test_a_run_that_an_event_asked_for_trains_only_what_no_success_has_seen(
     assert state.name == ("Skipped" if answered else "Trained")
     if answered:
         assert "ended well, has done that" in str(state.message)
+    else:
+        assert entries(home())[name_of(recipe.parent)][0][1].as_written == (not overrides)
+
+
+def test_a_training_with_other_settings_leaves_the_new_rows_new(
+    recipe: Path, asked: list[str]
+) -> None:
+    trained(recipe)
+    look(recipe)
+    (recipe.parent / "rows.jsonl").write_text(rows(0, 160))
+    trained(recipe, as_written=False)
+    assert look(recipe).result()["new_rows"] == 60
+    assert len(asked) == 1
 
 
 def test_the_server_tells_the_last_success_and_the_last_look_that_found_nothing_due(

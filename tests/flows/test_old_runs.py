@@ -10,6 +10,7 @@ import pytest
 from flows.stack import old_runs
 from flows.stack.api import PrefectApi
 from flows.stack.old_runs import NOTHING_FOUND, OldRuns
+from flows.stack.streaks import streaks
 from flows.stack.successes import NOTHING_DUE
 from tasks.errors import StageFailed
 from tests.running_stack import PatientApi
@@ -85,6 +86,7 @@ def test_only_looks_that_found_nothing_go_and_only_after_a_day(
     assert left(api, goes + stays) == set(stays)
     # What stayed is not read again, and what comes meanwhile still goes.
     late = run(api, look, "2 models, nothing moved", timedelta(days=1, hours=1))
+    run(api, look, "2 models, nothing moved", timedelta(0))
     assert forget() == 1
     assert left(api, [late]) == set()
     assert left(api, stays) == set(stays)
@@ -103,10 +105,29 @@ def test_many_go_in_pages_however_many_between_them_stay(
         message = "support: promoted" if kept else "1 models, nothing moved"
         made = run(api, look, message, timedelta(days=9, minutes=-number))
         (stays if kept else goes).append(made)
+    stays.append(run(api, look, "1 models, nothing moved", timedelta(0)))
     forget = OldRuns(api)
     looks = [forget() for _ in range(10)]
     assert max(looks) <= 3
     assert left(api, goes + stays) == set(stays)
+
+
+def test_the_last_success_before_a_failure_that_lasts_stays(
+    api: PrefectApi, deployments: dict[str, str]
+) -> None:
+    for name, message, state in (
+        ("reconcile-registry", "1 models, nothing moved", "Completed"),
+        ("watch-data", "Nothing is new.", NOTHING_DUE),
+    ):
+        goes, stays = (run(api, deployments[name], message, name=state) for _ in range(2))
+        (failed,) = api.flow_runs(
+            {"id": {"any_": [run(api, deployments[name], "away", type="FAILED", name="Failed")]}}
+        )
+        (before,) = streaks(api, [failed])
+        assert OldRuns(api)() == 1
+        assert left(api, [goes, stays]) == {stays}
+        # The same streak as before: nobody is told a second time.
+        assert [it.subject for it in streaks(api, [failed])] == [before.subject]
 
 
 def test_a_server_that_is_away_is_a_look_that_failed() -> None:

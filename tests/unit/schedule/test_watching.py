@@ -80,6 +80,21 @@ def test_enough_new_rows_ask_once(tmp_path: Path, file: Path) -> None:
     assert look(now=NOW + timedelta(days=1, minutes=1)).cause is not None
 
 
+def test_a_clock_that_was_ahead_hides_no_row_later(tmp_path: Path, file: Path) -> None:
+    look = Looking(tmp_path, type="jsonl", path="rows.jsonl")
+    ahead = NOW + timedelta(days=400)
+    look(trained_at=ahead, now=ahead)
+    look.watch.asked(ahead)
+    file.write_text(rows(0, 150))
+    # The clock is right again: the day until it is asked once more begins now.
+    assert look(now=NOW).new_rows == 50
+    assert look(now=NOW + timedelta(days=1)).cause is not None
+    assert look(trained_at=NOW + timedelta(days=2), now=NOW + timedelta(days=3)).new_rows == 0
+    file.write_text(rows(0, 210))
+    seen = look(trained_at=NOW + timedelta(days=2), now=NOW + timedelta(days=4))
+    assert seen.cause == "60 of 210 rows are new (asked for: 50)"
+
+
 def test_after_a_training_the_counting_begins_anew(tmp_path: Path, file: Path) -> None:
     look = Looking(tmp_path, type="jsonl", path="rows.jsonl")
     look()

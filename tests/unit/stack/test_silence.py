@@ -1,5 +1,6 @@
 """Silence: a schedule that brings nothing is told of once, and only such a one."""
 
+import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -113,14 +114,15 @@ def test_a_run_that_found_nothing_new_is_a_success(prefect: Any, alerts: Alerts)
     assert not prefect.events
 
 
-def succeeded(prefect: Any, recipe: str, days_ago: float) -> None:
+def succeeded(prefect: Any, recipe: str, days_ago: float, late: float = 0) -> None:
     at = (datetime.now(UTC) - timedelta(days=days_ago)).isoformat()
+    due = (datetime.now(UTC) - timedelta(days=days_ago + late)).isoformat()
     prefect.add(
         "COMPLETED",
         deployment_id="d",
         parameters={"recipe": recipe},
         end_time=at,
-        expected_start_time=at,
+        expected_start_time=due,
     )
 
 
@@ -202,14 +204,71 @@ def test_one_recipe_that_nobody_understands_hides_no_other(
     assert [e["payload"]["name"] for e in prefect.events] == ["small"]
 
 
+def trained_on_a_terminal(state: Home, **run: Any) -> None:
+    with recorded(state, "small", 5, **run):
+        announce("outcome", outcome=Outcome(outcome="registered", reason="").model_dump())
+
+
 def test_a_success_on_a_terminal_is_one(prefect: Any, state: Home, alerts: Alerts) -> None:
     schedule = a_schedule(200, cron="0 * * * *", timezone="UTC")
     prefect.deployments.append({"id": "d", "name": "retrain", "schedules": [schedule]})
-    with recorded(state, "small", 5):
-        announce("outcome", outcome=Outcome(outcome="registered", reason="").model_dump())
+    trained_on_a_terminal(state)
     Silence(prefect.api, alerts, started=long_since(), state=state)()
     alerts.deliver()
     assert not prefect.events
+
+
+def test_what_somebody_tried_with_other_settings_is_no_success(
+    prefect: Any, state: Home, alerts: Alerts
+) -> None:
+    schedule = a_schedule(200, cron="0 * * * *", timezone="UTC")
+    prefect.deployments.append({"id": "d", "name": "retrain", "schedules": [schedule]})
+    given = {"recipe": "recipes/small.yaml", "overrides": ["seed=5"]}
+    prefect.add("COMPLETED", deployment_id="d", parameters=given)
+    trained_on_a_terminal(state, as_written=False)
+    look = Silence(prefect.api, alerts, started=long_since(), state=state)
+    look()
+    alerts.deliver()
+    assert [e["payload"]["kind"] for e in prefect.events] == ["no-success"]
+
+
+def test_a_schedule_to_which_somebody_gave_other_settings_succeeds_with_them(
+    prefect: Any, alerts: Alerts
+) -> None:
+    given = {"recipe": "recipes/small.yaml", "overrides": ["seed=5"]}
+    schedule = a_schedule(200, cron="0 * * * *", timezone="UTC") | {"parameters": given}
+    prefect.deployments.append({"id": "d", "name": "retrain", "schedules": [schedule]})
+    by = {"type": "SCHEDULE", "display_value": "small"}
+    prefect.add("COMPLETED", deployment_id="d", parameters=given, created_by=by)
+    Silence(prefect.api, alerts, started=long_since())()
+    alerts.deliver()
+    assert not prefect.events
+
+
+def test_a_run_of_a_clock_that_was_ahead_hides_no_silence(
+    prefect: Any, state: Home, alerts: Alerts
+) -> None:
+    schedule = a_schedule(200, cron="0 * * * *", timezone="UTC")
+    prefect.deployments.append({"id": "d", "name": "retrain", "schedules": [schedule]})
+    trained_on_a_terminal(state)
+    (path,) = state.runs.glob("*/*.json")
+    then = (datetime.now(UTC) + timedelta(days=400)).isoformat()
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"started": then}))
+    Silence(prefect.api, alerts, started=long_since(), state=state)()
+    alerts.deliver()
+    assert [e["payload"]["kind"] for e in prefect.events] == ["no-success"]
+
+
+@pytest.mark.parametrize("late", [0, 14], ids=["in time", "after fourteen days"])
+def test_a_run_that_caught_up_after_an_outage_delays_no_alert(
+    prefect: Any, alerts: Alerts, late: float
+) -> None:
+    schedule = a_schedule(60 * 1440, cron="0 2 * * *", timezone="UTC")
+    prefect.deployments.append({"id": "d", "name": "retrain", "schedules": [schedule]})
+    succeeded(prefect, "recipes/small.yaml", 5, late=late)
+    Silence(prefect.api, alerts, started=long_since())()
+    alerts.deliver()
+    assert [e["payload"]["kind"] for e in prefect.events] == ["no-success"]
 
 
 def watched_by_data(prefect: Any, folder: Path, schedule: str) -> dict[str, Any]:

@@ -36,7 +36,7 @@ from flows.stack.reaper import (
     STRAY_SECONDS,
     Reaper,
 )
-from flows.stack.restarts import MANY, Restarts
+from flows.stack.restarts import MANY, WINDOW_SECONDS, Restarts
 from flows.stack.settings import folder
 from flows.stack.silent_workers import SilentWorkers
 from flows.stack.stops import NEWEST, note_stop, was_cut_off
@@ -764,6 +764,20 @@ def test_a_part_that_dies_again_and_again_is_told(
     look()
     alerts.deliver()
     assert [e["payload"]["kind"] for e in prefect.events] == ["part-restarts"]
+    # For hours: it is told once, and once more after it was well for an hour.
+    for _ in range(100):
+        clock.now += 240
+        count_start(state, "mlflow")
+        look()
+    alerts.deliver()
+    assert len(prefect.events) == 1
+    clock.now += WINDOW_SECONDS + 1
+    look()
+    for _ in range(MANY):
+        count_start(state, "mlflow")
+    look()
+    alerts.deliver()
+    assert len(prefect.events) == 2
 
 
 def test_a_check_that_fails_neither_ends_the_watchdog_nor_fills_its_log(
