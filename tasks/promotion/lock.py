@@ -1,5 +1,6 @@
 """One promotion of a model at a time: a kernel file lock on one machine, PostgreSQL's advisory lock across several."""
 
+import ipaddress
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -13,7 +14,7 @@ from tasks.addresses import without_passwords
 from tasks.advisory_lock import AdvisoryLock
 from tasks.errors import StageFailed, UserError
 from tasks.home import Home
-from tasks.stack import read_stack
+from tasks.stack import is_in_postgresql, read_stack
 from tasks.tracking import Tracker
 
 LOCK_DATABASE = "LORALINE_LOCK_DATABASE"
@@ -29,7 +30,7 @@ WAIT_SECONDS = 60.0
 """A promotion holds the lock for a second or two: whoever waits longer waits for something stuck."""
 SERVER_LOCKS = Path("/tmp")
 """Not TMPDIR, which each process may have another one of: all that use a server must meet here."""
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_LOOPBACK = "localhost"
 
 
 class Held(Protocol):
@@ -53,14 +54,17 @@ def promoting(
     use the registry and there is no PostgreSQL to keep them apart.
     """
     database = lock_database(tracker.uri, os.environ if environ is None else environ)
-    if database is not None:
-        with _postgresql(database, name, wait_seconds) as held:
-            yield held
-        return
     with ExitStack() as stack:
-        for folder in lock_folders(tracker):
+        held: Held = _FileHeld()
+        if database is None:
+            folders = lock_folders(tracker)
+        else:
+            held = stack.enter_context(_postgresql(database, name, wait_seconds))
+            # Whoever has only the server's address, as a shell on its machine, knows no other lock.
+            folders = _folders(tracker)
+        for folder in folders:
             stack.enter_context(_file(folder, name, wait_seconds))
-        yield _FileHeld()
+        yield held
 
 
 def lock_database(uri: str, environ: Mapping[str, str]) -> str | None:
@@ -91,24 +95,31 @@ def lock_folders(tracker: Tracker) -> list[Path]:
 
     Raises: StageFailed when processes of other machines use the registry, too.
     """
-    database, port = _sqlite_file(tracker.uri), _loopback_port(tracker.uri)
-    if database is None and port is not None and port == _served_port(tracker.home):
-        # This home's own server: its file is known.
-        database = tracker.home.mlflow / "mlflow.db"
-    if database is not None:
-        folder = database.resolve().parent
-        if port is None:
-            port = _served_port(Home(folder.parent))
-        return [folder] if port is None else [folder, _server_folder(port)]
-    if port is not None:
-        return [_server_folder(port)]
+    if folders := _folders(tracker):
+        return folders
     raise StageFailed(
         f"MLflow is at {without_passwords(tracker.uri)}, where several machines can promote at once, and "
         "a file lock of this machine does not hold the others back. Nothing was moved. Set "
         f"{LOCK_DATABASE}=postgresql://user:password@host/database on every machine (any database of the "
-        "stack will do, no table is made), or promote on the machine that runs the MLflow server, by its "
-        "loopback address."
+        "stack will do, no table is made), or promote on the machine that runs the MLflow server: in the "
+        "folder of its stack (--home), or by a loopback address where it listens on one."
     )
+
+
+def _folders(tracker: Tracker) -> list[Path]:
+    """None for a server that is, as far as one can see, on another machine."""
+    database, address = _sqlite_file(tracker.uri), _address(tracker.uri)
+    own = address is not None and address == _served(tracker.home)
+    if own and not is_in_postgresql(tracker.home):
+        # This home's server, whatever address it listens on: its file is known.
+        database = tracker.home.mlflow / "mlflow.db"
+    port = _loopback_port(address)
+    if database is not None:
+        folder = database.resolve().parent
+        if port is None:
+            port = _loopback_port(_served(Home(folder.parent)))
+        return [folder] if port is None else [folder, _server_folder(port)]
+    return [] if port is None else [_server_folder(port)]
 
 
 def _sqlite_file(uri: str) -> Path | None:
@@ -116,17 +127,30 @@ def _sqlite_file(uri: str) -> Path | None:
     return Path(parts.path[1:]) if parts.scheme.partition("+")[0] == "sqlite" else None
 
 
-def _loopback_port(uri: str) -> int | None:
+def _address(uri: str) -> tuple[str, int] | None:
+    """Host and port of an MLflow server. Whatever loopback is called, it is this machine."""
     parts = urlsplit(uri)
-    if parts.scheme not in ("http", "https") or parts.hostname not in _LOOPBACK:
+    if parts.scheme not in ("http", "https") or not parts.hostname:
         return None
-    return parts.port or {"http": 80, "https": 443}[parts.scheme]
+    host = _LOOPBACK if _is_loopback(parts.hostname) else parts.hostname
+    return host, parts.port or {"http": 80, "https": 443}[parts.scheme]
 
 
-def _served_port(home: Home) -> int | None:
-    """The port of the MLflow server that runs for a home. Nobody is asked: one that restarts counts, too."""
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == _LOOPBACK or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _loopback_port(address: tuple[str, int] | None) -> int | None:
+    return address[1] if address is not None and address[0] == _LOOPBACK else None
+
+
+def _served(home: Home) -> tuple[str, int] | None:
+    """The MLflow server that runs for a home. Nobody is asked: one that restarts counts, too."""
     server = read_stack(home).get("mlflow")
-    return None if server is None or not server.lives else _loopback_port(server.url)
+    return None if server is None or not server.lives else _address(server.url)
 
 
 def _server_folder(port: int) -> Path:

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from flows.stack.settings import StackSettings, write_settings
 from tasks.errors import ServerAway, StageFailed, UserError
 from tasks.home import Home
 from tasks.promotion import lock
@@ -250,16 +251,58 @@ def test_whichever_way_two_promoters_reach_one_registry_they_exclude_each_other(
         pass
 
 
+@pytest.mark.parametrize("knows", ["first", "second"])
+def test_who_knows_only_the_address_of_a_server_on_postgresql_excludes_who_knows_its_database(
+    served: Home, postgres: str, knows: str
+) -> None:
+    tracker = Tracker(served, "http://127.0.0.1:5000")
+    known, unknown = {LOCK_DATABASE: postgres}, dict[str, str]()
+    first, second = (known, unknown) if knows == "first" else (unknown, known)
+    with (
+        promoting(tracker, "a", environ=first),
+        pytest.raises(StageFailed, match="held the lock"),
+        promoting(tracker, "a", environ=second, wait_seconds=0),
+    ):
+        pass
+
+
 def test_the_lock_of_a_server_lies_where_no_setting_of_one_process_moves_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     assert Path("/tmp") == lock.SERVER_LOCKS
     monkeypatch.setattr(lock, "SERVER_LOCKS", tmp_path)
-    for uri in ("http://127.0.0.1:5000", "http://localhost:5000", "http://[::1]:5000/"):
+    for host in ("127.0.0.1", "localhost", "[::1]", "127.0.0.2"):
+        uri = f"http://{host}:5000/"
         assert lock_folders(Tracker(Home(tmp_path), uri)) == [tmp_path / "loraline-locks-5000"]
     assert (tmp_path / "loraline-locks-5000").stat().st_mode & 0o7777 == 0o1777
 
 
 def test_without_a_server_the_lock_lies_beside_the_database(own_tracker: Tracker) -> None:
     assert lock_folders(own_tracker) == [own_tracker.home.mlflow]
+
+
+@pytest.mark.parametrize("url", ["http://192.168.1.5:5000", "http://gpu-box:5000"])
+def test_a_server_that_listens_elsewhere_is_locked_beside_its_own_database(
+    own_tracker: Tracker, tmp_path: Path, url: str
+) -> None:
+    """Its workers are given this address: other machines are held back by their own refusal."""
+    home = own_tracker.home
+    write_stack(home, {"mlflow": Server(url, os.getpid())})
+    assert lock_folders(Tracker(home, f"{url}/")) == lock_folders(own_tracker) == [home.mlflow]
+    for tracker in (
+        Tracker(Home(tmp_path / "another"), url),
+        Tracker(home, url.replace("5000", "5001")),
+    ):
+        with pytest.raises(StageFailed, match="in the folder of its stack"):
+            lock_folders(tracker)
+
+
+def test_a_server_on_postgresql_that_listens_elsewhere_has_no_file_to_lock(
+    own_tracker: Tracker,
+) -> None:
+    home = own_tracker.home
+    write_stack(home, {"mlflow": Server("http://192.168.1.5:5000", os.getpid())})
+    write_settings(home, StackSettings(project=home.root, database="postgresql"))
+    with pytest.raises(StageFailed, match=LOCK_DATABASE):
+        lock_folders(Tracker(home, "http://192.168.1.5:5000"))
