@@ -179,6 +179,8 @@ def server_environment(
             ),
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+            # Of the address that the page came from: a browser elsewhere, behind a proxy or a tunnel has another.
+            "PREFECT_UI_API_URL": "/api",
             # Otherwise the pages are unpacked into site-packages, which may be read-only.
             "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(home.prefect / "ui"),
             **RETENTION,
@@ -186,7 +188,6 @@ def server_environment(
     )
     if api_url:
         environment["PREFECT_API_URL"] = api_url
-        environment["PREFECT_UI_API_URL"] = api_url
     return dict(environment)
 
 

@@ -3,11 +3,11 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 from flows.connection import RETENTION, Connection, client_environment, server_environment
 from flows.stack.databases import Databases
 from flows.stack.exposure import PREFECT_PASSWORD, is_loopback
+from flows.stack.own_names import allowed_names
 from flows.stack.settings import StackSettings
 from tasks.home import Home
 
@@ -48,7 +48,7 @@ def parts(settings: StackSettings) -> list[Part]:
     mlflow_arguments: tuple[str, ...] = ("server", *listening, "--workers", "1")
     mlflow_arguments += ("--port", str(settings.mlflow_port))
     if not is_loopback(settings.host):
-        mlflow_arguments += ("--app-name", "basic-auth", "--allowed-hosts", _hosts(settings))
+        mlflow_arguments += ("--app-name", "basic-auth")
     found = [
         Part(
             "prefect",
@@ -111,7 +111,10 @@ def part_environment(
             **prefect_server_settings(databases),
         }
     if part.name == "mlflow":
-        return mlflow_environment(home, databases, environ)
+        return {
+            **mlflow_environment(home, databases, environ),
+            **allowed_names(settings, environ),
+        }
     return client_of_stack(home, settings, databases, environ)
 
 
@@ -179,10 +182,3 @@ def client_of_stack(
 
 
 _SERVER_SECRETS = ("MLFLOW_AUTH_ADMIN_PASSWORD", "MLFLOW_FLASK_SERVER_SECRET_KEY")
-
-
-def _hosts(settings: StackSettings) -> str:
-    """Host headers that MLflow answers to: against DNS rebinding."""
-    name = urlsplit(settings.mlflow_url).hostname or settings.host
-    names = dict.fromkeys((name, os.uname().nodename, "localhost", "127.0.0.1"))
-    return ",".join(f"{one}:{settings.mlflow_port}" for one in names)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from flows.scheduled_recipes import recipe_files
 from flows.stack.exposure import MLFLOW_PASSWORDS, PREFECT_PASSWORD
+from flows.stack.own_names import HOSTS, ORIGINS
 from tasks.addresses import without_passwords
 from tasks.errors import LoralineError
 from tasks.recipe_file import read_document
@@ -57,6 +58,8 @@ KEPT = (
     "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES",
     "MLFLOW_HTTP_REQUEST_TIMEOUT",
+    HOSTS,
+    ORIGINS,
 )
 """What a part reads and everybody may: a unit's text is no secret. Not a value that holds a password."""
 SECRETS = (

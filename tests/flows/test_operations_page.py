@@ -230,6 +230,8 @@ loraline up --host 0.0.0.0
 loraline status
 test "$(status -X POST http://127.0.0.1:4200/api/flows/filter)" = 401
 test "$(status http://127.0.0.1:5000/api/2.0/mlflow/experiments/search?max_results=1)" = 401
+test "$(status -H 'Host: mlflow.example.com' http://127.0.0.1:5000/api/2.0/mlflow/experiments/search?max_results=1)" = 401
+test "$(status -H 'Host: other.example.com' http://127.0.0.1:5000/)" = 403
 # The worker's run logs in to both.
 export PREFECT_API_URL=http://127.0.0.1:4200/api PREFECT_API_AUTH_STRING=$PREFECT_SERVER_API_AUTH_STRING
 python -m prefect deployment run retrain/retrain --watch --param "recipe=$PWD/recipes/secured.yaml"
@@ -265,6 +267,8 @@ def test_with_passwords_both_servers_may_listen_to_others_and_ask_them(
     values["PREFECT_SERVER_API_AUTH_STRING"] = "operator:geheim-prefect"
     values["MLFLOW_TRACKING_USERNAME"] = "admin"
     values["MLFLOW_TRACKING_PASSWORD"] = values["MLFLOW_AUTH_ADMIN_PASSWORD"]
+    values["MLFLOW_SERVER_ALLOWED_HOSTS"] = "mlflow.example.com"
+    values["MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"] = "https://mlflow.example.com"
     (tmp_path / "new-password.json").write_text(
         json.dumps(
             {
