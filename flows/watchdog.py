@@ -5,11 +5,13 @@ Part of the stack and not a deployment, because it must act when no worker lives
 
 import logging
 import os
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from types import FrameType
 
 from flows.stack import abandoned
 from flows.stack.abandoned import Abandoned
@@ -18,6 +20,7 @@ from flows.stack.api import PrefectApi
 from flows.stack.aside import Aside
 from flows.stack.crashes import Crashes
 from flows.stack.hangs import Hangs
+from flows.stack.leftovers import STACK
 from flows.stack.old_runs import LOOK_SECONDS as OLD_RUNS_SECONDS
 from flows.stack.old_runs import OldRuns
 from flows.stack.parts import parts
@@ -27,7 +30,7 @@ from flows.stack.round_limit import RoundLimit
 from flows.stack.settings import folder, read_settings
 from flows.stack.silence import Silence
 from flows.stack.silent_workers import SilentWorkers
-from flows.stack.stops import was_cut_off
+from flows.stack.stops import note_stop, was_cut_off
 from tasks.errors import LoralineError
 from tasks.home import Home, home
 from tasks.promotion.notices import notices_of
@@ -129,7 +132,21 @@ def main() -> None:
     )
     os.environ.update(abandoned.CLIENT)
     state = home()
+    if STACK not in os.environ:
+        _note_end(state)
     watch(checks(state, dict(os.environ)), folder(state) / "watchdog.json", limit=RoundLimit())
+
+
+def _note_end(state: Home) -> None:
+    """Take SIGTERM for a stop of the stack: a container's supervisor ends the watchdog first, and then the
+    workers with their runs. `loraline up` has a supervisor whose stops are noted by who stops it."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        note_stop(state)
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
+
+    signal.signal(signal.SIGTERM, end)
 
 
 if __name__ == "__main__":

@@ -36,6 +36,8 @@ DATASET_CARD = "dataset.json"
 PROMOTED_AT = "loraline.promoted_at"
 PROMOTED_BY = "loraline.promoted_by"
 PREVIOUS = "previous"
+STARTED_FROM_TAG = "loraline.started_from"
+"""URI of the version whose adapter the training went on with."""
 METRICS_TAG = "loraline.metrics"
 """JSON of `{"base": {...}, "challenger": {...}}` on each version: a list needs no run for it."""
 

@@ -83,11 +83,16 @@ def adapter_turn(
     home.locks.mkdir(parents=True, exist_ok=True)
     path = home.locks / f"adapter-{quote(name, safe='')}.lock"
     note = path.with_suffix(".json")
-    told = False
+    told = asked = False
     with ExitStack() as held:
         while True:
             if (turn := _taken(path, database, name, held)) is not None:
                 break
+            if not asked:
+                # `is_taken` has the lock for a moment, and who takes it has yet to write the note.
+                asked = True
+                time.sleep(_POLL_SECONDS)
+                continue
             holder = _holder(note)
             if not wait:
                 raise Taken(f"{name} is being trained by {holder or 'another machine'}.")

@@ -10,12 +10,11 @@ from tasks.promotion.lock import promoting
 from tasks.promotion.log import read_log
 from tasks.promotion.moving import settle
 from tasks.promotion.notices import Notices
-from tasks.registry import aliased_versions, model_id_of, versions_of
+from tasks.registry import STARTED_FROM_TAG, aliased_versions, model_id_of, versions_of
 from tasks.tracking import Tracker
 
 STEPS_BACK = 3
 """So many of the log's last entries keep the versions that they name: rollbacks go back along them."""
-STARTED_FROM_TAG = "loraline.started_from"
 _log = logging.getLogger(__name__)
 
 

@@ -98,7 +98,7 @@ def collect(
 
 def registered_versions(tracker: "Tracker") -> dict[tuple[str, str], Registered]:
     """Every version in the registry. Raises: StageFailed when MLflow does not answer."""
-    from tasks.registry import ADAPTER_TAG, aliased_versions, versions_of
+    from tasks.registry import ADAPTER_TAG, STARTED_FROM_TAG, aliased_versions, versions_of
 
     found: dict[tuple[str, str], Registered] = {}
     with tracker.explained("list the registered models"):
@@ -111,6 +111,7 @@ def registered_versions(tracker: "Tracker") -> dict[tuple[str, str], Registered]
                 tuple(aliases.get(number, ())),
                 str(version.run_id or ""),
                 str(version.tags.get(ADAPTER_TAG, "")),
+                str(version.tags.get(STARTED_FROM_TAG, "")),
             )
     return found
 

@@ -1,7 +1,7 @@
 """What is still needed: by registered versions, by running and resumable runs, by the last runs of each adapter."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -23,6 +23,8 @@ class Registered:
     aliases: tuple[str, ...]
     mlflow_run_id: str
     adapter_sha256: str = ""
+    started_from: str = ""
+    """URI of the version that its training started from; empty: the base."""
 
 
 @dataclass
@@ -35,6 +37,8 @@ class Needs:
     """Whose reports stay."""
     adapters: set[str] = field(default_factory=set)
     """sha256 of the adapters behind aliases, and of those being read: their downloaded copies stay."""
+    starts: set[str] = field(default_factory=set)
+    """URIs of versions that trainings start from: a replay needs their rows, which only the store has."""
     since: datetime | None = None
     """When the oldest run that is kept began: logs from before may go. None: nothing is known to have run."""
     records: set[Path] = field(default_factory=set)
@@ -53,9 +57,13 @@ def needs_of(
 
     `versions`: (name, number) -> every version that the registry has. A version is whole in MLflow: its
     adapter, its card and the ids of its rows travel with it. What a run asks the store for is its
-    evaluation, and for one with an alias every stage stays. `keep_runs` overrides what recipes say.
+    evaluation, for one that others start from its dataset too, and for one with an alias every stage
+    stays. `keep_runs` overrides what recipes say.
     """
-    needs = Needs(adapters={it.adapter_sha256 for it in versions.values() if it.aliases})
+    aliased = [it for it in versions.values() if it.aliases]
+    needs = Needs(
+        adapters={it.adapter_sha256 for it in aliased}, starts={it.started_from for it in aliased}
+    )
     for name, runs in entries(home).items():
         history = [entry for _, entry in runs]
         count = keep_runs or history[0].keep_runs
@@ -116,6 +124,7 @@ def _agree(one: dict[str, str], other: dict[str, str]) -> bool:
 def _keep_run(needs: Needs, path: Path, entry: Entry, why: str) -> None:
     needs.keep(entry.stages.items(), why)
     needs.records.add(path)
+    needs.starts |= {entry.started_from} if entry.started_from else set()
     if entry.mlflow_run_id:
         needs.mlflow_runs.add(entry.mlflow_run_id)
     if needs.since is None or entry.started < needs.since:
@@ -132,9 +141,13 @@ def _keep_version(needs: Needs, folder: Path, versions: dict[tuple[str, str], Re
     if found is None:
         return
     why = f"version {record['version']} of {record['name']}"
-    kept = STAGES if found.aliases else ("evaluation",)
+    kept: Sequence[str] = ("evaluation",)
     if found.aliases:
+        kept = STAGES
         why += f" ({', '.join(found.aliases)})"
+    elif f"models:/{record['name']}/{record['version']}" in needs.starts:
+        kept = ("dataset", "evaluation")
+        why += ", which a training starts from"
     needs.keep([("registration", folder.name)], why)
     needs.keep([(stage, stages[stage]) for stage in kept if stage in stages], why)
     needs.mlflow_runs.add(found.mlflow_run_id)

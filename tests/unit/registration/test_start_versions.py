@@ -8,6 +8,7 @@ import pytest
 
 from tasks.artifacts import Version
 from tasks.errors import StageFailed, UserError
+from tasks.retention.collecting import registered_versions
 from tasks.start import named_start
 
 
@@ -74,6 +75,8 @@ def test_a_version_tells_what_it_started_from_and_keeps_the_rows_that_its_start_
     version = own_trained.register(tracker, started_from="models:/tiny/7")
     found = tracker.client.get_model_version("tiny", version.version)
     assert found.tags["loraline.started_from"] == "models:/tiny/7"
+    known = registered_versions(tracker)[version.name, version.version]
+    assert known.started_from == "models:/tiny/7"
     assert "went on with the adapter of models:/tiny/7" in found.description
     start = named_start(tracker, version.uri, base_sha256=own_trained.base.weights_sha256)
     kept = start.files().earlier_rows

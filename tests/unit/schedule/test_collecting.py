@@ -49,6 +49,7 @@ def night(
     size: int = 50_000,
     outcome: str = "registered",
     version: str | None = None,
+    start: str | None = None,
     checkpoint: int = 0,
 ) -> dict[str, str]:
     """One run: five outputs, a log, a report and a checkpoint of so many bytes, as the stages leave them."""
@@ -68,7 +69,11 @@ def night(
             store.publish(stage, keys[stage], build)  # type: ignore[arg-type]
             stages[stage] = StageTiming(fingerprint=keys[stage], reused=False, seconds=0.0)
             known = Outcome(
-                outcome="failed", reason="", mlflow_run_id=f"run{number}", stages=stages
+                outcome="failed",
+                reason="",
+                mlflow_run_id=f"run{number}",
+                stages=stages,
+                started_from=start and {"uri": start},
             )
             announce("outcome", outcome=known.model_dump(mode="json"))
         (home.logs / f"training-{keys['training'][:16]}.log").write_text("x" * size)
@@ -182,6 +187,28 @@ def test_each_adapter_keeps_its_own_last_runs(
     collect(home, TRACKER, grace_seconds=0)
     assert (home.store / "training" / rare["training"]).is_dir()
     assert (home.reports / "run1").is_dir()
+
+
+@pytest.mark.parametrize("known_by", ["runs", "an alias"])
+def test_the_rows_that_a_named_start_replays_stay_as_long_as_something_starts_there(
+    home: Home, versions: dict[tuple[str, str], Registered], known_by: str
+) -> None:
+    start = night(home, "a", 0, version="7")
+    versions["a", "7"] = Registered((), "run0")
+    uri = "models:/a/7"
+    if known_by == "an alias":
+        # Its newest runs failed before they knew what to start from.
+        versions["a", "8"] = Registered(("champion",), "run1", started_from=uri)
+    for number in range(1, 8):
+        night(home, "a", number, start=uri if known_by == "runs" else None)
+    collect(home, TRACKER, grace_seconds=0)
+    kept = {stage for stage in STAGES if (home.store / stage / start[stage]).is_dir()}
+    assert kept == {"dataset", "evaluation", "registration"}
+    versions.pop(("a", "8"), None)
+    for number in range(8, 14):
+        night(home, "a", number)
+    collect(home, TRACKER, grace_seconds=0)
+    assert not (home.store / "dataset" / start["dataset"]).exists()
 
 
 def test_checkpoints_of_a_run_that_can_be_gone_on_with_stay_and_outdated_ones_go(

@@ -9,12 +9,17 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from filelock import FileLock
 
-from tasks import gpu_turn
-from tasks.errors import StageFailed, UserError
+from flows.orderly import orderly
+from tasks import gpu_turn, launch
+from tasks.errors import StageFailed, UserError, WorkerFailed
 from tasks.home import Home
+from tasks.retention.settings import RetentionSettings
 from tasks.turn import Taken, adapter_turn, is_taken
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -72,6 +77,16 @@ def test_a_scheduled_run_is_told_who_trains_the_adapter(home: Home) -> None:
             assert is_taken(home, "another")
     finally:
         ended(other, signal.SIGKILL)
+
+
+def test_who_only_asks_whether_the_turn_is_taken_turns_no_run_away(home: Home) -> None:
+    home.locks.mkdir(parents=True)
+    # As collecting does, for much less than this.
+    asking = FileLock(home.locks / "adapter-a.lock", thread_local=False)
+    asking.acquire()
+    threading.Timer(0.3, asking.release).start()
+    with adapter_turn(home, "a", run="b", wait=False) as turn:
+        turn.check()
 
 
 def test_a_turn_is_free_as_soon_as_its_holder_is_killed(home: Home) -> None:
@@ -175,6 +190,18 @@ def test_workers_see_only_the_gpus_that_their_run_holds(
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
 
 
+@pytest.mark.parametrize(
+    ("visible", "devices"),
+    [("GPU-b,0", ("GPU-bb", "GPU-aa")), ("GPU-", ("GPU-",)), ("MIG-1", ("MIG-1",))],
+    ids=["shortened", "ambiguous", "a slice"],
+)
+def test_a_shortened_uuid_is_the_lock_of_the_whole_one(
+    two_gpus: Path, monkeypatch: pytest.MonkeyPatch, visible: str, devices: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert gpu_turn.gpus() == devices
+
+
 def test_more_gpus_than_there_are_is_the_users_mistake(two_gpus: Path) -> None:
     with pytest.raises(UserError, match="asks for 3 GPUs"):
         gpu_turn.take_gpus(3)
@@ -229,6 +256,57 @@ def test_a_tool_without_a_gpu_or_a_driver_locks_none(
 ) -> None:
     answering(script)
     assert gpu_turn.take_gpus(1) == ()
+
+
+@pytest.mark.parametrize("limit", ["timeout_seconds", "stall_seconds"])
+def test_a_run_whose_worker_hangs_leaves_both_turns_free(
+    home: Home, two_gpus: Path, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    monkeypatch.setattr(launch, "GRACE_SECONDS", 1.0)
+    recipe = SimpleNamespace(name="a", retention=RetentionSettings(min_free_gb=0))
+    tracker = SimpleNamespace(uri=f"sqlite:///{home.root}/mlflow.db")
+    facts = SimpleNamespace(overrides=(), force=False)
+    run: Any = SimpleNamespace(recipe=recipe, home=home, tracker=tracker, facts=facts)
+    # What it starts is deaf, and in a session of its own.
+    deaf = "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(600)"
+    worker = (
+        "import subprocess, sys, time\n"
+        f"subprocess.Popen([sys.executable, '-c', {deaf!r}], start_new_session=True)\n"
+        'print(\'{"event": "alive"}\', flush=True)\n'
+        "time.sleep(600)\n"
+    )
+    taken: list[bool] = []
+
+    def train() -> None:
+        with orderly(run):
+            gpu_turn.take_gpus(2)
+            launch.run(
+                [sys.executable, "-c", worker],
+                log=home.logs / "training.log",
+                name="Training",
+                on_event=lambda _: taken.append(is_taken(home, "a")),
+                **{limit: 2.0},  # type: ignore[arg-type]
+            )
+
+    with pytest.raises(WorkerFailed):
+        train()
+    assert taken == [True]
+    other = python(
+        f"""
+        from pathlib import Path
+        from tasks.gpu_turn import gpu_turn
+        from tasks.home import Home
+        from tasks.turn import adapter_turn
+        with adapter_turn(Home(Path({str(home.root)!r})), "a", run="b", wait=False):
+            with gpu_turn(2) as devices:
+                print(*devices)
+        """
+    )
+    try:
+        assert other.communicate(timeout=20)[0] == "GPU-aa GPU-bb\n"
+    finally:
+        other.kill()
+        other.wait()
 
 
 def test_another_machine_has_the_turn_where_the_stack_is_on_postgresql(
