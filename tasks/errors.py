@@ -11,6 +11,7 @@
     │   ├── OutOfMemory           a training needs more memory than there is: once more, in smaller batches
     │   ├── OverBudget            a training would cost more than its recipe allows; a checkpoint is left
     │   ├── ServerAway            a server does not answer: what nobody watches waits for it, and goes on
+    │   ├── NoGpuTurn             the lock of a GPU was not to be had: it says nothing of what was to be computed
     │   ├── GateRefused           the gate does not let an adapter through, exit code 3
     │   └── Preempted             somebody else took the machine; a retry goes on, exit code 75
     └── Interrupted               somebody pressed Ctrl-C, exit code 130
@@ -73,6 +74,10 @@ class OverBudget(StageFailed):
 
 class ServerAway(StageFailed):
     """A server that was asked for does not answer."""
+
+
+class NoGpuTurn(StageFailed):
+    """No GPU could be locked: others compute on them all, or the driver does not say which there are."""
 
 
 class GateRefused(StageFailed):

@@ -5,18 +5,19 @@ something is really computed there: a run that finds nothing to do waits for no 
 """
 
 import logging
+import math
 import os
 import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from tasks.errors import StageFailed, UserError
+from tasks.errors import NoGpuTurn, UserError
 
 FOLDER_VARIABLE = "LORALINE_GPU_LOCKS"
 """Folder of the locks. Default: one below the system's temporary folder; containers that share a GPU mount one."""
@@ -40,13 +41,14 @@ class _Held:
     visible_before: str | None = None
 
 
-def take_gpus(count: int) -> tuple[str, ...]:
+def take_gpus(count: int, *, within_seconds: float = math.inf) -> tuple[str, ...]:
     """Wait until `count` of this process's GPUs are free, take them, and show its workers only these.
 
     Returns their names, as CUDA_VISIBLE_DEVICES has them then; empty on a machine without GPUs. What
     is held already counts: training and evaluation of one run use the same devices.
 
-    Raises: UserError when there are fewer than `count`; StageFailed as `gpus`.
+    Raises: UserError when there are fewer than `count`; NoGpuTurn when others hold them for longer than
+    `within_seconds`, and as `gpus`.
     """
     devices = gpus()
     if not devices:
@@ -61,7 +63,13 @@ def take_gpus(count: int) -> tuple[str, ...]:
     if not _Held.locks:
         _Held.visible_before = os.environ.get(_VISIBLE)
     told = False
+    until = time.monotonic() + within_seconds
     while not _take(devices, count):
+        if time.monotonic() >= until:
+            raise NoGpuTurn(
+                f"Other runs compute on {'all' if count == 1 else 'too many'} of {len(devices)} GPUs"
+                + (f", and did for {within_seconds / 60:.0f} min." if within_seconds else ".")
+            )
         if not told:
             _log.warning(
                 "%s of %d GPUs are in use by other runs: waiting until %d are free",
@@ -89,12 +97,31 @@ def give_back_gpus() -> None:
 
 
 @contextmanager
-def gpu_turn(count: int = 1) -> Iterator[tuple[str, ...]]:
-    """Hold `count` GPUs for the block. Raises: as `take_gpus`."""
+def gpu_turn(count: int = 1, *, within_seconds: float = math.inf) -> Iterator[tuple[str, ...]]:
+    """Hold `count` GPUs for the block; a turn that this process has already goes on after it.
+
+    Raises: as `take_gpus`.
+    """
+    had_turn = bool(_Held.locks)
     try:
-        yield take_gpus(count)
+        yield take_gpus(count, within_seconds=within_seconds)
     finally:
-        give_back_gpus()
+        if not had_turn:
+            give_back_gpus()
+
+
+@contextmanager
+def hidden_gpus() -> Iterator[None]:
+    """Show this process's workers no GPU for the block; not for one that has a turn."""
+    before = os.environ.get(_VISIBLE)
+    os.environ[_VISIBLE] = ""
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_VISIBLE]
+        else:
+            os.environ[_VISIBLE] = before
 
 
 def gpus() -> tuple[str, ...]:
@@ -102,7 +129,7 @@ def gpus() -> tuple[str, ...]:
 
     A slice of a GPU (MIG) is a device of its own.
 
-    Raises: StageFailed when the driver is there and does not say which: a run that went on would
+    Raises: NoGpuTurn when the driver is there and does not say which: a run that went on would
     compute beside whoever holds their locks.
     """
     visible = os.environ.get(_VISIBLE)
@@ -113,7 +140,13 @@ def gpus() -> tuple[str, ...]:
     known = {index.strip(): uuid.strip() for index, _, uuid in pairs}
     if asked is None:
         return tuple(known.values())
-    return tuple(known.get(device, device) for device in asked)
+    return tuple(known.get(device) or _whole(device, known.values()) for device in asked)
+
+
+def _whole(device: str, uuids: Iterable[str]) -> str:
+    """The UUID that CUDA takes a shortened one for, so that both are one lock; else what was asked for."""
+    meant = [uuid for uuid in uuids if uuid.startswith(device)]
+    return meant[0] if len(meant) == 1 else device
 
 
 def _listed() -> str:
@@ -146,7 +179,7 @@ def _listed() -> str:
         if done.returncode == _NO_DRIVER and attempt == ATTEMPTS:
             _log.warning("nvidia-smi %s: going on without a GPU", why)
             return ""
-    raise StageFailed(
+    raise NoGpuTurn(
         f"The NVIDIA driver does not say which GPUs this machine has: nvidia-smi {why}, {ATTEMPTS} times. "
         "Without their names no GPU can be locked, and this run might compute beside another one. Nothing "
         "was started. See what `nvidia-smi` says by hand (the kernel's log names errors as `NVRM`; after an "

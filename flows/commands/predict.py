@@ -38,6 +38,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the answer, or write the file. Bad rows and models that cannot be loaded are UserErrors."""
     from flows.streams import own_standard_output
     from tasks.errors import UserError
+    from tasks.gpu_turn import gpu_turn
     from tasks.registration.prediction import Row, answer_rows, model_uri, read_rows, write_rows
     from tasks.tracking import reachable_tracker
 
@@ -58,15 +59,16 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("--prompt is empty.")
     with own_standard_output() as out:
         tracker = reachable_tracker(home())
-        answers = answer_rows(
-            rows,
-            tracker=tracker,
-            uri=uri,
-            base=args.base.absolute() if args.base else None,
-            home=tracker.home,
-            max_tokens=args.max_tokens,
-            on_event=_show_progress if len(rows) > 1 else None,
-        )
+        with gpu_turn():
+            answers = answer_rows(
+                rows,
+                tracker=tracker,
+                uri=uri,
+                base=args.base.absolute() if args.base else None,
+                home=tracker.home,
+                max_tokens=args.max_tokens,
+                on_event=_show_progress if len(rows) > 1 else None,
+            )
         if args.output is None:
             out.write(answers[0].answer + "\n")
         else:

@@ -8,7 +8,7 @@ from enum import Enum
 from typing import Any, Final
 
 from tasks.artifacts import Version
-from tasks.errors import GateRefused, LoralineError, StageFailed, UserError
+from tasks.errors import GateRefused, LoralineError, NoGpuTurn, StageFailed, UserError
 from tasks.promotion.entry import LONGEST_REASON, MOST_METRICS, Entry
 from tasks.promotion.lock import promoting
 from tasks.promotion.moving import Aliases, Log, aliases_of, carry_out, settle
@@ -150,6 +150,8 @@ def roll_back(
     candidate = _ready(tracker, name, target)
     try:
         found = verify(f"models:/{name}/{target}")
+    except NoGpuTurn:
+        raise
     except LoralineError as error:
         raise StageFailed(
             f"{name!r} cannot go back to version {target}, which does not load: {error}\nNothing was moved; "

@@ -6,7 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from tasks.errors import Interrupted, LoralineError, OutOfMemory, UserError, WorkerFailed
+from tasks.errors import (
+    Interrupted,
+    LoralineError,
+    NoGpuTurn,
+    OutOfMemory,
+    UserError,
+    WorkerFailed,
+)
 from tasks.outage import is_outage
 from tasks.promotion.entry import Entry, now
 from tasks.promotion.lock import promoting
@@ -167,7 +174,7 @@ def _verified(name: str, found_now: Aliases, verify: Verify) -> dict[str, Any]:
 
 def _says_nothing(error: LoralineError) -> bool:
     """Whether it is the machine that failed, and not the version."""
-    if isinstance(error, OutOfMemory | WorkerFailed) or is_outage(error):
+    if isinstance(error, NoGpuTurn | OutOfMemory | WorkerFailed) or is_outage(error):
         return True
     if any(words in str(error).lower() for words in _NO_MEMORY):
         return True

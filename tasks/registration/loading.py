@@ -37,6 +37,9 @@ def load_version(uri: str, config: Mapping[str, Any], *, files: Path | None = No
             "store work and that this machine may use them, then try again."
         ) from error
     except RuntimeError as error:
+        if type(error) is not RuntimeError or "allocate memory" in str(error):
+            # Torch's, for lack of memory or of a kernel, which says nothing of the version.
+            raise
         # chat_model.py's own words: the adapter or the base is not the recorded one.
         raise UserError(str(error)) from error
 

@@ -105,6 +105,15 @@ def test_what_takes_long_outlasts_five_minutes_without_prefects_server(name: str
     assert 300 < 0.8 * sum(2**n for n in range(1, attempts + 1)) < 600
 
 
+@pytest.mark.parametrize("name", ["watch-data", "approve"])
+def test_what_takes_long_beside_the_promotions_runs_once_at_a_time(name: str) -> None:
+    deployment = FILE.deployment(name)
+    assert deployment.work_pool.name == FILE.deployment("rollback").work_pool.name
+    limit = deployment.concurrency_limit
+    assert limit is not None
+    assert (limit.limit, limit.collision_strategy) == (1, "ENQUEUE")
+
+
 def test_the_pull_step_names_no_folder_of_the_deploying_machine() -> None:
     assert [next(iter(step.values()))["directory"] for step in FILE.pull] == [
         "{{ $LORALINE_PROJECT }}"

@@ -37,11 +37,20 @@ def api() -> Iterator[str]:
         prefect_test_harness(server_startup_timeout=120),
         temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
     ):
+        from prefect.client.schemas.objects import ConcurrencyLimitConfig
         from prefect.flows import EntrypointType
 
         from flows.approve import approve
+        from flows.deployment_file import read_deployments
 
-        approve.to_deployment("approve", entrypoint_type=EntrypointType.MODULE_PATH).apply()
+        limit = read_deployments().deployment("approve").concurrency_limit
+        assert limit is not None
+        approve.to_deployment(
+            "approve",
+            entrypoint_type=EntrypointType.MODULE_PATH,
+            # One at a time, as it is shipped: a form that waits must not keep another one from being shown.
+            concurrency_limit=ConcurrencyLimitConfig(**limit.model_dump()),
+        ).apply()
         yield str(get_current_settings().api.url)
 
 

@@ -22,6 +22,7 @@ from tasks.home import Home
 from tasks.registration import versions, work
 from tasks.registration.listing import list_versions
 from tasks.registration.package import Contents, recorded_path, requirements
+from tasks.registration.proving import prove_version
 from tasks.registration.settings import RegistrationSettings
 from tasks.registration.verification import verify_version
 from tasks.registration.work import find_registered, fingerprint_of, git_commit
@@ -282,6 +283,22 @@ def test_an_adapter_whose_reloaded_logits_differ_is_never_a_version(own_trained:
         own_trained.register(tracker)
     assert tracker.client.search_model_versions("name = 'tiny'") == []
     assert list(own_trained.home.work.iterdir()) == []
+
+
+def test_what_a_gpu_trained_is_proved_on_a_cpu_although_that_rounds_otherwise(
+    own_trained: Any,
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    fixture = own_trained.adapter.path / "fixture.safetensors"
+    save_file({"logits": load_file(fixture)["logits"] + 0.01}, fixture)
+    (own_trained.adapter.path / "result.json").write_text(json.dumps({"device": "NVIDIA H200"}))
+    tracker = own_trained.tracker()
+    version = own_trained.register(tracker)
+    assert "logits differ by at most 0.01 from" in version.proof
+    # As a promotion has it, from the version's own papers.
+    proof = prove_version(tracker, version.uri, base=own_trained.base.path)
+    assert "computed on another kind of device" in proof
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

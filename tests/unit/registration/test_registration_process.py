@@ -117,3 +117,21 @@ def test_only_a_version_that_is_not_there_is_the_user_s_mistake(
     with pytest.raises(kind, match="no, says https://mlflow") as caught:
         load_version("models:/tiny/1", {})
     assert type(caught.value) is kind
+
+
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_a_lack_of_memory_is_not_told_as_a_mistake_in_the_version(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow.pyfunc
+    import torch
+
+    def load(*_: Any, **__: Any) -> None:
+        if device == "gpu":
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        torch.empty(1 << 60, dtype=torch.uint8)
+
+    monkeypatch.setattr(mlflow.pyfunc, "load_model", load)
+    with pytest.raises(RuntimeError, match=r"(?i)memory") as caught:
+        load_version("models:/tiny/1", {})
+    assert not isinstance(caught.value, LoralineError)
