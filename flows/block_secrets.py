@@ -6,7 +6,7 @@ the Secret block of the same name in Prefect's spelling: `SHOP_DATABASE_URL` in 
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from tasks.errors import LoralineError, ServerAway, UserError
 from tasks.files import expanded
 from tasks.outage import bridged, is_outage
 from tasks.recipe_file import apply_override, read_document
-from tasks.recipe_secrets import block_name, secret_variables
+from tasks.recipe_secrets import OPTIONAL, block_name, secret_variables
 
 _log = logging.getLogger(__name__)
 
@@ -27,12 +27,19 @@ _log = logging.getLogger(__name__)
 def secrets_of(recipe: Path, overrides: tuple[str, ...] = ()) -> Iterator[None]:
     """For the block, put what the environment lacks into it: this process's, and its workers'.
 
-    Raises: UserError for a block that holds no text; ServerAway when Prefect does not answer. A block that is
-    not there is no mistake: whoever needs the variable says so.
+    Raises: UserError for a block that holds no text; ServerAway when Prefect does not answer and the variable
+    is needed for certain. A block that is not there is no mistake: whoever needs the variable says so.
     """
+    with taken_from_blocks(_named(recipe, overrides)):
+        yield
+
+
+@contextmanager
+def taken_from_blocks(variables: Iterable[str]) -> Iterator[None]:
+    """The same for variables by name. Raises: as `secrets_of`."""
     found = {}
-    for variable in _missing(recipe, overrides):
-        if (value := _value(variable)) is not None:
+    for variable in variables:
+        if not os.environ.get(variable) and (value := _value(variable)) is not None:
             found[variable] = value
             _log.info("%s comes from the Secret block %s", variable, block_name(variable))
     os.environ.update(found)
@@ -43,13 +50,13 @@ def secrets_of(recipe: Path, overrides: tuple[str, ...] = ()) -> Iterator[None]:
             os.environ.pop(variable, None)
 
 
-def _missing(recipe: Path, overrides: tuple[str, ...]) -> list[str]:
+def _named(recipe: Path, overrides: tuple[str, ...]) -> list[str]:
     # A recipe that cannot be read is refused with all its mistakes by whoever checks it.
     with suppress(LoralineError):
         document = read_document(expanded(recipe))
         for override in overrides:
             apply_override(document, override)
-        return [name for name in secret_variables(document.data) if not os.environ.get(name)]
+        return secret_variables(document.data)
     return []
 
 
@@ -60,7 +67,7 @@ def _value(variable: str) -> str | None:
     except ObjectNotFound:
         return None
     except Exception as error:
-        if is_outage(error):
+        if is_outage(error) and variable not in OPTIONAL:
             # "Not set" would be a person's mistake, which nobody repeats.
             raise ServerAway(
                 f"Prefect could not be asked for the Secret block {name!r}, which may hold {variable}: "

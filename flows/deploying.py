@@ -23,7 +23,7 @@ from flows.scheduled_recipes import (
     recipe_files,
     scheduled,
 )
-from flows.server_schedules import Target, by_slug, clock_of, put, recipe_behind
+from flows.server_schedules import Target, by_slug, clock_of, put, recipe_behind, schedules_of
 from tasks.errors import LoralineError
 from tasks.home import Home
 from tasks.outage import is_outage
@@ -78,6 +78,7 @@ def apply_deployments(
     wanted = _wanted(recipes, applied)
     refused: set[str] = set()
     with get_client(sync_client=True) as client:
+        wanted = _not_anothers(client, wanted, applied)
         for deployment in file.deployments:
             identity = _deploy(client, file, deployment, applied)
             _apply_fixed(client, deployment, identity, applied)
@@ -115,6 +116,30 @@ def _wanted(recipes: Sequence[Path], applied: Applied) -> list[Wanted]:
             )
         else:
             kept.append(one)
+    return kept
+
+
+def _not_anothers(
+    client: "SyncPrefectClient", wanted: list[Wanted], applied: Applied
+) -> list[Wanted]:
+    """Without those whose schedule on the server is of another recipe, which lies elsewhere and wants it still."""
+    there = {
+        schedule.slug: recipe_behind(client, schedule)
+        for name in (RETRAIN, WATCH)
+        for _, schedule in schedules_of(client, name)
+    }
+    kept = []
+    for one in wanted:
+        other = Path(there.get(one.name) or one.path)
+        rival = other.is_file() and not other.samefile(one.path)
+        if one.unwanted or not rival or gone_for_good(other, one.name):
+            kept.append(one)
+        else:
+            applied.problems.append(
+                f"{one.path}: name: {one.name!r} is scheduled already, by {other}. An adapter has one "
+                "schedule, which stays as it is: give one of the two recipes another `name`, or delete "
+                f"{other}, or its section `schedule`; then deploy again."
+            )
     return kept
 
 

@@ -8,6 +8,7 @@ from prefect.runtime import flow_run
 from prefect.states import Completed
 
 from flows.block_secrets import secrets_of
+from flows.bridging import bridged_run
 from flows.recipe_form import Override
 from tasks.base import resolve_base
 from tasks.dataset.task import prepare_dataset
@@ -48,8 +49,13 @@ def evaluate(
     path, changes = expanded(recipe).absolute(), tuple(overrides or ())
     here = home()
     here.prepare()
-    with secrets_of(path, changes), reading(here) as reader:
-        return _judged(path, version, changes, here, reader)
+
+    def attempt() -> State[dict[str, Any]]:
+        with reading(here) as reader:
+            return _judged(path, version, changes, here, reader)
+
+    with secrets_of(path, changes):
+        return bridged_run(attempt, doing=f"judge version {version} by {path.name}")
 
 
 def _judged(

@@ -7,6 +7,8 @@ from prefect import State, flow
 from prefect.runtime import flow_run
 from prefect.states import Completed
 
+from flows.block_secrets import taken_from_blocks
+from flows.bridging import bridged_run
 from tasks.errors import UserError
 from tasks.files import expanded
 from tasks.gpu_turn import gpu_turn
@@ -49,8 +51,14 @@ def predict(
         raise UserError(f"output {target}: there is no folder {target.absolute().parent}.")
     if target.exists() and not overwrite:
         raise UserError(f"output {target} is there already. Name another file, or set `overwrite`.")
-    tracker = reachable_tracker(home())
-    with gpu_turn():
-        answered = answer_file(tracker, model, source, target, max_tokens=max_tokens)
+
+    def attempt() -> dict[str, Any]:
+        tracker = reachable_tracker(home())
+        with gpu_turn():
+            return answer_file(tracker, model, source, target, max_tokens=max_tokens)
+
+    # Which base the version belongs on is seen when it is loaded.
+    with taken_from_blocks(["HF_TOKEN"]):
+        answered = bridged_run(attempt, doing=f"answer the rows of {source}")
     told = f"{answered['rows']} answers of {answered['model']} in {target}"
     return Completed(message=told, data=answered)

@@ -1,16 +1,21 @@
 """Promote a registered version: its verdict checked, loaded in a fresh process, moved under the lock, on record."""
 
-from typing import Any
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
 
 from prefect import State, flow
 from prefect.runtime import flow_run
 from prefect.states import Completed
 
+from flows.bridging import bridged_run
 from tasks.errors import GateRefused
 from tasks.home import home
 from tasks.promotion.task import promote_registered
 from tasks.registration.task import verifier
 from tasks.tracking import reachable_tracker
+
+if TYPE_CHECKING:
+    from tasks.promotion.promoting import Moved
 
 
 def _run_name() -> str:
@@ -33,19 +38,25 @@ def promote(
 
     Returns the log's entry. A version that the gate refused ends the run as
     `Completed(name="Refused")`; one that does not load, or a champion that somebody else moved
-    meanwhile, fails it. Nothing is moved then.
+    meanwhile, fails it. Nothing is moved then. A server that is away is waited for.
     """
-    tracker = reachable_tracker(home())
-    try:
-        moved = promote_registered(
+    asked = datetime.now(UTC)
+
+    def attempt() -> "Moved":
+        tracker = reachable_tracker(home())
+        return promote_registered(
             tracker,
             name,
             version,
             reason=reason,
             verify=verifier(tracker),
+            asked=asked,
             actor=by,
             force=force,
         )
+
+    try:
+        moved = bridged_run(attempt, doing=f"promote version {version} of {name}")
     except GateRefused as refused:
         return Completed(name="Refused", message=str(refused), data={"promoted": False})
     entry = moved.entry

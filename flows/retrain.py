@@ -8,6 +8,7 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Crashed
 
 from flows.block_secrets import secrets_of
+from flows.bridging import bridged_run
 from flows.orderly import NotNow, orderly, refuse_outdated, repeats
 from flows.recipe_form import Override
 from flows.recipe_memory import RecipePath, recipe_of_run
@@ -18,7 +19,6 @@ from flows.verdict_page import show_verdict
 from tasks.dataset.task import compare_with_champion, prepare_dataset, replay_rows
 from tasks.errors import Interrupted, Killed
 from tasks.evaluation.task import evaluate_adapter
-from tasks.outage import bridged
 from tasks.promotion.task import promote_version
 from tasks.registration.task import find_champion, register_adapter, verifier
 from tasks.tokenization.task import tokenize_dataset
@@ -59,10 +59,8 @@ def retrain(
                 return _retrained(Path(recipe), changes, force, here)
 
             with secrets_of(Path(recipe), changes):
-                if unattended() is None:
-                    return attempt()
-                # Nobody watches it, to run it again. What is complete by then is not repeated, by force either.
-                return bridged(attempt, doing="go on")
+                # What is complete by then is not repeated, by force either.
+                return bridged_run(attempt, doing="go on")
     except NotNow as other:
         return other.state
     except Interrupted as stop:

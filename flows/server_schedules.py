@@ -45,7 +45,9 @@ def put(
     """
     from prefect.client.schemas.actions import DeploymentScheduleCreate
 
+    before = None
     if recipe := parameters.get("recipe"):
+        before = there and recipe_behind(client, there)
         remember_recipe(client, target.slug, recipe)
     if there is None:
         new = DeploymentScheduleCreate(
@@ -59,8 +61,11 @@ def put(
     client.update_deployment_schedule(
         target.identity, there.id, schedule=clock, parameters=parameters
     )
-    what = "its parameters restored" if same else f"now {clock_text(clock)}"
-    return f"{target}: {what}{'' if there.active else ' (still paused)'}"
+    what = [] if same else [f"now {clock_text(clock)}"]
+    if before not in (None, recipe):
+        what.append(f"runs {recipe} instead of {before}")
+    told = ", ".join(what) or "its parameters restored"
+    return f"{target}: {told}{'' if there.active else ' (still paused)'}"
 
 
 def by_slug(client: "SyncPrefectClient", identity: "UUID") -> "dict[str, DeploymentSchedule]":

@@ -22,6 +22,8 @@ from prefect.states import Completed
 from prefect.types._datetime import now
 
 from flows.block_secrets import secrets_of
+from flows.bridging import bridged_run
+from flows.orderly import NotNow, refuse_outdated
 from flows.recipe_memory import RecipePath, recipe_of_run
 from flows.stack.crashes import RETRAIN
 from flows.stack.successes import NOTHING_DUE
@@ -31,7 +33,7 @@ from tasks.dataset.watching import Seen, Watch
 from tasks.errors import UserError
 from tasks.files import expanded
 from tasks.home import Home, home
-from tasks.recipe import load_recipe
+from tasks.recipe import Recipe, load_recipe
 from tasks.retention.ledger import entries, newest_success
 from tasks.turn import is_taken
 
@@ -39,6 +41,8 @@ EVENT = "loraline.retrain"
 """Whoever posts it starts a training: payload `{"recipe": path on the worker, "reason": text}`."""
 LONGEST_WAIT = timedelta(days=7)
 """A run that has been due for longer, and has not begun, is not counted on any more."""
+SECONDS_BETWEEN = (15, 60)
+"""An outage is waited for in short: looks are at work one at a time, and the next of this recipe is due soon."""
 
 
 def _run_name() -> str:
@@ -62,16 +66,33 @@ def watch_data(
     `loraline-retrain-wanted` turns into a run that records the cause. Nobody is asked while the adapter
     is trained or such a run waits: what comes meanwhile is counted when that has ended.
     """
-    path = expanded(recipe_of_run(recipe)).absolute()
+    try:
+        recipe = recipe_of_run(recipe)
+        # Looks that come slower than they are due would pile up before people's promotions.
+        refuse_outdated(recipe)
+    except NotNow as other:
+        return other.state
+    path = expanded(recipe).absolute()
     loaded = load_recipe(path)
     asked = loaded.schedule
-    rows = after_new_rows or (asked and asked.after_new_rows)
-    days = after_days or (asked and asked.after_days)
+    rows = after_new_rows or (asked.after_new_rows if asked else None)
+    days = after_days or (asked.after_days if asked else None)
     if rows is None and days is None:
         raise UserError(
             f"{path}: nothing says when new data is enough. Write schedule.after_new_rows or "
             "schedule.after_days, or give the run one of them."
         )
+    with secrets_of(path):
+        return bridged_run(
+            lambda: _looked(path, loaded, rows, days),
+            doing=f"look at the data of {loaded.name}",
+            seconds=SECONDS_BETWEEN,
+        )
+
+
+def _looked(
+    path: Path, loaded: Recipe, rows: int | None, days: float | None
+) -> State[dict[str, Any]]:
     here = home()
     here.prepare()
     watch = Watch(here.root / "watch" / loaded.name, here.cache / "sources")
@@ -80,17 +101,16 @@ def watch_data(
             # It reads much. A worker that waited here would keep promotions waiting.
             return Completed(name="Skipped", message=f"Another look at {loaded.name} is at work.")
         runs = [entry for _, entry in entries(here).get(loaded.name, [])]
-        with secrets_of(path):
-            seen = look_at_sources(
-                watch,
-                loaded.dataset,
-                recipe_folder=path.parent,
-                after_new_rows=rows,
-                after_days=days,
-                trained_at=newest_success(here, loaded.name),
-                begun_at=runs[0].started if runs else None,
-                base=None if loaded.base.is_local else known_commit(loaded.base, path),
-            )
+        seen = look_at_sources(
+            watch,
+            loaded.dataset,
+            recipe_folder=path.parent,
+            after_new_rows=rows,
+            after_days=days,
+            trained_at=newest_success(here, loaded.name),
+            begun_at=runs[0].started if runs else None,
+            base=None if loaded.base.is_local else known_commit(loaded.base, path),
+        )
         busy, asks = None, False
         if seen.cause is not None and (busy := under_way(here, loaded.name, path)) is None:
             kind = "base" if seen.cause.startswith("the base") else "data"

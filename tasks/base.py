@@ -34,7 +34,12 @@ class BaseSettings(Settings):
     @property
     def is_local(self) -> bool:
         """Whether `model` names a folder."""
-        return self.model.startswith((".", "/", "~"))
+        return looks_local(self.model)
+
+
+def looks_local(model: str) -> bool:
+    """Whether a base, as a recipe names it, is a folder and no Hub id."""
+    return model.startswith((".", "/", "~"))
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,7 @@ def bridged(
     doing: str,
     seconds: Sequence[float] = SECONDS_BETWEEN,
     sleep: Callable[[float], None] = time.sleep,
+    say: Callable[[str], object] = _log.warning,
 ) -> T:
     """Call `work`, and again after each pause, as long as an outage is what stops it.
 
@@ -64,7 +65,7 @@ def bridged(
             if not is_outage(error):
                 raise
             said = (str(error).strip() or type(error).__name__).splitlines()[0]
-            _log.warning("Could not %s: %s Trying again in %.0f s", doing, said, pause)
+            say(f"Could not {doing}: {said} Trying again in {pause:.0f} s")
             sleep(pause)
     return work()
 

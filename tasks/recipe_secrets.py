@@ -4,6 +4,10 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from tasks.base import looks_local
+
+OPTIONAL = ("HF_TOKEN",)
+"""What is public on the Hub needs no token, and a recipe does not say what is."""
 _S3 = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 _S3_SCHEMES = ("s3://", "s3a://")
 
@@ -27,6 +31,10 @@ def secret_variables(
             found["HF_TOKEN"] = None
     if environ.get("LORALINE_STORE", "").startswith(_S3_SCHEMES):
         found.update(dict.fromkeys(_S3))
+    base = recipe.get("base")
+    model = base.get("model") if isinstance(base, dict) else base
+    if isinstance(model, str) and not looks_local(model):
+        found["HF_TOKEN"] = None
     judge = _section(_section(recipe, "evaluation"), "judge")
     if judge:
         found[str(judge.get("key_variable") or "OPENAI_API_KEY")] = None

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -113,9 +114,9 @@ stdout_logfile_backups = {LOG_COPIES}
 def _text(path: Path) -> str:
     """A path as the file's syntax has it. Raises: UserError for one that it cannot hold."""
     text = str(path)
-    if any(sign in text for sign in ('"', "%", ";", "\n", "\r")):
+    if re.search(r'["%;\n\r]|\s#', text):
         raise UserError(
             f"The path {text!r} has a sign that the supervisor's configuration cannot hold "
-            '(", %, ; or a line break). Use another folder (--home).'
+            '(", %, ;, a line break, or a # after a blank). Use another folder (--home).'
         )
     return text

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import replace
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 from prefect import get_run_logger, task
@@ -109,19 +110,23 @@ def promote_registered(
     *,
     reason: str,
     verify: "Verify",
+    asked: datetime,
     actor: str | None = None,
     force: bool = False,
 ) -> "Moved":
-    """Promote a version that somebody chose, and leave its verdict as a Prefect artifact.
+    """Promote a version that somebody chose, once a flow run, and leave its verdict as a Prefect artifact.
 
-    Raises: as `work.promote`.
+    `asked` is when the run began. Raises: as `promoting.promote` and `repeating.moved_before`.
     """
     from tasks.promotion.promoting import promote
+    from tasks.promotion.repeating import moved_before
     from tasks.promotion.work import stored_verdict
 
     verdict = stored_verdict(tracker, name, version)
+    notices = flow_notices(tracker)
+    run = flow_run.id
     try:
-        moved = promote(
+        moved = moved_before(tracker, name, flow_run=run, asked=asked, notices=notices) or promote(
             tracker,
             name,
             version,
@@ -129,8 +134,8 @@ def promote_registered(
             verify=verify,
             actor=actor,
             force=force,
-            notices=flow_notices(tracker),
-            flow_run=flow_run.id,
+            notices=notices,
+            flow_run=run,
         )
     except Exception as error:
         _show(name, version, f"Not promoted: {error}", verdict.table())
@@ -145,20 +150,32 @@ def promote_registered(
     name="roll back", task_run_name="roll back {name}", persist_result=False, cache_policy=NO_CACHE
 )
 def roll_back_champion(
-    tracker: Tracker, name: str, *, reason: str, verify: "Verify", actor: str | None = None
+    tracker: Tracker,
+    name: str,
+    *,
+    reason: str,
+    verify: "Verify",
+    asked: datetime,
+    actor: str | None = None,
 ) -> "Moved":
-    """Make `previous` the champion again. Raises: as `work.roll_back`."""
+    """Make `previous` the champion again, once a flow run, which began when it was `asked` for.
+
+    Raises: as `promoting.roll_back` and `repeating.moved_before`.
+    """
     from tasks.promotion.promoting import roll_back
+    from tasks.promotion.repeating import moved_before
     from tasks.promotion.work import stored_verdict
 
-    moved = roll_back(
+    notices = flow_notices(tracker)
+    run = flow_run.id
+    moved = moved_before(tracker, name, flow_run=run, asked=asked, notices=notices) or roll_back(
         tracker,
         name,
         reason=reason,
         verify=verify,
         actor=actor,
-        notices=flow_notices(tracker),
-        flow_run=flow_run.id,
+        notices=notices,
+        flow_run=run,
     )
     assert moved.entry is not None
     version = moved.version.version

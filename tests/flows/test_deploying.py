@@ -190,6 +190,39 @@ def test_two_recipes_of_one_name_are_both_refused(
     assert "twin" not in schedules()
 
 
+@pytest.mark.parametrize("second", [NIGHTLY, "schedule: {after_new_rows: 500}\n"])
+def test_a_recipe_takes_no_schedule_from_one_of_its_name_that_lies_elsewhere(
+    tmp_path: Path, recipes: Path, starter: Path, second: str
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    first = write(recipes, "namesake", NIGHTLY, starter)
+    other = write(elsewhere, "namesake", second, starter)
+    apply(tmp_path, first)
+    applied = apply(tmp_path, elsewhere)
+    assert (applied.changed, applied.schedules) == ([], 0)
+    (problem,) = applied.problems
+    assert str(other) in problem
+    assert str(first) in problem
+    assert schedules()["namesake"].parameters == {"recipe": str(first)}
+    assert "namesake" not in schedules("watch-data")
+    # Named by another way it is the same file.
+    (tmp_path / "link").symlink_to(recipes)
+    assert apply(tmp_path, tmp_path / "link" / first.name).problems == []
+    apply(tmp_path, first)
+    # The ways out: one that has moved takes its schedule along, and so does one whose namesake wants none.
+    if second == NIGHTLY:
+        first.unlink()
+        (line,) = apply(tmp_path, elsewhere).changed
+        assert line == f"schedule retrain/namesake: runs {other} instead of {first}"
+    else:
+        write(recipes, "namesake", "", starter)
+        assert apply(tmp_path, other).problems == []
+        assert schedules("watch-data")["namesake"].parameters == {"recipe": str(other)}
+    other.unlink()
+    apply(tmp_path, recipes, elsewhere)
+
+
 def test_a_schedule_whose_disk_is_not_mounted_is_not_retired(
     tmp_path: Path, recipes: Path, starter: Path
 ) -> None:

@@ -77,7 +77,7 @@ def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "Counter[str]":
     for fake in fakes:
         monkeypatch.setattr(retraining, fake.__name__, fake)
     monkeypatch.setattr(retraining, "find_champion", lambda *_: None)
-    monkeypatch.setattr(retraining, "bridged", partial(bridged, sleep=lambda _: None))
+    monkeypatch.setattr("flows.bridging.bridged", partial(bridged, sleep=lambda _: None))
     # They speak to Prefect of a task that there is none of here.
     monkeypatch.setattr("tasks.stage_report.get_run_logger", lambda: SilentLogger())
     monkeypatch.setattr("tasks.stage_report.show_summary", lambda *_: None)

@@ -11,7 +11,13 @@ from tasks.home import Home
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
 
-def missed(tmp_path: Path, starter: Path, nights: int) -> list[Any]:
+def missed(
+    tmp_path: Path,
+    starter: Path,
+    nights: int,
+    schedule: str = '{cron: "0 2 * * *"}',
+    deployment: str = "retrain",
+) -> list[Any]:
     """The runs that a server left behind which was alive while no worker was, the oldest first."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterDeploymentId
@@ -23,11 +29,11 @@ def missed(tmp_path: Path, starter: Path, nights: int) -> list[Any]:
     recipe = tmp_path / "nightly.yaml"
     recipe.write_text(
         f"name: {name}\nbase: {starter}\ndataset: {{sources: [{{type: jsonl, path: a.jsonl}}]}}\n"
-        'schedule: {cron: "0 2 * * *"}\n'
+        f"schedule: {schedule}\n"
     )
     apply_deployments(Home(tmp_path / "home"), [recipe])
     with get_client(sync_client=True) as client:
-        there = client.read_deployment_by_name("retrain/retrain")
+        there = client.read_deployment_by_name(f"{deployment}/{deployment}")
         since = datetime.now(UTC) - timedelta(days=nights)
         body = {
             "start_time": since.isoformat(),
@@ -132,6 +138,26 @@ def test_of_five_missed_nights_one_trains(
     assert [state.name for state in states] == ["Skipped"] * 4 + ["Trained"]
     assert trained == [tmp_path / "nightly.yaml"]
     assert "does it for both" in str(states[0].message)
+
+
+def test_of_the_looks_that_were_missed_the_newest_looks_and_so_does_a_persons(
+    tmp_path: Path, starter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect.flow_engine import run_flow
+    from prefect.states import Completed
+
+    import flows.watch_data as watching
+
+    monkeypatch.setattr(watching, "_looked", lambda *_: Completed(name="Looked", data={}))
+    late = due(missed(tmp_path, starter, 1, "{after_days: 2}", "watch-data"))
+    assert len(late) > 1
+    states = [
+        run_flow(watching.watch_data, flow_run=run, parameters=run.parameters, return_type="state")
+        for run in (late[0], late[-2], late[-1])
+    ]
+    assert [state.name for state in states] == ["Skipped", "Skipped", "Looked"]
+    asked = watching.watch_data(str(tmp_path / "nightly.yaml"), return_state=True)
+    assert asked.name == "Looked"
 
 
 def test_a_schedule_that_was_paused_and_resumed_still_trains_its_own_adapter(

@@ -257,6 +257,11 @@ def test_a_server_that_is_away_is_no_secret_that_nobody_set(
     with pytest.raises(ServerAway, match="'shop-url', which may hold SHOP_URL"):
         block_secrets.secrets_of(recipe).__enter__()
     assert asked == ["ask Prefect for the Secret block shop-url"]
+    # What is public on the Hub needs no token.
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    recipe.write_text("name: shop\nbase: meta-llama/Llama-3.2-1B\n")
+    with block_secrets.secrets_of(recipe):
+        assert asked[1:] == ["ask Prefect for the Secret block hf-token"]
 
 
 def test_the_verdicts_page_tells_the_end_the_rules_and_the_ways_on() -> None:

@@ -12,6 +12,7 @@ from flows.stack.boot import unit
 from flows.stack.configuration import configuration, socket_file, write_configuration
 from flows.stack.databases import databases, write_ahead
 from flows.stack.exposure import MLFLOW_PASSWORDS, NO_RESTART, PREFECT_PASSWORD, refuse_open
+from flows.stack.own_names import HOSTS, ORIGINS, allowed_names
 from flows.stack.parts import part_environment, parts, prefect_server_settings
 from flows.stack.settings import StackSettings, folder, read_settings, write_settings
 from tasks.errors import UserError
@@ -47,18 +48,43 @@ def test_a_prefect_password_without_its_user_is_refused() -> None:
         refuse_open("0.0.0.0", {PREFECT_PASSWORD: "pw", **dict.fromkeys(MLFLOW_PASSWORDS, "x")})
 
 
-def test_with_passwords_mlflow_is_started_with_its_authentication_and_host_check(
-    tmp_path: Path,
-) -> None:
+def test_with_passwords_mlflow_is_started_with_its_authentication(tmp_path: Path) -> None:
     closed, opened = (
         next(p for p in parts(StackSettings(project=tmp_path, host=host)) if p.name == "mlflow")
         for host in ("127.0.0.1", "0.0.0.0")
     )
     assert "--app-name" not in closed.arguments
     assert opened.arguments[opened.arguments.index("--app-name") + 1] == "basic-auth"
-    allowed = opened.arguments[opened.arguments.index("--allowed-hosts") + 1]
-    assert "127.0.0.1:5000" in allowed
-    assert "*" not in allowed
+
+
+def answered(host: str, name: str, environ: dict[str, str]) -> bool:
+    """Whether MLflow's own checks let a browser read and change something under this name and port."""
+    from mlflow.server.security_utils import is_allowed_host_header, should_block_cors_request
+
+    given = allowed_names(StackSettings(project=Path(), host=host), environ)
+    hosts, origins = (given[variable].split(",") for variable in (HOSTS, ORIGINS))
+    return is_allowed_host_header(hosts, name) and not should_block_cors_request(
+        f"http://{name}", "POST", origins
+    )
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "0.0.0.0", "192.168.1.7", "Gpu-Box"])
+def test_mlflow_is_asked_by_its_workers_and_through_a_tunnel_and_under_no_strange_name(
+    host: str, tmp_path: Path
+) -> None:
+    address = StackSettings(project=tmp_path, host=host).mlflow_url.removeprefix("http://").lower()
+    for environ in ({}, {HOSTS: "mlflow.example.com", ORIGINS: "http://mlflow.example.com"}):
+        for name in (address, "localhost:5000", "127.0.0.1:8000", "[::1]:8000"):
+            assert answered(host, name, environ), name
+        assert answered(host, "mlflow.example.com", environ) == bool(environ)
+        for name in ("example.com:5000", "10.example.com:5000", "127.0.0.1.example.com:5000"):
+            assert not answered(host, name, environ), name
+
+
+def test_the_machines_own_names_are_answered_only_where_others_can_reach_it() -> None:
+    name = f"{os.uname().nodename.lower()}:5000"
+    assert answered("0.0.0.0", name, {})
+    assert not answered("127.0.0.1", name, {})
 
 
 def test_sqlite_is_the_default_and_lies_in_the_home(state: Home) -> None:
@@ -202,7 +228,7 @@ def test_a_stack_that_a_flow_starts_does_not_belong_to_its_run(state: Home) -> N
     assert environment[leftovers.STACK] == str(state.root)
 
 
-@pytest.mark.parametrize("name", ["a;b", "100%", 'a"b'])
+@pytest.mark.parametrize("name", ["a;b", "100%", 'a"b', "team #2"])
 def test_a_path_that_the_configuration_cannot_hold_is_refused(
     tmp_path: Path, settings: StackSettings, name: str
 ) -> None:
