@@ -71,7 +71,8 @@ After=network.target
 [Service]
 Type=exec
 ExecStart={_words(*arguments)} {_of_home(home)}
-WorkingDirectory={_path(settings.project)}
+# It may be gone by then, and the stack's recipes elsewhere (`loraline up --project`).
+WorkingDirectory=-{_path(settings.project)}
 {environment}
 EnvironmentFile=-{_path(environment_file(home))}
 Restart=on-failure

@@ -8,10 +8,10 @@ from flows.stack.streaks import newest_success, series_of
 from flows.stack.successes import NOTHING_DUE
 
 NOTHING_FOUND = {
-    "reconcile-registry": ("Completed", "nothing moved"),
-    "watch-data": (NOTHING_DUE, ""),
+    "reconcile-registry": (("Completed",), "nothing moved"),
+    "watch-data": ((NOTHING_DUE, "Skipped"), ""),
 }
-"""Deployment -> name of the state of a run that nobody will look up, and what stands in its message."""
+"""Deployment -> names of the state of a run that nobody will look up, and what stands in its message."""
 KEPT = timedelta(days=1)
 LOOK_SECONDS = 600.0
 """Between two looks. Each takes one page, so that the other checks of the watchdog wait for a second at most;
@@ -82,5 +82,5 @@ def _found_nothing(run: Json, deployment: str) -> bool:
     if state.get("type") == "CANCELLED":
         # By the limit of one at a time, before it began. Prefect gives those a start time, too.
         return run.get("run_count") == 0
-    name, told = NOTHING_FOUND[deployment]
-    return state.get("name") == name and told in str(state.get("message") or "")
+    names, told = NOTHING_FOUND[deployment]
+    return state.get("name") in names and told in str(state.get("message") or "")

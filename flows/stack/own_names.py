@@ -3,6 +3,7 @@
 import os
 import socket
 from collections.abc import Mapping
+from functools import cache
 
 import psutil
 
@@ -41,8 +42,17 @@ def _names_of_this_machine() -> list[str]:
         # A link-local address with its zone is nothing that a browser takes.
         if address.family in (socket.AF_INET, socket.AF_INET6) and "%" not in address.address
     ]
-    found = (os.uname().nodename, socket.getfqdn(), *addresses)
+    found = (os.uname().nodename, _full_name(), *addresses)
     return [f"[{name}]" if ":" in name else name.lower() for name in found]
+
+
+@cache
+def _full_name() -> str:
+    """As the name service has it, which may take half a minute to say that it does not answer."""
+    try:
+        return socket.getfqdn()
+    except UnicodeError:
+        return os.uname().nodename
 
 
 def _with(given: str, ours: list[str]) -> str:

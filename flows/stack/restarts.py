@@ -4,11 +4,15 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 
 from flows.stack.alerts import Alert, Alerts
+from flows.stack.api import utc
 from flows.stack.configuration import log_file
+from flows.stack.memory import keep, recall
 from flows.stack.part_process import read_starts
 from flows.stack.parts import POOLS
+from flows.stack.settings import folder
 from tasks.home import Home
 
 PARTS = ("prefect", "mlflow", *POOLS)
@@ -26,8 +30,6 @@ class Restarts:
     alerts: Alerts
     clock: Callable[[], float] = time.monotonic
     _counts: dict[str, deque[tuple[float, int]]] = field(default_factory=dict)
-    _told: set[str] = field(default_factory=set)
-    """Parts that have not been well for an hour since somebody was told."""
 
     def __call__(self) -> None:
         """One look."""
@@ -40,10 +42,13 @@ class Restarts:
             while self.clock() - seen[0][0] > WINDOW_SECONDS:
                 seen.popleft()
             restarts = starts.count - seen[0][1]
-            if not restarts:
-                self._told.discard(part)
-            if restarts >= MANY and part not in self._told:
-                self._told.add(part)
+            # Known to a watchdog that is started again, too: what ails a part often ails it.
+            path = folder(self.home) / "restarts.json"
+            told = recall(path) or []
+            if part in told:
+                if datetime.now(UTC) - utc(starts.since) > timedelta(seconds=WINDOW_SECONDS):
+                    keep(path, [it for it in told if it != part])
+            elif restarts >= MANY:
                 self.alerts.tell(
                     Alert(
                         "part-restarts",
@@ -53,3 +58,4 @@ class Restarts:
                         f"The reason stands at the end of {log_file(self.home, part)}.",
                     )
                 )
+                keep(path, [*told, part])

@@ -152,12 +152,15 @@ def _every(days: float, since: datetime) -> Iterator[datetime]:
 def _lag(run: Json | None, period: timedelta) -> timedelta:
     """How long after its time a run may end: what the last one took, and half as much again.
 
-    One that caught up after a long outage took no longer than a period.
+    One that caught up after a long outage was not late for more than a period.
     """
     if run is None:
         return MARGIN
-    took = utc(run["end_time"]) - utc(run.get("expected_start_time") or run["end_time"])
-    return MARGIN + min(max(took, timedelta(0)), period) * 1.5
+    ended = utc(run["end_time"])
+    began = utc(run.get("start_time") or run.get("expected_start_time") or run["end_time"])
+    late = began - utc(run.get("expected_start_time") or run["end_time"])
+    took = ended - began + min(late, period)
+    return MARGIN + max(took, timedelta(0)) * 1.5
 
 
 def fire_times(schedule: Json, after: datetime) -> Iterator[datetime]:

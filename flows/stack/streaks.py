@@ -50,7 +50,8 @@ def newest_success(api: PrefectApi, run: Json, *, before: str | None = None) -> 
     series, creator = series_of(run), run.get("created_by") or {}
     where: Json = {
         "deployment_id": {"any_": [run["deployment_id"]]},
-        "state": {"type": {"any_": ["COMPLETED"]}},
+        # What gave way to a later one has shown nothing.
+        "state": {"type": {"any_": ["COMPLETED"]}, "name": {"not_any_": ["Skipped"]}},
     }
     if before is not None:
         where["end_time"] = {"before_": before}

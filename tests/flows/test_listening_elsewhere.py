@@ -5,7 +5,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -72,6 +72,11 @@ class Elsewhere:
         return answer.status_code
 
 
+def _ended(server: "subprocess.Popen[bytes]") -> None:
+    with suppress(subprocess.TimeoutExpired):
+        server.wait(timeout=30)
+
+
 @pytest.fixture(scope="module")
 def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Elsewhere]:
     """Both servers as `loraline up --host 0.0.0.0` starts them."""
@@ -95,7 +100,8 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Elsewhere]:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
             )
-            stack.callback(server.wait)
+            stack.callback(server.kill)
+            stack.callback(partial(_ended, server))
             stack.callback(server.terminate)
         for part in parts(settings)[:2]:
             until(partial(answers, part.health), 240)

@@ -68,6 +68,7 @@ ELSEWHERE = {
     # A mention in a sentence, without its argument.
     "loraline run": "test_everything_passes_with_the_network_unreachable",
     "loraline ui": "test_cli_servers",
+    "loraline predict": "test_prediction",
     **dict.fromkeys(
         ("loraline up --database postgresql", "loraline up --database sqlite"),
         "test_another_database_is_begun_anew_when_it_is_asked_for",

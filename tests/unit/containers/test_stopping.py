@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from flows.stack.leftovers import STACK
 from flows.stack.settings import folder
 from flows.stack.stops import was_cut_off
 from tasks.home import Home
+from tests.running_stack import until
 
 WORKER = """
 import pathlib, signal, sys, time
@@ -57,11 +57,9 @@ def test_a_run_that_the_stop_of_a_container_cuts_off_did_not_crash_by_any_fault_
         stdout=subprocess.DEVNULL,
     )
     try:
-        deadline = time.monotonic() + 60
-        while not (folder(state) / "watchdog.json").exists() and time.monotonic() < deadline:
-            time.sleep(0.1)
+        until(lambda: (folder(state) / "watchdog.json").exists(), 240)
         started = datetime.now(UTC).isoformat()
     finally:
         supervisor.send_signal(signal.SIGTERM)
-        supervisor.wait(timeout=60)
+        supervisor.wait(timeout=240)
     assert was_cut_off(state, {"start_time": started, "end_time": ended.read_text()})

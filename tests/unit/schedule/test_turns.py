@@ -285,7 +285,7 @@ def test_a_run_whose_worker_hangs_leaves_both_turns_free(
                 log=home.logs / "training.log",
                 name="Training",
                 on_event=lambda _: taken.append(is_taken(home, "a")),
-                **{limit: 2.0},  # type: ignore[arg-type]
+                **{limit: 10.0},  # type: ignore[arg-type]
             )
 
     with pytest.raises(WorkerFailed):
@@ -303,7 +303,7 @@ def test_a_run_whose_worker_hangs_leaves_both_turns_free(
         """
     )
     try:
-        assert other.communicate(timeout=20)[0] == "GPU-aa GPU-bb\n"
+        assert other.communicate(timeout=120)[0] == "GPU-aa GPU-bb\n"
     finally:
         other.kill()
         other.wait()

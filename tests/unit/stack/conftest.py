@@ -100,10 +100,12 @@ class StandIn:
         deployments = where.get("deployment_id", {}).get("any_")
         creators = where.get("created_by", {}).get("id_")
         names = where.get("state", {}).get("name", {}).get("any_")
+        not_named = where.get("state", {}).get("name", {}).get("not_any_", [])
         found = [
             run
             for run in self.runs.values()
             if (kinds is None or run["state"]["type"] in kinds)
+            and run["state"]["name"] not in not_named
             and (ids is None or run["id"] in ids)
             and (parents is None or run.get("parent") in parents)
             and (after is None or (run["end_time"] or "") >= after)

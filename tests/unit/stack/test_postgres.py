@@ -70,6 +70,7 @@ def test_a_server_that_is_away_is_told_without_its_password() -> None:
     assert "geheim" not in str(away.value)
 
 
+@pytest.mark.long
 def test_both_databases_are_created_once_and_migrated_each_with_its_own_version(
     empty: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -81,10 +82,12 @@ def test_mlflow_is_asked_by_its_workers_and_through_a_tunnel_and_under_no_strang
             assert not answered(host, name, environ), name
 
 
-def test_the_machines_own_names_are_answered_only_where_others_can_reach_it() -> None:
-    name = f"{os.uname().nodename.lower()}:5000"
-    assert answered("0.0.0.0", name, {})
-    assert not answered("127.0.0.1", name, {})
+def test_the_machines_own_names_are_answered_only_where_others_can_reach_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(nodename="Gpu-Box"))
+    assert answered("0.0.0.0", "gpu-box:5000", {})
+    assert not answered("127.0.0.1", "gpu-box:5000", {})
 
 
 def test_sqlite_is_the_default_and_lies_in_the_home(state: Home) -> None:

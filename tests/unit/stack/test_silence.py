@@ -122,6 +122,7 @@ def succeeded(prefect: Any, recipe: str, days_ago: float, late: float = 0) -> No
         deployment_id="d",
         parameters={"recipe": recipe},
         end_time=at,
+        start_time=at,
         expected_start_time=due,
     )
 
@@ -240,6 +241,26 @@ def test_a_schedule_to_which_somebody_gave_other_settings_succeeds_with_them(
     prefect.deployments.append({"id": "d", "name": "retrain", "schedules": [schedule]})
     by = {"type": "SCHEDULE", "display_value": "small"}
     prefect.add("COMPLETED", deployment_id="d", parameters=given, created_by=by)
+    Silence(prefect.api, alerts, started=long_since())()
+    alerts.deliver()
+    assert not prefect.events
+
+
+def test_a_training_that_takes_longer_than_its_period_is_waited_for(
+    prefect: Any, alerts: Alerts
+) -> None:
+    schedule = a_schedule(60 * 1440, cron="0 * * * *", timezone="UTC")
+    prefect.deployments.append({"id": "d", "name": "retrain", "schedules": [schedule]})
+    ended = datetime.now(UTC) - timedelta(hours=4.5)
+    began = (ended - timedelta(hours=3)).isoformat()
+    prefect.add(
+        "COMPLETED",
+        deployment_id="d",
+        parameters={"recipe": "recipes/small.yaml"},
+        end_time=ended.isoformat(),
+        start_time=began,
+        expected_start_time=began,
+    )
     Silence(prefect.api, alerts, started=long_since())()
     alerts.deliver()
     assert not prefect.events

@@ -771,7 +771,12 @@ def test_a_part_that_dies_again_and_again_is_told(
         look()
     alerts.deliver()
     assert len(prefect.events) == 1
+    look = Restarts(state, alerts, clock)
+    look()
     clock.now += WINDOW_SECONDS + 1
+    (file,) = (folder(state) / "starts").glob("mlflow*")
+    an_hour_ago = datetime.now(UTC) - timedelta(seconds=WINDOW_SECONDS + 1)
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"since": an_hour_ago.isoformat()}))
     look()
     for _ in range(MANY):
         count_start(state, "mlflow")
