@@ -273,6 +273,7 @@ def test_another_adapter_is_another_version_and_the_new_challenger(
     assert own_trained.register(tracker).version == "3"
 
 
+@pytest.mark.long
 def test_an_adapter_whose_reloaded_logits_differ_is_never_a_version(own_trained: Any) -> None:
     from safetensors.torch import load_file, save_file
 
@@ -285,6 +286,7 @@ def test_an_adapter_whose_reloaded_logits_differ_is_never_a_version(own_trained:
     assert list(own_trained.home.work.iterdir()) == []
 
 
+@pytest.mark.long
 def test_what_a_gpu_trained_is_proved_on_a_cpu_although_that_rounds_otherwise(
     own_trained: Any,
 ) -> None:
@@ -301,6 +303,7 @@ def test_what_a_gpu_trained_is_proved_on_a_cpu_although_that_rounds_otherwise(
     assert "computed on another kind of device" in proof
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_an_adapter_whose_logits_are_no_numbers_is_never_a_version(
     own_trained: Any, value: float
