@@ -68,7 +68,13 @@ def take_gpus(count: int, *, within_seconds: float = math.inf) -> tuple[str, ...
         if time.monotonic() >= until:
             raise NoGpuTurn(
                 f"Other runs compute on {'all' if count == 1 else 'too many'} of {len(devices)} GPUs"
-                + (f", and did for {within_seconds / 60:.0f} min." if within_seconds else ".")
+                + (
+                    f", and did for {within_seconds / 60:.0f} min. Try again when one is free, or cancel the "
+                    "run that computes there, on its page in Prefect: started again, it goes on from its last "
+                    "checkpoint."
+                    if within_seconds
+                    else "."
+                )
             )
         if not told:
             _log.warning(
@@ -181,9 +187,9 @@ def _listed() -> str:
             return ""
     raise NoGpuTurn(
         f"The NVIDIA driver does not say which GPUs this machine has: nvidia-smi {why}, {ATTEMPTS} times. "
-        "Without their names no GPU can be locked, and this run might compute beside another one. Nothing "
-        "was started. See what `nvidia-smi` says by hand (the kernel's log names errors as `NVRM`; after an "
-        f"upgrade of the driver the machine must be started anew), or train without a GPU: {_VISIBLE}=''."
+        "Without their names no GPU can be locked, and what computed there might do so beside another run. "
+        "See what `nvidia-smi` says by hand (the kernel's log names errors as `NVRM`; after an "
+        f"upgrade of the driver the machine must be started anew), or do without a GPU: {_VISIBLE}=''."
     )
 
 

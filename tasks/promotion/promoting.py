@@ -8,7 +8,7 @@ from enum import Enum
 from typing import Any, Final
 
 from tasks.artifacts import Version
-from tasks.errors import GateRefused, LoralineError, NoGpuTurn, StageFailed, UserError
+from tasks.errors import GateRefused, LoralineError, NoGpuTurn, ServerAway, StageFailed, UserError
 from tasks.promotion.entry import LONGEST_REASON, MOST_METRICS, Entry
 from tasks.promotion.lock import promoting
 from tasks.promotion.moving import Aliases, Log, aliases_of, carry_out, settle
@@ -150,7 +150,7 @@ def roll_back(
     candidate = _ready(tracker, name, target)
     try:
         found = verify(f"models:/{name}/{target}")
-    except NoGpuTurn:
+    except (NoGpuTurn, ServerAway):
         raise
     except LoralineError as error:
         raise StageFailed(

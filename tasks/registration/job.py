@@ -7,9 +7,14 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, FiniteFloat
 
 from tasks.adapter_effect import allowed_difference
+from tasks.errors import StageFailed
 
 FAILED = "stage_failed"
 """The event by which a worker explains its failure in words before it dies of it."""
+
+
+class NotFinite(StageFailed):
+    """A version computed NaN or an infinity; another kind of device than the training's may do so alone."""
 
 
 class VerifyJob(BaseModel):

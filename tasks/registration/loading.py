@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from tasks.addresses import without_passwords
-from tasks.errors import StageFailed, UserError
+from tasks.errors import ServerAway, StageFailed, UserError
+from tasks.outage import is_outage
 from tasks.registration.job import FAILED
 from tasks.worker import emit
 
@@ -19,7 +20,7 @@ def load_version(uri: str, config: Mapping[str, Any], *, files: Path | None = No
     """The version as mlflow.pyfunc loads it: from `files`, else from the registry that the environment names.
 
     Raises: UserError when there is no such version, or the adapter or the base is not the recorded
-    one; StageFailed when MLflow does not answer or cannot deliver the version.
+    one; ServerAway when MLflow does not answer; StageFailed when it cannot deliver the version.
     """
     import mlflow
     from mlflow.exceptions import MlflowException
@@ -31,7 +32,8 @@ def load_version(uri: str, config: Mapping[str, Any], *, files: Path | None = No
             raise UserError(
                 f"{uri} cannot be loaded: {without_passwords(error.message)}"
             ) from error
-        raise StageFailed(
+        kind = ServerAway if is_outage(error) else StageFailed
+        raise kind(
             f"MLflow at {without_passwords(mlflow.get_tracking_uri())} could not deliver {uri} "
             f"({error.error_code}): {without_passwords(error.message)}. Check that the server and its artifact "
             "store work and that this machine may use them, then try again."
@@ -53,6 +55,6 @@ def telling_failures() -> Iterator[None]:
     try:
         yield
     except StageFailed as error:
-        emit(FAILED, message=str(error))
+        emit(FAILED, kind=type(error).__name__, message=str(error))
         sys.stderr.write(without_passwords(traceback.format_exc()))
         sys.exit(error.exit_code)

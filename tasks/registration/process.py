@@ -5,10 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from tasks import launch
-from tasks.errors import StageFailed, WorkerFailed
+from tasks.errors import ServerAway, StageFailed, WorkerFailed
 from tasks.home import Home
-from tasks.registration.job import FAILED
+from tasks.registration.job import FAILED, NotFinite
 from tasks.tracking import Tracker
+
+_KINDS = {kind.__name__: kind for kind in (ServerAway, NotFinite)}
+"""Failures that are more than a StageFailed to whoever waits for the worker."""
 
 
 def run_worker(
@@ -24,13 +27,14 @@ def run_worker(
 ) -> None:
     """Run a worker of this slice on its job file, with the tracker's registry as MLflow's default.
 
-    Raises: StageFailed in the worker's own words; else what `tasks.launch.run` raises.
+    Raises: StageFailed, of the worker's own kind and in its words; else what `tasks.launch.run` raises.
     """
-    failures: list[str] = []
+    failures: list[StageFailed] = []
 
     def listen(event: dict[str, Any]) -> None:
         if event["event"] == FAILED:
-            failures.append(str(event["message"]))
+            kind = _KINDS.get(event["kind"], StageFailed)
+            failures.append(kind(f"{event['message']} Log: {log}"))
         elif on_event is not None:
             on_event(event)
 
@@ -52,5 +56,5 @@ def run_worker(
         )
     except WorkerFailed as error:
         if failures:
-            raise StageFailed(f"{failures[-1]} Log: {log}") from error
+            raise failures[-1] from error
         raise

@@ -9,6 +9,8 @@ from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
 from tasks.artifacts import Adapter, Version
+from tasks.errors import NoGpuTurn
+from tasks.gpu_turn import gpu_turn
 from tasks.outage import bridged
 from tasks.progress import announce
 from tasks.registration.provenance import Provenance
@@ -138,18 +140,28 @@ def register_adapter(
 
     began = time.monotonic()
     started("registration")
-    version = bridged(
-        lambda: work.register_adapter(
-            store,
-            settings,
-            key=key,
-            tracker=tracker,
-            name=name,
-            made=made,
-            max_tokens=max_tokens,
-        ),
-        doing=f"register {name}",
-    )
+
+    def register() -> Version:
+        return bridged(
+            lambda: work.register_adapter(
+                store,
+                settings,
+                key=key,
+                tracker=tracker,
+                name=name,
+                made=made,
+                max_tokens=max_tokens,
+            ),
+            doing=f"register {name}",
+        )
+
+    try:
+        version = register()
+    except NoGpuTurn:
+        # A run waits for a GPU however long it takes, but not with the model's lock: another recipe's run
+        # may hold the GPU and register under the same name.
+        with gpu_turn():
+            version = register()
     seconds = time.monotonic() - began
     get_run_logger().info(
         "Adapter %s is version %s of %s (%.1f s)",

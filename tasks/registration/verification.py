@@ -9,7 +9,7 @@ from tasks import launch
 from tasks.errors import NoGpuTurn, StageFailed, WorkerFailed
 from tasks.gpu_turn import gpu_turn, hidden_gpus
 from tasks.home import Home
-from tasks.registration.job import Verification, VerifyJob
+from tasks.registration.job import NotFinite, Verification, VerifyJob
 from tasks.registration.process import run_worker
 from tasks.registry import TRAINING
 from tasks.tracking import Tracker
@@ -58,7 +58,8 @@ def verify_version(
             )
             return Verification.model_validate_json(job.result.read_text(encoding="utf-8"))
 
-    found = _computed(model_uri, look)
+    on_gpu = trained_on is not None and not trained_on.startswith("cpu")
+    found = _computed(model_uri, look, trained_on_gpu=on_gpu)
     if not found.passed:
         rounding = f"rounding explains {found.tolerance:.3g}, and " if found.same_device else ""
         raise StageFailed(
@@ -72,7 +73,9 @@ def verify_version(
     return found
 
 
-def _computed(model_uri: str, look: Callable[[], Verification]) -> Verification:
+def _computed(
+    model_uri: str, look: Callable[[], Verification], *, trained_on_gpu: bool
+) -> Verification:
     """What `look` found on a GPU that this process has the turn on, or on the CPU."""
     try:
         with gpu_turn(within_seconds=0):
@@ -85,8 +88,11 @@ def _computed(model_uri: str, look: Callable[[], Verification]) -> Verification:
             if found.passed:
                 return found
             why = f"its logits differ there by up to {found.largest_difference:.3g}"
-        except WorkerFailed as error:
-            # It may be for lack of memory, or of a kernel: no verdict on the version.
+        except (WorkerFailed, NotFinite) as error:
+            if isinstance(error, NotFinite) and not trained_on_gpu:
+                raise
+            # It may be for lack of memory or of a kernel, or float16 overflows in the CPU's alone: no verdict
+            # on the version.
             why = str(error)
     _log.warning(
         "%s was not proved on the CPU: %s. Waiting up to %.0f min for a GPU",
@@ -99,7 +105,5 @@ def _computed(model_uri: str, look: Callable[[], Verification]) -> Verification:
             return look()
     except NoGpuTurn as taken:
         raise NoGpuTurn(
-            f"Nothing is known against {model_uri}, and it was not proved: {taken} On the CPU: {why}\n"
-            "Try again when a GPU is free. To free one now, cancel the run that computes on it, on its page in "
-            "Prefect: started again, it goes on from its last checkpoint."
+            f"Nothing is known against {model_uri}, and it was not proved: {taken} On the CPU: {why}"
         ) from taken

@@ -5,7 +5,7 @@ import time
 from typing import Any
 
 from tasks.errors import StageFailed
-from tasks.registration.job import Verification, VerifyJob
+from tasks.registration.job import NotFinite, Verification, VerifyJob
 from tasks.registration.loading import load_version, telling_failures
 from tasks.worker import main, write_result
 
@@ -32,12 +32,14 @@ def verify(job: VerifyJob) -> None:
         for number, (ids, wanted) in enumerate(zip(rows, expected, strict=True), start=1):
             got = model.logits(ids)[-last:]
             without = model.base_logits(ids)[-last:]
-            for whose, logits in (
-                ("the trained adapter", wanted),
-                (job.model_uri, got),
-                ("the base without the adapter", without),
+            where = f"row {number} of {len(rows)} of the fixture, {dtype}"
+            for whose, logits, kind in (
+                # Read from a file: no device changes it.
+                ("the trained adapter", wanted, StageFailed),
+                (job.model_uri, got, NotFinite),
+                ("the base without the adapter", without, NotFinite),
             ):
-                _check_finite(whose, logits, f"row {number} of {len(rows)} of the fixture", dtype)
+                _check_finite(whose, logits, where, kind)
             differences.append((got - wanted).abs().max().item())
             effects.append((got - without).abs().max().item())
             sizes.append(wanted.abs().max().item())
@@ -62,12 +64,12 @@ def verify(job: VerifyJob) -> None:
     )
 
 
-def _check_finite(whose: str, logits: Any, where: str, dtype: str) -> None:
+def _check_finite(whose: str, logits: Any, where: str, kind: type[StageFailed]) -> None:
     """NaN is neither above nor below a tolerance: it is refused before anything is compared."""
     bad = int((~logits.isfinite()).sum())
     if bad:
-        raise StageFailed(
-            f"{bad} of {logits.numel()} logits of {whose} are NaN or infinite ({where}, {dtype}), so "
+        raise kind(
+            f"{bad} of {logits.numel()} logits of {whose} are NaN or infinite ({where}), so "
             "nothing can be proved of it, and it is not registered. Look at the loss of the training: "
             "where it became NaN, a lower learning rate or another dtype helps (float16 overflows "
             "where bfloat16 and float32 do not)."
