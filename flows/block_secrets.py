@@ -16,7 +16,7 @@ from prefect.exceptions import ObjectNotFound
 
 from tasks.errors import LoralineError, ServerAway, UserError
 from tasks.files import expanded
-from tasks.outage import bridged, is_outage
+from tasks.outage import SECONDS_BETWEEN, bridged, is_outage
 from tasks.recipe_file import apply_override, read_document
 from tasks.recipe_secrets import OPTIONAL, block_name, secret_variables
 
@@ -27,8 +27,8 @@ _log = logging.getLogger(__name__)
 def secrets_of(recipe: Path, overrides: tuple[str, ...] = ()) -> Iterator[None]:
     """For the block, put what the environment lacks into it: this process's, and its workers'.
 
-    Raises: UserError for a block that holds no text; ServerAway when Prefect does not answer and the variable
-    is needed for certain. A block that is not there is no mistake: whoever needs the variable says so.
+    Raises, where the variable is needed for certain: UserError for a block that holds no text; ServerAway when
+    Prefect does not answer. A block that is not there is no mistake: whoever needs the variable says so.
     """
     with taken_from_blocks(_named(recipe, overrides)):
         yield
@@ -61,13 +61,17 @@ def _named(recipe: Path, overrides: tuple[str, ...]) -> list[str]:
 
 
 def _value(variable: str) -> str | None:
-    name = block_name(variable)
+    name, optional = block_name(variable), variable in OPTIONAL
     try:
-        stored = bridged(lambda: _read(name), doing=f"ask Prefect for the Secret block {name}")
+        stored = bridged(
+            lambda: _read(name),
+            doing=f"ask Prefect for the Secret block {name}",
+            seconds=() if optional else SECONDS_BETWEEN,
+        )
     except ObjectNotFound:
         return None
     except Exception as error:
-        if is_outage(error) and variable not in OPTIONAL:
+        if is_outage(error) and not optional:
             # "Not set" would be a person's mistake, which nobody repeats.
             raise ServerAway(
                 f"Prefect could not be asked for the Secret block {name!r}, which may hold {variable}: "
@@ -77,10 +81,14 @@ def _value(variable: str) -> str | None:
         return None
     value = stored.data.get("value")
     if not isinstance(value, str) or not value:
-        raise UserError(
-            f"The Secret block {name!r} holds no text, and the recipe's variable {variable} is taken from "
-            "it. Write its value as a plain text, or set the variable on the worker."
+        told = (
+            f"The Secret block {name!r} holds no text, and the variable {variable} is taken from it. "
+            "Write its value as a plain text, or set the variable on the worker."
         )
+        if not optional:
+            raise UserError(told)
+        _log.warning("%s Going on without it", told)
+        return None
     return value
 
 

@@ -1,6 +1,5 @@
 """Promote a registered version: its verdict checked, loaded in a fresh process, moved under the lock, on record."""
 
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from prefect import State, flow
@@ -10,6 +9,7 @@ from prefect.states import Completed
 from flows.bridging import bridged_run
 from tasks.errors import GateRefused
 from tasks.home import home
+from tasks.promotion.repeating import Asked
 from tasks.promotion.task import promote_registered
 from tasks.registration.task import verifier
 from tasks.tracking import reachable_tracker
@@ -40,9 +40,10 @@ def promote(
     `Completed(name="Refused")`; one that does not load, or a champion that somebody else moved
     meanwhile, fails it. Nothing is moved then. A server that is away is waited for.
     """
-    asked = datetime.now(UTC)
+    asked = Asked()
 
     def attempt() -> "Moved":
+        asked.attempts += 1
         tracker = reachable_tracker(home())
         return promote_registered(
             tracker,

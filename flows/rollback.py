@@ -1,6 +1,5 @@
 """Go back to the champion before: it must load before anything is moved."""
 
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from prefect import State, flow
@@ -9,6 +8,7 @@ from prefect.states import Completed
 
 from flows.bridging import bridged_run
 from tasks.home import home
+from tasks.promotion.repeating import Asked
 from tasks.promotion.task import roll_back_champion
 from tasks.registration.task import verifier
 from tasks.tracking import reachable_tracker
@@ -33,9 +33,10 @@ def rollback(name: str, reason: str, by: str | None = None) -> State[dict[str, A
     Returns the log's entry. The run fails, and nothing is moved, when that version does not load. A
     server that is away is waited for.
     """
-    asked = datetime.now(UTC)
+    asked = Asked()
 
     def attempt() -> "Moved":
+        asked.attempts += 1
         tracker = reachable_tracker(home())
         return roll_back_champion(
             tracker, name, reason=reason, verify=verifier(tracker), asked=asked, actor=by

@@ -2,7 +2,6 @@
 
 import os
 from dataclasses import replace
-from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 from prefect import get_run_logger, task
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from tasks.promotion.notices import Notices
     from tasks.promotion.promoting import Moved, Verify
     from tasks.promotion.reconciling import Seen
+    from tasks.promotion.repeating import Asked
     from tasks.promotion.work import Decision
 
 
@@ -110,13 +110,13 @@ def promote_registered(
     *,
     reason: str,
     verify: "Verify",
-    asked: datetime,
+    asked: "Asked",
     actor: str | None = None,
     force: bool = False,
 ) -> "Moved":
     """Promote a version that somebody chose, once a flow run, and leave its verdict as a Prefect artifact.
 
-    `asked` is when the run began. Raises: as `promoting.promote` and `repeating.moved_before`.
+    Raises: as `promoting.promote` and `repeating.moved_before`.
     """
     from tasks.promotion.promoting import promote
     from tasks.promotion.repeating import moved_before
@@ -155,10 +155,10 @@ def roll_back_champion(
     *,
     reason: str,
     verify: "Verify",
-    asked: datetime,
+    asked: "Asked",
     actor: str | None = None,
 ) -> "Moved":
-    """Make `previous` the champion again, once a flow run, which began when it was `asked` for.
+    """Make `previous` the champion again, once a flow run.
 
     Raises: as `promoting.roll_back` and `repeating.moved_before`.
     """

@@ -160,7 +160,7 @@ def test_a_recipe_that_prefect_does_not_take_stops_no_other(
     monkeypatch.setattr("tasks.schedule.check_cron", lambda _: None)
     write(recipes, "early", NIGHTLY, starter)
     late = write(recipes, "late", NIGHTLY.replace("0 2 * * *", "0 2 * * 5L"), starter)
-    write(recipes, "watched", "schedule: {after_new_rows: 500}\n", starter)
+    write(recipes, "heard-of", "schedule: {after_new_rows: 500}\n", starter)
     # Read after the others, whose schedules it must not keep from being applied.
     (recipes / "a-list.yaml").write_bytes(b"\xff\xfe\x00")
     write(recipes, "zealous", NIGHTLY, starter)
@@ -168,7 +168,7 @@ def test_a_recipe_that_prefect_does_not_take_stops_no_other(
     assert applied.schedules == 2
     assert {"early", "zealous"} <= set(schedules())
     assert "late" not in schedules()
-    assert "watched" in schedules("watch-data")
+    assert "heard-of" in schedules("watch-data")
     assert len(applied.problems) == 2
     (problem,) = (line for line in applied.problems if str(late) in line)
     assert "5L" in problem
@@ -220,6 +220,34 @@ def test_a_recipe_takes_no_schedule_from_one_of_its_name_that_lies_elsewhere(
         assert apply(tmp_path, other).problems == []
         assert schedules("watch-data")["namesake"].parameters == {"recipe": str(other)}
     other.unlink()
+    apply(tmp_path, recipes, elsewhere)
+
+
+def test_a_namesake_in_a_home_that_is_closed_to_us_keeps_its_schedule(
+    tmp_path: Path, recipes: Path, starter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    hidden = write(recipes, "hidden", NIGHTLY, starter)
+    mine = write(elsewhere, "hidden", NIGHTLY, starter)
+    apply(tmp_path, hidden)
+    stat = Path.stat
+
+    def closed(path: Path, **options: Any) -> Any:
+        # No mode of a folder keeps root out.
+        if path.is_relative_to(recipes):
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, **options)
+
+    with monkeypatch.context() as other_user:
+        other_user.setattr(Path, "stat", closed)
+        applied = apply(tmp_path, elsewhere)
+    (problem,) = applied.problems
+    assert f"{mine}: name: 'hidden' is scheduled already, by {hidden}" in problem
+    assert (applied.changed, applied.schedules) == ([], 0)
+    assert schedules()["hidden"].parameters == {"recipe": str(hidden)}
+    hidden.unlink()
+    mine.unlink()
     apply(tmp_path, recipes, elsewhere)
 
 

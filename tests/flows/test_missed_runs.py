@@ -76,7 +76,7 @@ def test_retiring_a_schedule_leaves_the_missed_runs_of_all_others(
     from flows.commands.schedules import list_schedules
     from flows.deploying import apply_deployments
 
-    gone, kept = tmp_path / "gone", tmp_path / "kept-one"
+    gone, kept = tmp_path / "went-away", tmp_path / "kept-one"
     folders = [gone, kept]
     for folder in folders:
         folder.mkdir()
@@ -92,11 +92,11 @@ def test_retiring_a_schedule_leaves_the_missed_runs_of_all_others(
 
     with get_client(sync_client=True) as client:
         (line,) = deploy()
-        assert line.startswith("schedule retrain/gone: retired, ")
+        assert line.startswith("schedule retrain/went-away: retired, ")
         waiting = {run.id for run in client.read_flow_runs(limit=200)}
         assert {run.id for run in late[kept]} <= waiting
         assert not {run.id for run in late[gone]} & waiting
-        assert "gone" not in schedules()
+        assert "went-away" not in schedules()
         assert any(slug.startswith("retired:") for slug in schedules())
         assert not [row for row in list_schedules() if row["name"].startswith(("gone", "retired"))]
         # It may be wanted again meanwhile, and is another schedule then.

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -229,6 +230,88 @@ def test_a_rollback_that_waited_takes_nothing_back_that_another_did_meanwhile(
     monkeypatch.setattr(going_back, "reachable_tracker", away_once(lambda _: tracker))
     state = deployed(tmp_path, going_back.rollback, {"name": "a", "reason": "worse"})
     assert state.is_failed()
-    assert "While this waited, bob moved the champion of 'a'" in state.message
+    assert "Since this run began, bob moved the champion of 'a'" in state.message
     assert len(told) == 1
     assert champion(tracker) == "2"
+
+
+def clock(seconds: float) -> Callable[[], str]:
+    """Another machine's, which is so far ahead; it stamps the log."""
+    return lambda: (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat(timespec="seconds")
+
+
+def test_a_clock_that_is_ahead_keeps_nobody_from_going_back_at_once(
+    tmp_path: Path, tracker: Tracker, told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import flows.rollback as going_back
+    from tasks.promotion.promoting import promote
+
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr("tasks.promotion.moving.now", clock(300))
+        promote(tracker, "a", "2", reason="better", verify=lambda uri: uri, actor="bob")
+    monkeypatch.setattr(going_back, "reachable_tracker", lambda _: tracker)
+    state = deployed(tmp_path, going_back.rollback, {"name": "a", "reason": "worse"})
+    assert state.message == "#3 rollback: version 1 instead of 2"
+    assert told == []
+
+
+def test_a_clock_that_is_behind_hides_no_move_from_a_rollback_that_waits(
+    tmp_path: Path, tracker: Tracker, told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import flows.rollback as going_back
+    from tasks.promotion import promoting
+    from tasks.promotion.moving import aliases_of
+
+    for version in ("2", "3"):
+        promoting.promote(
+            tracker, "a", version, reason="better", verify=lambda uri: uri, force=True
+        )
+
+    def sleep(_: float) -> None:
+        with monkeypatch.context() as elsewhere:
+            elsewhere.setattr("tasks.promotion.moving.now", clock(-300))
+            promoting.roll_back(tracker, "a", reason="worse", verify=lambda uri: uri, actor="bob")
+
+    monkeypatch.setattr("flows.bridging.bridged", partial(bridged, sleep=sleep))
+    monkeypatch.setattr(going_back, "reachable_tracker", lambda _: tracker)
+    # The log was read when the server goes away.
+    monkeypatch.setattr(promoting, "aliases_of", away_once(aliases_of))
+    state = deployed(tmp_path, going_back.rollback, {"name": "a", "reason": "worse"})
+    assert state.is_failed()
+    assert "bob moved the champion of 'a' (#4 rollback: version 2 instead of 3)" in state.message
+    assert len(told) == 1
+    assert champion(tracker) == "2"
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_a_promotion_that_was_taken_back_while_it_waited_fails(
+    tmp_path: Path,
+    tracker: Tracker,
+    told: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    by_hand: bool,
+) -> None:
+    import flows.promote as promotion
+    from tasks.promotion import promoting
+    from tasks.promotion.notices import notices_of
+    from tasks.promotion.reconciling import reconcile
+
+    def sleep(_: float) -> None:
+        if by_hand:
+            tracker.client.set_registered_model_alias("a", "champion", "1")
+            notices = notices_of(tracker.home, prefect_api=None)
+            reconcile(tracker, verify=lambda uri: uri, notices=notices)
+        else:
+            promoting.roll_back(tracker, "a", reason="worse", verify=lambda uri: uri, actor="bob")
+
+    monkeypatch.setattr("flows.bridging.bridged", partial(bridged, sleep=sleep))
+    monkeypatch.setattr(promotion, "reachable_tracker", lambda _: tracker)
+    # The alias is moved when the server goes away.
+    monkeypatch.setattr(promoting, "version_of", away_once(version_of))
+    given = {"name": "a", "version": "2", "reason": "better"}
+    state = deployed(tmp_path, promotion.promote, given)
+    assert state.is_failed()
+    kind = "observed" if by_hand else "rollback"
+    assert f"moved the champion of 'a' (#3 {kind}: version 1 instead of 2)" in state.message
+    assert len(told) == 1
+    assert champion(tracker) == "1"
