@@ -14,10 +14,12 @@ def client(small: Any) -> Any:
     return Tracker(Home(small.folder / ".loraline")).client
 
 
+@pytest.mark.long
 def test_everything_in_a_run_is_named(client: Any, first_run: dict[str, Any]) -> None:
     assert unnamed_of_run(client, first_run["mlflow_run_id"]) == set()
 
 
+@pytest.mark.long
 def test_what_the_page_promises_of_every_run_is_there(
     client: Any, first_run: dict[str, Any]
 ) -> None:
@@ -41,6 +43,7 @@ def test_the_page_knows_every_metric_that_a_recipe_may_ask_for() -> None:
     assert set(ASPECTS) <= set(names("in a run", "metrics of the data beside"))
 
 
+@pytest.mark.long
 def test_everything_on_a_version_and_its_model_is_named(
     client: Any, first_run: dict[str, Any]
 ) -> None:
@@ -53,6 +56,7 @@ def test_everything_on_a_version_and_its_model_is_named(
     assert not unnamed(version.tags, names("on a version", "tag"))
 
 
+@pytest.mark.long
 def test_everything_in_an_entry_of_the_log_is_named(client: Any, first_run: dict[str, Any]) -> None:
     experiment = client.get_experiment_by_name("small/promotions")
     entries = client.search_runs([experiment.experiment_id])

@@ -258,6 +258,7 @@ def test_a_tool_without_a_gpu_or_a_driver_locks_none(
     assert gpu_turn.take_gpus(1) == ()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("limit", ["timeout_seconds", "stall_seconds"])
 def test_a_run_whose_worker_hangs_leaves_both_turns_free(
     home: Home, two_gpus: Path, monkeypatch: pytest.MonkeyPatch, limit: str

@@ -186,6 +186,7 @@ def test_a_server_that_does_not_answer_is_named_without_its_password(
     assert "hunter2" not in str(caught.value)
 
 
+@pytest.mark.long
 def test_four_first_clients_at_once_find_one_whole_database(tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path; from tasks.home import Home\n"
