@@ -98,7 +98,9 @@ def test_retiring_a_schedule_leaves_the_missed_runs_of_all_others(
         assert not {run.id for run in late[gone]} & waiting
         assert "went-away" not in schedules()
         assert any(slug.startswith("retired:") for slug in schedules())
-        assert not [row for row in list_schedules() if row["name"].startswith(("went-away", "retired"))]
+        assert not [
+            row for row in list_schedules() if row["name"].startswith(("went-away", "retired"))
+        ]
         # It may be wanted again meanwhile, and is another schedule then.
         missed(gone, starter, 1)
         assert "went-away" in schedules()
