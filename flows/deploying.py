@@ -136,7 +136,7 @@ def _not_anothers(
         except OSError:
             # It lies where we may not look, as in another user's home.
             rival = True
-        if one.unwanted or not rival or _gone(other, one.name):
+        if one.unwanted or not rival or gone_for_good(other, one.name):
             kept.append(one)
         else:
             applied.problems.append(
@@ -145,14 +145,6 @@ def _not_anothers(
                 f"{other}, or its section `schedule`; then deploy again."
             )
     return kept
-
-
-def _gone(path: Path, slug: str) -> str | None:
-    """The same as `gone_for_good`; None where we may not look."""
-    try:
-        return gone_for_good(path, slug)
-    except OSError:
-        return None
 
 
 def _deploy(
@@ -272,7 +264,7 @@ def _apply_recipes(
     for slug, schedule in there.items():
         # One that a person made in the UI names no recipe that we know of.
         path = None if slug in fixed else recipe_behind(client, schedule)
-        if path and (why := _gone(Path(path), slug)):
+        if path and (why := gone_for_good(Path(path), slug)):
             applied.note(retire(client, Target(deployment.name, identity, slug), schedule, why))
     return refused
 

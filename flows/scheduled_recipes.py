@@ -72,13 +72,14 @@ def scheduled(path: Path, *, named: bool) -> Wanted | None:
 def gone_for_good(path: Path, slug: str) -> str | None:
     """Why a schedule's recipe wants it no more; None while it does, or while nobody can tell.
 
-    A file that is away together with its folder may lie on a disk that is not mounted.
+    A file that is away together with its folder may lie on a disk that is not mounted, and another user's
+    home may be closed to us.
     """
-    if not path.parent.is_dir():
-        return None
-    if not path.is_file():
-        return f"{path} is gone"
     try:
+        if not path.parent.is_dir():
+            return None
+        if not path.is_file():
+            return f"{path} is gone"
         now = scheduled(path, named=False)
     except (LoralineError, OSError, ValueError):
         return None

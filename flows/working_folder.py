@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tasks.base import looks_local
 from tasks.errors import UserError
 from tasks.files import expanded
 from tasks.share import shared
@@ -151,7 +152,7 @@ def _base(recipe: Path, base: str | None) -> list[str]:
             "# The model of the Phi-3 examples, for a GPU with 16 GB or more:",
             "# base: microsoft/Phi-3-mini-4k-instruct",
         ]
-    if looks_local(base):
+    if names_folder(base):
         return [f"base: {_scalar(_relative(expanded(base), recipe))}"]
     return [
         "# A Hub id; the first run writes the commit that it stands for beside this file (.lock).",
@@ -159,9 +160,9 @@ def _base(recipe: Path, base: str | None) -> list[str]:
     ]
 
 
-def looks_local(base: str) -> bool:
-    """Whether --base names a folder and not a Hub id."""
-    return base.startswith((".", "/", "~")) or Path(base).is_dir()
+def names_folder(base: str) -> bool:
+    """Whether --base names a folder and not a Hub id: one that is there needs no `./`."""
+    return looks_local(base) or Path(base).is_dir()
 
 
 def _dataset(recipe: Path, data: Data | None) -> list[str]:

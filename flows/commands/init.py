@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 
 from flows.program import program
-from flows.working_folder import Data, Written, looks_local, write_working_folder
+from flows.working_folder import Data, Written, names_folder, write_working_folder
 from tasks.base_folder import folder_problem
 from tasks.errors import UserError
 from tasks.files import expanded
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
             f"How about --name {name}?"
         )
     context = None
-    if args.base and looks_local(args.base):
+    if args.base and names_folder(args.base):
         given = expanded(args.base)
         if problem := folder_problem(given.absolute()):
             raise UserError(f"--base {args.base} {problem}")
