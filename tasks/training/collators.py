@@ -1,20 +1,27 @@
 """Rows of token ids to a batch: each row alone, or several one behind the other."""
 
 from collections.abc import Iterator, Sequence
-from itertools import accumulate, pairwise
+from itertools import accumulate, pairwise, takewhile
 from typing import Any
 
 import torch
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from tasks.training.kernels.attention import LENGTHS
+from tasks.training.kernels.attention import LAYOUT
+from tasks.training.kernels.layout import Layout
 from tasks.training.packs import EXAMPLE_LENGTHS
 
 NO_LOSS = -100
 """Label of a token that carries no loss, torch's convention."""
 NUM_TOKENS = "num_tokens"
-"""Key of a packed batch's token count, padding left out; no input of the model."""
+"""Key of a batch's token count, without padding, with a shared beginning in each row; no input of the model."""
+_SHARED = 8
+"""A shared beginning is computed once up to a multiple of so many tokens: fewer are not worth their cost in
+attention, and what is kept for each length stays little.
+"""
 Batch = dict[str, Any]
+Example = tuple[list[int], list[int]]
+"""Token ids and labels."""
 
 
 class Collator:
@@ -52,46 +59,78 @@ class LineCollator:
     """Rows, packed or not, to one line without padding, as the kernels for a CPU read it."""
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> Batch:
-        """`input_ids`, `labels`, `position_ids`, each int64 of shape (1, tokens); `example_lengths`
-        (a tuple) and `num_tokens`.
+        """`input_ids`, `labels`, `position_ids`, each int64 of shape (1, tokens); `line_layout` and
+        `num_tokens`.
 
-        Examples come sorted by length: neighbours of one length are multiplied together. Inside a
-        batch their order is of no consequence.
+        Tokens with which all examples begin, as a system prompt, come once, in front: in a causal model
+        nothing behind them changes what is computed of them. Examples come sorted by length: neighbours
+        of one length are multiplied together. Inside a batch their order is of no consequence.
         """
-        examples = sorted((e for row in rows for e in _examples(row)), key=lambda e: len(e[0]))
-        lengths = tuple(len(ids) for ids, _ in examples)
-        labels = torch.tensor([label for _, own in examples for label in own])
-        positions = torch.cat([torch.arange(length) for length in lengths])
-        # It would be predicted from the last token of the example before.
-        labels[positions == 0] = NO_LOSS
-        return {
-            "input_ids": torch.tensor([[token for ids, _ in examples for token in ids]]),
-            "labels": labels[None],
-            "position_ids": positions[None],
-            LENGTHS: lengths,
-            NUM_TOKENS: torch.tensor(len(positions)),
-        }
+        examples = _sorted(rows)
+        return _line(examples, _shared_tokens(examples))
+
+    def unshared(self, rows: Sequence[dict[str, Any]]) -> Batch:
+        """As if they had no beginning in common: what a step on other rows of these lengths takes."""
+        return _line(_sorted(rows), 0)
 
 
-def line_parts(line: Batch, tokens: int) -> Iterator[Batch]:
-    """A `LineCollator`'s line cut between examples into parts of about `tokens`, as even as they come."""
-    lengths: tuple[int, ...] = line[LENGTHS]
+def _sorted(rows: Sequence[dict[str, Any]]) -> list[Example]:
+    return sorted((e for row in rows for e in _examples(row)), key=lambda e: len(e[0]))
+
+
+def _line(examples: Sequence[Example], shared: int) -> Batch:
+    labels, tokens = [NO_LOSS] * shared, examples[0][0][:shared]
+    positions = list(range(shared))
+    for ids, own in examples:
+        tokens += ids[shared:]
+        # The first one would be predicted from the last token of the example before.
+        labels += [NO_LOSS, *own[shared + 1 :]]
+        positions += range(shared, len(ids))
+    return {
+        "input_ids": torch.tensor([tokens]),
+        "labels": torch.tensor([labels]),
+        "position_ids": torch.tensor([positions]),
+        LAYOUT: Layout(shared, tuple(len(ids) - shared for ids, _ in examples)),
+        NUM_TOKENS: torch.tensor(sum(len(ids) for ids, _ in examples)),
+    }
+
+
+def _shared_tokens(examples: Sequence[Example]) -> int:
+    """With how many tokens all examples begin, as far as none of these predicts an answer's first one."""
+    if len(examples) == 1:
+        return 0
+    unlabelled = (sum(1 for _ in takewhile(NO_LOSS.__eq__, own)) for _, own in examples)
+    columns = zip(*(ids for ids, _ in examples), strict=False)
+    alike = sum(1 for _ in takewhile(lambda tokens: len(set(tokens)) == 1, columns))
+    return max(0, min(alike, min(unlabelled) - 1)) // _SHARED * _SHARED
+
+
+def line_parts(line: Batch, tokens: int, *, pairs: bool = False) -> Iterator[Batch]:
+    """A `LineCollator`'s line cut between examples into parts of about `tokens`, as even as they come.
+
+    A shared beginning comes with each of them. `pairs`: an even number of parts, where examples allow it and
+    such a beginning is short.
+    """
+    shared, lengths = line[LAYOUT].shared, line[LAYOUT].own
     ends = list(accumulate(lengths, initial=0))
-    count = max(1, round(ends[-1] / tokens))
+    # Behind a long beginning, parts for the rest alone would be small, and the beginning computed often.
+    count = max(1, round(ends[-1] / max(tokens - shared, tokens / 2)))
+    # Not for the price of a beginning that is long itself.
+    if pairs and shared <= ends[-1] / 8:
+        count += count % 2
     even = [ends[-1] * part / count for part in range(count + 1)]
     # The example's end that is nearest to each; a long example may be nearest to several.
     cuts = sorted({min(range(len(ends)), key=lambda at: abs(ends[at] - place)) for place in even})
     for first, last in pairwise(cuts):
-        begin, end = ends[first], ends[last]
+        begin, end = shared + ends[first], shared + ends[last]
+        own = lengths[first:last]
         yield {
-            **{name: line[name][:, begin:end] for name in ("input_ids", "labels", "position_ids")},
-            LENGTHS: lengths[first:last],
-            NUM_TOKENS: torch.tensor(end - begin),
-        }
+            name: torch.cat([line[name][:, :shared], line[name][:, begin:end]], 1)
+            for name in ("input_ids", "labels", "position_ids")
+        } | {LAYOUT: Layout(shared, own), NUM_TOKENS: torch.tensor(sum(own) + shared * len(own))}
 
 
-def _examples(row: dict[str, Any]) -> Iterator[tuple[list[int], list[int]]]:
-    """Token ids and labels of each example of a row."""
+def _examples(row: dict[str, Any]) -> Iterator[Example]:
     begin = 0
     for length in row.get(EXAMPLE_LENGTHS) or [len(row["input_ids"])]:
         part = slice(begin, begin + length)

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional
 
 from tasks.training.collators import NO_LOSS
-from tasks.training.kernels.attention import LENGTHS
+from tasks.training.kernels.attention import LAYOUT
 from tasks.training.kernels.head import AnswerLoss
 from tasks.training.kernels.install import Kernels
 
@@ -37,7 +37,7 @@ def sum_over_line(kernels: Kernels, inputs: dict[str, Any]) -> torch.Tensor:
         wanted,
         input_ids=inputs["input_ids"],
         position_ids=inputs["position_ids"],
-        **{LENGTHS: inputs[LENGTHS]},
+        **{LAYOUT: inputs[LAYOUT]},
     )
     head = kernels.head
     total: torch.Tensor = AnswerLoss.apply(hidden, head.weight, head.bias, labels[wanted])

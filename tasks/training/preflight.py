@@ -12,6 +12,7 @@ import torch
 from accelerate.utils import DistributedType
 from transformers import TrainerCallback
 
+from tasks.training.kernels.attention import LAYOUT
 from tasks.training.loading import peak_memory_bytes
 
 _SHARDED = (DistributedType.DEEPSPEED, DistributedType.FSDP)
@@ -44,8 +45,8 @@ def two_steps_and_back(trainer: Any) -> str:
     undoable = type(optimizer).__module__.startswith("torch.optim") and not optimizer.state
     model = trainer.model_wrapped
     with _everything_kept(trainer, optimizer, undoable):
-        for turn in range(2):
-            batch = trainer.data_collator([trainer.train_dataset[row] for row in rows])
+        for turn, collate in enumerate(_collators(trainer, rows)):
+            batch = collate([trainer.train_dataset[row] for row in rows])
             items = trainer._get_num_items_in_batch([batch], trainer.args.device)
             # Each process for itself: a process that has too little memory leaves none waiting here.
             with trainer.accelerator.no_sync(model=model):
@@ -58,6 +59,16 @@ def two_steps_and_back(trainer: Any) -> str:
         f"Two steps on the longest rows ({len(rows)} of up to {lengths[rows[0]]:,} tokens) fit into "
         f"memory: {peak_memory_bytes() / 1e9:.2f} GB at most, in {time.monotonic() - started:.1f} s."
     )
+
+
+def _collators(trainer: Any, rows: Sequence[int]) -> list[Callable[[Any], Any]]:
+    """The trainer's own, twice; where the rows begin alike, one between that makes nothing of it.
+
+    Other rows may not begin alike, and either may take more: the beginning comes with each part of a line.
+    """
+    own = trainer.data_collator
+    layout = own([trainer.train_dataset[row] for row in rows]).get(LAYOUT)
+    return [own, own.unshared, own] if layout and layout.shared else [own, own]
 
 
 def longest_rows(lengths: Sequence[int], count: int) -> list[int]:

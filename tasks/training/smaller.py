@@ -9,6 +9,10 @@ from tasks.training.methods.limits import rows_weighed_together, smallest_batch
 from tasks.training.sharing import Share
 
 _FILE = "smaller_batches.json"
+OFFER = (
+    "With `training.smaller_batches: true` a run tries once more by itself, from its newest checkpoint: half "
+    "as many rows at once, as many in each step."
+)
 BATCH, ACCUMULATION = "per_device_train_batch_size", "gradient_accumulation_steps"
 
 

@@ -59,7 +59,8 @@ def worker_environment(processes: int = 1) -> dict[str, str]:
     """One visible device for each process, and nothing from the network: the base is here by now.
 
     Memory is given back at the end alone. glibc returns large freed blocks to the system, and each
-    step's activations would find their pages cleared anew: `benchmarks/train.py` shows what it costs.
+    step's activations would find their pages cleared anew: `benchmarks/train.py` shows what it costs. One
+    heap serves all threads: what one has freed the other takes.
     And few products of the past are kept ready, by oneDNN and by torch's layer over it.
 
     Raises: UserError when fewer devices may be used than there are processes.
@@ -81,6 +82,7 @@ def worker_environment(processes: int = 1) -> dict[str, str]:
         "WANDB_DISABLED": "true",
         "MALLOC_MMAP_THRESHOLD_": str(1 << 32),
         "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
+        "MALLOC_ARENA_MAX": "1",
         "ONEDNN_PRIMITIVE_CACHE_CAPACITY": str(KEPT_PRODUCTS),
         "LRU_CACHE_CAPACITY": str(KEPT_PRODUCTS),
     }

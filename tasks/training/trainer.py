@@ -1,5 +1,6 @@
 """TRL's SFTTrainer with a loss at the labelled tokens alone, and our kernels where they are proved."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,12 +11,16 @@ from tasks.training import losses, ranks
 from tasks.training.batches import LINE_TOKENS
 from tasks.training.collators import NO_LOSS, NUM_TOKENS, LineCollator, line_parts
 from tasks.training.guards import refuse_first_loss, starts_as_base
+from tasks.training.kernels.install import Kernels
 from tasks.training.kernels.proof import proved_kernels
 from tasks.training.method_trainer import MethodTrainer
+from tasks.training.side_by_side import AT_ONCE, SideBySide
 
 
 class AdapterTrainer(MethodTrainer, SFTTrainer):
     """Mean negative log-likelihood of the labelled tokens: conversations, and texts."""
+
+    _beside: SideBySide | None = None
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -68,15 +73,37 @@ class AdapterTrainer(MethodTrainer, SFTTrainer):
     def training_step(
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
     ) -> Any:
-        """A long line goes through in parts: the loss is a sum, and memory follows the longest part.
+        """A long line goes through in parts: the loss is a sum, and memory follows the longest part, or pair.
 
         Several processes would wait for each other at every part, of which each has its own number.
         """
         if self._kernels is None or num_items_in_batch is None or self._share.processes > 1:
             return super().training_step(model, inputs, num_items_in_batch)
+        beside = self._beside
+        parts = list(line_parts(inputs, LINE_TOKENS // AT_ONCE, pairs=beside is not None))
+        largest = sorted(part["input_ids"].numel() for part in parts)[-AT_ONCE:]
+        # Not two examples that are long themselves: each has what a whole line has in memory.
+        if beside is not None and len(parts) > 1 and sum(largest) <= 1.5 * LINE_TOKENS:
+            return self._step_beside(beside, self._kernels, parts, num_items_in_batch)
         loss = torch.zeros(())
-        for part in line_parts(inputs, LINE_TOKENS):
+        for part in parts:
             loss += super().training_step(model, part, num_items_in_batch)
+        return loss
+
+    def _step_beside(
+        self, beside: SideBySide, kernels: Kernels, parts: list[dict[str, Any]], items: Any
+    ) -> Any:
+        """As the trainer's own `training_step`, for all parts."""
+        self.model.train()
+        for part in parts:
+            self._total_train_tokens += int(part.pop(NUM_TOKENS))
+
+        def loss_of(part: dict[str, Any]) -> torch.Tensor:
+            with self.compute_loss_context_manager():
+                return (losses.sum_over_line(kernels, part) / items).float()
+
+        loss = beside.backward([partial(loss_of, part) for part in parts])
+        self.numbers.add(loss)
         return loss
 
     def judge_base(self, first_loss: float) -> None:
@@ -98,7 +125,31 @@ class AdapterTrainer(MethodTrainer, SFTTrainer):
         )
         if self._kernels is not None:
             self.data_collator = LineCollator()
+            if self._can_compute_beside():
+                trained = [p for p in self.model.parameters() if p.requires_grad]
+                self._beside = SideBySide(trained, torch.get_num_threads())
+                self.kernels_said = (
+                    f"{self.kernels_said.removesuffix('.')}, {AT_ONCE} parts of a line at once."
+                )
         return self._kernels is not None
+
+    def _can_compute_beside(self) -> bool:
+        """Whether two threads may be inside the model at once, and the step is a plain one."""
+        # Those update weights within the backward pass, or are told of each step.
+        optimizers = ("lomo", "layerwise", "schedule_free")
+        # Those keep the angles of the longest row that they saw last.
+        rotations = ("dynamic", "longrope")
+        kinds = {str(getattr(module, "rope_type", "")) for module in self.model.modules()}
+        return (
+            self._share.processes == 1
+            and torch.get_num_threads() % AT_ONCE == 0
+            # What is computed again in the backward pass asks for the random state, which is one for all.
+            and not self.args.activation_checkpointing
+            and not self.args.activation_offloading
+            and self.accelerator.scaler is None
+            and not any(name in self.args.optim for name in optimizers)
+            and not any(name in kind for name in rotations for kind in kinds)
+        )
 
     def _say(self, words: str) -> None:
         self.kernels_said = words

@@ -34,7 +34,7 @@ from tasks.training.start_files import (
 from tasks.training.starting import elsewhere, worker_command, worker_environment
 from tasks.training.summary import summary
 
-OUTPUT_VERSION = 6
+OUTPUT_VERSION = 8
 """To be raised when the same inputs give another adapter than before."""
 RESULT = "result.json"
 Event = dict[str, Any]
@@ -215,9 +215,11 @@ def _trained(
     try:
         return _run_worker(job, settings, log, on_event)
     except OutOfMemory as error:
-        if not settings.smaller_batches:
-            raise
         again = smaller.with_smaller_batches(job)
+        if not settings.smaller_batches:
+            if again is None:
+                raise
+            raise OutOfMemory(f"{error}\n{smaller.OFFER}") from error
         if again is None:
             raise OutOfMemory(f"{error}\n{smaller.why_not_smaller(job)}") from error
         # A restart must not begin with the batch that did not fit.

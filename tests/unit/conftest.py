@@ -14,7 +14,13 @@ import pytest
 
 from tests.hub import Hub, running_hub
 
-POSTGRES = Path("/usr/lib/postgresql/15/bin")
+DEBIANS = Path("/usr/lib/postgresql").glob("*/bin/initdb")
+"""Of each version that is installed; elsewhere the programs are on PATH."""
+POSTGRES = max(
+    DEBIANS,
+    key=lambda it: float(it.parts[-3]),
+    default=Path(shutil.which("initdb") or "/usr/lib/postgresql/initdb"),
+).parent
 
 
 @pytest.fixture
@@ -78,7 +84,7 @@ def shared_bucket(s3_stand_in: str, monkeypatch: pytest.MonkeyPatch) -> Iterator
 def postgres() -> Iterator[str]:
     """The URL of a server of its own on a free loopback port."""
     if not (POSTGRES / "initdb").is_file():
-        pytest.skip(f"no PostgreSQL 15 server binaries in {POSTGRES}")
+        pytest.skip("no server programs of PostgreSQL (Debian: apt-get install postgresql)")
     # Not below pytest's own folder: that one is closed to other users, and too long for a socket.
     folder = Path(tempfile.mkdtemp(prefix="loraline-postgres-"))
     # The server refuses to run as root, and its folder must be its user's.

@@ -3,7 +3,8 @@
 A block-diagonal mask over the whole line pays for its zeros, and on a CPU the backward pass of torch's
 fused attention is several times slower in bfloat16 than the products it is made of. Here examples of
 about one length are multiplied together, nothing is computed across examples, and the probabilities
-are kept for the backward pass only where rows are short.
+are kept for the backward pass only where rows are short. Keys and values of a beginning that all
+examples share are computed once, and each example sees them before its own.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,20 +16,20 @@ import torch
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from tasks.training.kernels.layout import Asked, Group, asked_of, groups_of
+from tasks.training.kernels.layout import Asked, Group, Layout, asked_of, groups_of
 from tasks.training.kernels.pointwise import Rotation, rotated
 
 NAME = "per_example"
 """As transformers' `attn_implementation`."""
-LENGTHS = "example_lengths"
-"""The model's keyword argument: a tuple with the tokens of each example of the line."""
+LAYOUT = "line_layout"
+"""The model's keyword argument: a `Layout`, what the line consists of."""
 ASKED = "attention_asked_at"
 """A layer's keyword argument: positions of the line whose attention is read; without it, all are."""
 _BLOCK = 256
 """Queries that are compared with all keys up to them at once: smaller ones see fewer keys in vain."""
 _KEPT = 512
-"""Tokens of an example up to which the probabilities are kept for the backward pass. Of longer ones
-they are computed again: that memory grows with the square."""
+"""Tokens that an example sees up to which the probabilities are kept for the backward pass. Of longer
+ones they are computed again: that memory grows with the square."""
 
 
 def register() -> None:
@@ -56,8 +57,8 @@ def _attend(
     if len(query) != 1:
         raise NotImplementedError("attention by examples for more than one line")
     # A line that says nothing is one example.
-    lengths: tuple[int, ...] = kwargs.get(LENGTHS) or (query.shape[2],)
-    groups, positions = groups_of(lengths), kwargs.get(ASKED)
+    layout: Layout = kwargs.get(LAYOUT) or Layout(0, (query.shape[2],))
+    groups, positions = groups_of(layout), kwargs.get(ASKED)
     work = _Work(
         [(group, group if positions is None else asked_of(group, positions)) for group in groups],
         query.shape[-1] ** -0.5 if scaling is None else scaling,
@@ -128,6 +129,20 @@ def _fused(parts: Sequence[torch.Tensor]) -> torch.Tensor | None:
     return whole if all(same) else None
 
 
+class _Keyed(NamedTuple):
+    """Turned keys, and values, of a group: each (kv heads x count, tokens, width)."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+
+    def behind(self, shared: "_Keyed") -> "_Keyed":
+        """Each example's, behind those of the shared beginning; made anew in the backward pass, since kept
+        it would stand in memory once for each example and layer."""
+        count = len(self.keys) // len(shared.keys)
+        both = zip(shared, self, strict=True)
+        return _Keyed(*(torch.cat([a.repeat_interleave(count, 0), b], 1) for a, b in both))
+
+
 class _PerExample(torch.autograd.Function):
     """softmax(scale * q k^T + causal mask) v for each example; heads first, the line's tokens second."""
 
@@ -139,17 +154,22 @@ class _PerExample(torch.autograd.Function):
         new = value.new_empty if work.is_whole else value.new_zeros
         output = new(tokens, heads, value.shape[-1]).transpose(0, 1)
         saved: list[torch.Tensor] = []
+        shared: _Keyed | None = None
         for group, asked in work.groups:
             q = work.turned(_queries(asked.take(query), len(key)), asked, 1)
-            k = work.turned(_queries(group.take(key), len(key)), group, 1)[:, 0]
-            v = group.take(value).flatten(0, 1)
+            own = _Keyed(
+                work.turned(_queries(group.take(key), len(key)), group, 1)[:, 0],
+                group.take(value).flatten(0, 1),
+            )
+            shared = shared or own
+            k, v = own.behind(shared) if group.before else own
             kept, found = [], []
             for block in _blocks(group, asked):
                 p = _probabilities(q, k, block, asked, work)
                 found.append(torch.bmm(p, v[:, : block.keys]).unflatten(1, (q.shape[1], -1)))
                 kept.append(p)
             asked.put(_heads(_joined(found), len(key)), output)
-            saved += [q, k, v, *(kept if group.length <= _KEPT else [])]
+            saved += [q, *own, *kept[: _kept_blocks(group, asked)]]
         ctx.save_for_backward(*saved)
         ctx.work, ctx.kv_heads = work, len(key)
         ctx.shapes = [(x.shape, not work.heads) for x in inputs]
@@ -169,33 +189,57 @@ class _PerExample(torch.autograd.Function):
         parts = work.parts(grads)
         if not work.is_whole:
             parts[0].zero_()
-        for group, asked in work.groups:
-            q, k, v = (next(saved) for _ in range(3))
-            blocks = list(_blocks(group, asked))
-            kept = [next(saved) for _ in blocks] if group.length <= _KEPT else None
+        kept = [
+            (group, asked, [next(saved) for _ in range(3 + _kept_blocks(group, asked))])
+            for group, asked in work.groups
+        ]
+        first = _Keyed(*kept[0][2][1:3])
+        shared: list[torch.Tensor] = []
+        # The shared beginning comes last: its gradient is the sum over all examples.
+        for group, asked, (q, k, v, *found) in reversed(kept):
             g = _queries(asked.take(gradient), kv_heads)
-            found = []
-            dk, dv = torch.empty(0), torch.empty(0)
-            # From the last block, whose queries see every key, so that the others add to its sums.
-            for at in reversed(range(len(blocks))):
-                block = blocks[at]
-                p = kept[at] if kept else _probabilities(q, k, block, asked, work)
-                gb, qb = (x[:, :, block.queries].flatten(1, 2) for x in (g, q))
-                dp = torch.bmm(gb, v[:, : block.keys].transpose(1, 2))
-                ds = torch.ops.aten._softmax_backward_data(dp, p, -1, p.dtype)
-                found.append(torch.bmm(ds, k[:, : block.keys]).unflatten(1, (q.shape[1], -1)))
-                k_part, v_part = torch.bmm(ds.transpose(1, 2), qb), torch.bmm(p.transpose(1, 2), gb)
-                if at == len(blocks) - 1:
-                    dk, dv = (x if at == 0 else x.float() for x in (k_part, v_part))
-                else:
-                    dk[:, : block.keys] += k_part
-                    dv[:, : block.keys] += v_part
-            dq = work.turned(_joined(found[::-1]).mul_(work.scale), asked, -1)
-            dk = work.turned(dk.mul_(work.scale).to(k.dtype)[:, None], group, -1)
-            asked.put(_heads(dq, kv_heads), parts[0])
-            for part, own in zip(parts[1:], (dk, dv.to(v.dtype)[:, None]), strict=True):
+            keyed = _Keyed(k, v).behind(first) if group.before else _Keyed(k, v)
+            dq, *of_keys = _gradients(group, asked, (q, *keyed, g), found, work)
+            asked.put(_heads(work.turned(dq, asked, -1), kv_heads), parts[0])
+            if group.before:
+                sums = [_summed(x[:, : group.before], group.count) for x in of_keys]
+                shared = [x + y for x, y in zip(shared, sums, strict=True)] if shared else sums
+                of_keys = [x[:, group.before :] for x in of_keys]
+            elif shared:
+                of_keys = [x + y for x, y in zip(of_keys, shared, strict=True)]
+            dk, dv = (x.to(gradient.dtype)[:, None] for x in of_keys)
+            for part, own in zip(parts[1:], (work.turned(dk, group, -1), dv), strict=True):
                 group.put(_heads(own, kv_heads), part)
         return (None, *grads)
+
+
+def _gradients(
+    group: Group,
+    asked: Group | Asked,
+    line: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
+    kept: Sequence[torch.Tensor],
+    work: _Work,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of a group's queries, keys and values, of these and of the output's gradient."""
+    q, k, v, g = line
+    blocks = list(_blocks(group, asked))
+    found = []
+    dk, dv = torch.empty(0), torch.empty(0)
+    # From the last block, whose queries see every key, so that the others add to its sums.
+    for at in reversed(range(len(blocks))):
+        block = blocks[at]
+        p = kept[at] if kept else _probabilities(q, k, block, asked, work)
+        gb, qb = (x[:, :, block.queries].flatten(1, 2) for x in (g, q))
+        dp = torch.bmm(gb, v[:, : block.keys].transpose(1, 2))
+        ds = torch.ops.aten._softmax_backward_data(dp, p, -1, p.dtype)
+        found.append(torch.bmm(ds, k[:, : block.keys]).unflatten(1, (q.shape[1], -1)))
+        k_part, v_part = torch.bmm(ds.transpose(1, 2), qb), torch.bmm(p.transpose(1, 2), gb)
+        if at == len(blocks) - 1:
+            dk, dv = (x if at == 0 else x.float() for x in (k_part, v_part))
+        else:
+            dk[:, : block.keys] += k_part
+            dv[:, : block.keys] += v_part
+    return _joined(found[::-1]).mul_(work.scale), dk.mul_(work.scale), dv
 
 
 def _queries(part: torch.Tensor, kv_heads: int) -> torch.Tensor:
@@ -206,6 +250,11 @@ def _queries(part: torch.Tensor, kv_heads: int) -> torch.Tensor:
 def _heads(part: torch.Tensor, kv_heads: int) -> torch.Tensor:
     """The way back of `_queries`."""
     return part.unflatten(0, (kv_heads, -1)).transpose(1, 2).flatten(0, 1)
+
+
+def _summed(part: torch.Tensor, count: int) -> torch.Tensor:
+    """(kv heads x count, tokens, width) to float32 sums over the examples."""
+    return part.unflatten(0, (-1, count)).sum(1, dtype=torch.float32)
 
 
 def _joined(blocks: list[torch.Tensor]) -> torch.Tensor:
@@ -219,7 +268,7 @@ class _Block(NamedTuple):
     begin: int
     end: int
     keys: int
-    """From the example's first one."""
+    """From the first one that the example sees."""
 
     @property
     def queries(self) -> slice:
@@ -229,7 +278,12 @@ class _Block(NamedTuple):
 def _blocks(group: Group, asked: Group | Asked) -> Iterator[_Block]:
     for begin in range(0, asked.length, _BLOCK):
         end = min(asked.length, begin + _BLOCK)
-        yield _Block(begin, end, end if asked is group else group.length)
+        yield _Block(begin, end, group.before + (end if asked is group else group.length))
+
+
+def _kept_blocks(group: Group, asked: Group | Asked) -> int:
+    """Of how many blocks the probabilities are kept for the backward pass: of all, or of none."""
+    return len(list(_blocks(group, asked))) if group.before + group.length <= _KEPT else 0
 
 
 def _probabilities(
@@ -251,7 +305,8 @@ def _probabilities(
 @lru_cache(maxsize=512)
 def _mask(block: _Block, window: int | None, repeats: int, dtype: torch.dtype) -> torch.Tensor:
     """(queries, keys) of a block in which every token asks, once per head of a kv head."""
-    places = torch.arange(block.begin, block.end)
+    before = block.keys - block.end
+    places = torch.arange(before + block.begin, before + block.end)
     return _mask_at(places, block.keys, window, dtype).repeat(repeats, 1)
 
 

@@ -3,6 +3,7 @@
 Whatever that layer makes of the other positions nobody reads: only their keys and values count.
 """
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -31,23 +32,29 @@ def forwards_of(layer: Any) -> tuple[Callable[..., torch.Tensor], Callable[..., 
     The layer's gives (1, positions, width) where it is called with `POSITIONS`, else what it gave.
     """
     project = layer.self_attn.o_proj.forward
-    wanted: list[torch.Tensor | None] = [None]
+    wanted = _Wanted()
 
     def projection(x: torch.Tensor) -> torch.Tensor:
-        output: torch.Tensor = project(_at(x, wanted[0]))
+        output: torch.Tensor = project(_at(x, wanted.positions))
         return output
 
     def forward(hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         # Not kept from the forward pass: with checkpointing this runs again in the backward pass.
-        wanted[0] = kwargs.pop(POSITIONS, None)
+        wanted.positions = positions = kwargs.pop(POSITIONS, None)
         normal = layer.input_layernorm(hidden_states)
-        attended, _ = layer.self_attn(hidden_states=normal, **kwargs, **{ASKED: wanted[0]})
-        hidden = _at(hidden_states, wanted[0]) + attended
-        wanted[0] = None
+        attended, _ = layer.self_attn(hidden_states=normal, **kwargs, **{ASKED: positions})
+        hidden = _at(hidden_states, positions) + attended
+        wanted.positions = None
         output: torch.Tensor = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
         return output
 
     return forward, projection
+
+
+class _Wanted(threading.local):
+    """Which positions the layer is asked for just now, in each thread."""
+
+    positions: torch.Tensor | None = None
 
 
 def _at(x: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:

@@ -1,6 +1,6 @@
-"""Which examples of a flat line of tokens are multiplied together in attention."""
+"""What a flat line of tokens consists of, and which of its examples attention multiplies together."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -8,6 +8,18 @@ import torch
 
 _SLACK_TOKENS, _SLACK_SHARE = 8, 8
 """Examples share a product while the longest is within 8 tokens, or an eighth, of the shortest."""
+_SEEN = 8192
+"""Tokens that the examples of a group see, up to which a shared beginning is put before each of them at once."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Tokens of a line: those with which all of its examples begin stand once, in front."""
+
+    shared: int
+    """0 where the examples have no beginning in common."""
+    own: tuple[int, ...]
+    """Of each example, behind that beginning."""
 
 
 # Known by identity: what is computed for a group is kept under it.
@@ -15,6 +27,8 @@ _SLACK_TOKENS, _SLACK_SHARE = 8, 8
 class Group:
     """Neighbouring examples of about one length: `count` of them, padded to `length` where they differ."""
 
+    before: int
+    """Tokens of the shared beginning, which each of them sees before its own."""
     begin: int
     """First token of the group in the line."""
     lengths: tuple[int, ...]
@@ -65,7 +79,7 @@ class Asked:
     tokens: torch.Tensor
     """Of the line: (count, length)."""
     within: torch.Tensor
-    """The same ones, counted from the beginning of their example."""
+    """The same ones, counted from the first token that their example sees."""
     real: torch.Tensor
     """Places that hold a token that was asked for, in the line's order."""
 
@@ -101,26 +115,28 @@ def asked_of(group: Group, positions: torch.Tensor) -> Group | Asked:
     within[example, place] = inside - starts[example]
     return Asked(
         tokens=within + starts[:, None] + group.begin,
-        within=within,
+        within=within + group.before,
         real=example * most + place,
     )
 
 
 @lru_cache(maxsize=256)
-def groups_of(lengths: tuple[int, ...]) -> tuple[Group, ...]:
-    """Groups of examples that lie one behind the other, `lengths` tokens each."""
-    groups, begin = [], 0
-    for run in _runs(lengths):
-        groups.append(_group(begin, tuple(run)))
+def groups_of(layout: Layout) -> tuple[Group, ...]:
+    """Groups of a line's examples in their order; before them the shared beginning, where there is one."""
+    groups = [_group(0, 0, (layout.shared,))] if layout.shared else []
+    begin = layout.shared
+    for run in _runs(layout):
+        groups.append(_group(layout.shared, begin, tuple(run)))
         begin = groups[-1].end
     return tuple(groups)
 
 
-def _runs(lengths: Sequence[int]) -> Iterator[list[int]]:
+def _runs(layout: Layout) -> Iterator[list[int]]:
     run: list[int] = []
-    for length in lengths:
+    for length in layout.own:
         low, high = min([*run, length]), max([*run, length])
-        if run and high - low > max(_SLACK_TOKENS, low // _SLACK_SHARE):
+        seen = layout.shared and (len(run) + 1) * (layout.shared + high)
+        if run and (high - low > max(_SLACK_TOKENS, low // _SLACK_SHARE) or seen > _SEEN):
             yield run
             run = []
         run.append(length)
@@ -128,13 +144,13 @@ def _runs(lengths: Sequence[int]) -> Iterator[list[int]]:
         yield run
 
 
-def _group(begin: int, lengths: tuple[int, ...]) -> Group:
+def _group(before: int, begin: int, lengths: tuple[int, ...]) -> Group:
     longest = max(lengths)
     if min(lengths) == longest:
-        return Group(begin, lengths, None, None)
+        return Group(before, begin, lengths, None, None)
     places = torch.arange(len(lengths) * longest).view(len(lengths), longest)
     size = torch.tensor(lengths)[:, None]
     inside = torch.arange(longest)[None] < size
     start = size.cumsum(0) - size + begin
     padded = start + torch.arange(longest)[None].minimum(size - 1)
-    return Group(begin, lengths, padded.flatten(), places[inside])
+    return Group(before, begin, lengths, padded.flatten(), places[inside])

@@ -15,6 +15,10 @@ _log = logging.getLogger(__name__)
 _ROWS = 3
 _MOST_TOKENS = 128
 """Of a row of the proof: long enough for every kernel, short enough for a large model."""
+_SHARED = 16
+"""Tokens with which all rows of the proof begin, as do those of a task with a system prompt."""
+_LEAST_TOKENS = 24
+"""Of a row of the proof: some answers behind the shared ones."""
 _SPREAD = 0.05
 """Standard deviation of the adapter's weights during the proof: at their start half of them are
 zero, and with them half of the gradients."""
@@ -71,13 +75,21 @@ def proved_kernels(
 
 
 def _sample(rows: Any) -> list[dict[str, Any]]:
-    """A few rows of different lengths whose every second token is labelled."""
+    """A few rows of different lengths that begin alike; behind that every second token is labelled."""
+    chosen = [_lengthened(rows[at % len(rows)]["input_ids"]) for at in range(_ROWS)]
     sample = []
-    for at in range(min(_ROWS, len(rows))):
-        ids = list(rows[at]["input_ids"])[: _MOST_TOKENS - 17 * at]
-        labels = [token if place % 2 else NO_LOSS for place, token in enumerate(ids)]
+    for at, row in enumerate(chosen):
+        ids = chosen[0][:_SHARED] + row[_SHARED : _MOST_TOKENS - 17 * at]
+        labels = [
+            token if place > _SHARED and place % 2 else NO_LOSS for place, token in enumerate(ids)
+        ]
         sample.append({"input_ids": ids, "labels": labels})
     return sample
+
+
+def _lengthened(ids: Sequence[int]) -> list[int]:
+    """Short rows prove nothing of what longer ones have in common."""
+    return list(ids) * max(1, -(-_LEAST_TOKENS // len(ids)))
 
 
 @contextmanager

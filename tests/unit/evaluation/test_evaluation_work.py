@@ -249,6 +249,7 @@ def test_a_second_evaluation_finds_the_first(
     assert again.gate == ran.report.gate
 
 
+@pytest.mark.long
 def test_two_scorings_at_once_share_a_cache_and_agree(ran: Ran, tmp_path: Path) -> None:
     processes, jobs = [], []
     for number in range(2):
@@ -349,6 +350,7 @@ def test_an_adapter_without_stop_tokens_is_refused_in_words(tmp_path: Path) -> N
     assert work.stop_tokens(tmp_path) == [7]
 
 
+@pytest.mark.long
 def test_a_worker_that_dies_leaves_no_output_in_the_store(
     tmp_path: Path, chat_tokens: Tokens, tiny: Base, challenger: Adapter
 ) -> None:

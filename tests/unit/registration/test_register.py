@@ -53,6 +53,7 @@ def test_the_same_adapter_registered_twice_gives_one_version(
     assert "challenger" in again.aliases
 
 
+@pytest.mark.long
 def test_the_reloaded_version_s_logits_equal_the_trained_adapter_s_in_a_fresh_process(
     trained: Any, registered: Version
 ) -> None:
@@ -103,6 +104,7 @@ print(json.dumps(model.predict({"messages": [{"role": "user", "content": "Who?"}
 """
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("unverified")
 def test_a_version_on_a_base_with_an_absolute_path_answers_wherever_a_process_starts(
     own_trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

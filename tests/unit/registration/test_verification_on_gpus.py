@@ -295,10 +295,13 @@ def test_a_rollback_that_could_not_look_does_not_say_that_the_version_is_damaged
         )
 
 
-def test_predicting_on_the_command_line_has_a_turn_on_the_gpu(
-    gpu: FileLock, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize("hidden", [False, True])
+def test_predicting_on_the_command_line_has_a_turn_on_the_gpu_that_it_may_see(
+    gpu: FileLock, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, hidden: bool
 ) -> None:
     free: list[bool] = []
+    if hidden:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
 
     def answer(rows: list[Row], **_: Any) -> list[Any]:
         free.append(is_free(gpu))
@@ -310,5 +313,5 @@ def test_predicting_on_the_command_line_has_a_turn_on_the_gpu(
     given = {"model": "tiny", "prompt": "Two and two?", "input": None, "output": None}
     asked = SimpleNamespace(**given, base=None, max_tokens=None)
     assert predict.run(asked) == 0  # type: ignore[arg-type]
-    assert free == [False]
+    assert free == [hidden]
     assert is_free(gpu)

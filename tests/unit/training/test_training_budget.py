@@ -123,6 +123,7 @@ def test_a_budget_of_nothing_is_refused(value: float) -> None:
         Budget(wall_minutes=value)
 
 
+@pytest.mark.long
 def test_a_stopped_training_registers_nothing_and_goes_on_with_a_larger_budget(
     make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

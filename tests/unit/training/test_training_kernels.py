@@ -17,7 +17,7 @@ from tasks.training.collators import NO_LOSS, Collator, LineCollator, line_parts
 from tasks.training.job import TrainingJob
 from tasks.training.kernels import attention, install, proof
 from tasks.training.kernels.install import Kernels
-from tasks.training.kernels.layout import asked_of, groups_of
+from tasks.training.kernels.layout import Layout, asked_of, groups_of
 from tasks.training.packs import EXAMPLE_LENGTHS
 
 MakeJob = Callable[..., TrainingJob]
@@ -74,6 +74,15 @@ def short_answers(lengths: list[int]) -> list[dict[str, Any]]:
     return [first, *others]
 
 
+def alike(lengths: list[int]) -> list[dict[str, Any]]:
+    """Rows that begin alike, up to the last token that is not asked to predict an answer."""
+    made = rows(lengths, prompt=0.8)
+    begin = made[0]["input_ids"][: int(0.8 * min(lengths)) - 1]
+    for row in made:
+        row["input_ids"][: len(begin)] = begin
+    return made
+
+
 def no_autocast() -> Any:
     return torch.autocast("cpu", enabled=False)
 
@@ -94,9 +103,19 @@ def move(model: Any) -> None:
             p.data = torch.randn(p.shape, generator=generator) * 0.1
 
 
-@pytest.mark.parametrize("answers", [rows, short_answers])
+def moved_with_kernels() -> tuple[Any, Kernels]:
+    """A model of Phi-3's kind whose adapter does something, and all kernels under it."""
+    model = adapted("Phi3")
+    move(model)
+    kernels = Kernels(model, no_autocast)
+    kernels.install(pointwise_too=True)
+    return model, kernels
+
+
+@pytest.mark.parametrize("answers", [rows, short_answers, alike])
 @pytest.mark.parametrize(
-    "lengths", [[9, 9, 9, 30], [5, 200, 17, 18, 19, 64], [700, 40], [30, 1600]]
+    "lengths",
+    [[9, 9, 9, 30], [5, 200, 17, 18, 19, 64], [700, 40], [30, 1600], [660, 700, 701, 660]],
 )
 @pytest.mark.parametrize("name", sorted(set(ARCHITECTURES) - LEFT_ALONE))
 def test_a_line_gives_the_loss_and_gradients_of_its_rows(
@@ -129,16 +148,89 @@ def test_a_line_gives_the_loss_and_gradients_of_its_rows(
 def test_a_long_line_goes_through_in_parts_with_the_same_loss_and_gradients(
     lengths: list[int], sizes: list[int]
 ) -> None:
-    model = adapted("Phi3")
-    move(model)
-    kernels = Kernels(model, no_autocast)
-    kernels.install(pointwise_too=True)
+    model, kernels = moved_with_kernels()
     line = LineCollator()(rows(lengths))
     whole = losses.sum_over_line(kernels, line)
     parts = list(line_parts(line, 80))
     assert [part["input_ids"].numel() for part in parts] == sizes
     assert [int(part["num_tokens"]) for part in parts] == sizes
-    assert sum((part[attention.LENGTHS] for part in parts), ()) == line[attention.LENGTHS]
+    assert sum((part[attention.LAYOUT].own for part in parts), ()) == line[attention.LAYOUT].own
+    found = sum(losses.sum_over_line(kernels, part) for part in parts)
+    assert found.item() == pytest.approx(whole.item(), rel=1e-6)
+    torch.testing.assert_close(
+        gradients(found, model), gradients(whole, model), rtol=1e-4, atol=1e-5
+    )
+
+
+def row(ids: list[int], prompt: int) -> dict[str, Any]:
+    return {"input_ids": ids, "labels": [NO_LOSS] * prompt + ids[prompt:]}
+
+
+BEGIN = [11, 12, 13, 14, 15, 16, 17, 18]
+
+
+def test_a_beginning_that_all_rows_share_is_computed_once() -> None:
+    line = LineCollator()([row([*BEGIN, 1, 2, 3], 10), row([*BEGIN, 1, 9], 9)])
+    assert line["input_ids"].tolist() == [[*BEGIN, 1, 9, 1, 2, 3]]
+    assert line["position_ids"].tolist() == [[*range(8), 8, 9, 8, 9, 10]]
+    assert line["labels"].tolist() == [[*[NO_LOSS] * 9, 9, NO_LOSS, NO_LOSS, 3]]
+    assert line[attention.LAYOUT] == Layout(8, (2, 3))
+    # Counted as rows have them.
+    assert line["num_tokens"] == 21
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        # Its last token predicts answers, of which each row has its own.
+        [row([*BEGIN, 1], 8), row([*BEGIN, 2], 8)],
+        # Texts: every token is learned.
+        [row([*BEGIN, 1, 2], 0)] * 2,
+        [row([*BEGIN, 1, 2], 9)],
+        [row([*BEGIN, 1, 2], 9), row([*BEGIN[:7], 9, 1, 2], 9)],
+    ],
+)
+def test_other_beginnings_stay_where_they_are(rows: list[dict[str, Any]]) -> None:
+    line = LineCollator()(rows)
+    assert line[attention.LAYOUT] == Layout(0, tuple(len(row["input_ids"]) for row in rows))
+    assert line["input_ids"].numel() == line["num_tokens"]
+
+
+def test_a_preflight_takes_no_comfort_from_what_the_longest_rows_share() -> None:
+    sample = [row([*BEGIN, 1, 2, 3], 10), row([*BEGIN, 1, 9], 9)]
+    line = LineCollator().unshared(sample)
+    assert line[attention.LAYOUT] == Layout(0, (10, 11))
+    assert line["input_ids"].numel() == 21
+
+
+@pytest.mark.parametrize("lengths", [[3], [1, 2], [5, 400, 9], [200]])
+def test_the_proof_has_rows_that_share_a_beginning_and_have_answers(lengths: list[int]) -> None:
+    sample = proof._sample(rows(lengths))
+    assert LineCollator()(sample)[attention.LAYOUT].shared == 16
+    assert all(sum(label != NO_LOSS for label in one["labels"]) > 1 for one in sample)
+
+
+def test_a_row_without_an_answer_keeps_a_token_of_its_own() -> None:
+    bare = {"input_ids": [*BEGIN, 1], "labels": [NO_LOSS] * 9}
+    assert LineCollator()([bare, bare])[attention.LAYOUT] == Layout(8, (1, 1))
+
+
+@pytest.mark.parametrize(("begin", "count"), [(48, 2), (504, 3)])
+def test_each_part_of_a_long_line_has_the_shared_beginning(begin: int, count: int) -> None:
+    model, kernels = moved_with_kernels()
+    sample = rows([begin + length for length in (40, 41, 40, 44, 60, 40)], prompt=0.99)
+    for at, one in enumerate(sample):
+        one["input_ids"][:begin] = sample[0]["input_ids"][:begin]
+        one["labels"][begin + 20 + at :] = one["input_ids"][begin + 20 + at :]
+    line = LineCollator()(sample)
+    whole = losses.sum_over_line(kernels, line)
+    parts = list(line_parts(line, 200))
+    assert len(parts) == count
+    assert {part[attention.LAYOUT].shared for part in parts} == {begin}
+    assert sum(int(part["num_tokens"]) for part in parts) == int(line["num_tokens"])
+    assert sum(part["input_ids"].numel() for part in parts) == line["input_ids"].numel() + begin * (
+        count - 1
+    )
     found = sum(losses.sum_over_line(kernels, part) for part in parts)
     assert found.item() == pytest.approx(whole.item(), rel=1e-6)
     torch.testing.assert_close(
@@ -277,7 +369,7 @@ def test_checkpointing_computes_the_last_layer_again_at_the_same_positions() -> 
 
 
 def test_examples_of_about_one_length_are_multiplied_together() -> None:
-    groups = groups_of((5, 5, 5, 40, 44, 200))
+    groups = groups_of(Layout(0, (5, 5, 5, 40, 44, 200)))
     assert [(g.begin, g.end, g.count, g.length) for g in groups] == [
         (0, 15, 3, 5),
         (15, 99, 2, 44),
@@ -294,8 +386,18 @@ def test_examples_of_about_one_length_are_multiplied_together() -> None:
     assert torch.equal(copy, line)
 
 
+def test_a_long_beginning_is_put_before_a_few_examples_at_a_time() -> None:
+    groups = groups_of(Layout(3000, (20,) * 5))
+    assert [(g.before, g.begin, g.count) for g in groups] == [
+        (0, 0, 1),
+        (3000, 3000, 2),
+        (3000, 3040, 2),
+        (3000, 3080, 1),
+    ]
+
+
 def test_the_last_layer_asks_for_the_attention_of_predicting_tokens_alone() -> None:
-    groups = groups_of((5, 5, 40, 44, 200))
+    groups = groups_of(Layout(0, (5, 5, 40, 44, 200)))
     positions = torch.tensor([3, 48, 49, 93])
     assert asked_of(groups[1], torch.arange(30, 94)) is groups[1], "all of it is no more work"
     line, copy = torch.arange(294.0)[None, :, None], torch.zeros(1, 294, 1)
@@ -320,14 +422,15 @@ def test_a_line_holds_each_example_once_and_restarts_positions() -> None:
     assert batch["input_ids"].tolist() == [[4, 8, 9, 5, 6, 7]]
     assert batch["position_ids"].tolist() == [[0, 0, 1, 0, 1, 2]]
     assert batch["labels"].tolist() == [[-100, -100, 9, -100, 6, 7]]
-    assert batch[attention.LENGTHS] == (1, 2, 3)
+    assert batch[attention.LAYOUT] == Layout(0, (1, 2, 3))
     assert batch["num_tokens"] == 6
 
 
 def test_micro_batches_are_computed_together_up_to_a_line_and_never_across_a_step() -> None:
     assert micro_batches_together(4, 4, mean_tokens=100) == 4
-    assert micro_batches_together(4, 4, mean_tokens=300) == 1
-    assert micro_batches_together(4, 6, mean_tokens=100) == 3
+    assert micro_batches_together(4, 4, mean_tokens=300) == 2
+    assert micro_batches_together(4, 4, mean_tokens=500) == 1
+    assert micro_batches_together(4, 6, mean_tokens=200) == 3
     assert micro_batches_together(1, 1, mean_tokens=5000) == 1
 
 

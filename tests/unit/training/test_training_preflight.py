@@ -4,6 +4,7 @@ import random
 import re
 import signal
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,10 @@ from transformers import Phi3Config
 
 from tasks.errors import StageFailed
 from tasks.training import loading, method_trainer, out_of_memory, preflight, trainer, worker
+from tasks.training.collators import LineCollator
 from tasks.training.guard_settings import Guards
 from tasks.training.job import TrainingJob, TrainingResult
+from tasks.training.kernels.attention import LAYOUT
 
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures("own_signals_and_threads")]
 
@@ -104,6 +107,17 @@ def test_a_training_that_goes_on_is_not_tried_again(
 def test_the_longest_rows_are_those_that_are_tried() -> None:
     assert preflight.longest_rows([5, 9, 9, 1, 7], 3) == [1, 2, 4]
     assert preflight.longest_rows([5, 9], 4) == [1, 0]
+
+
+@pytest.mark.parametrize(("begin", "shared"), [(16, [16, 0, 16]), (2, [0, 0])])
+def test_rows_that_begin_alike_are_tried_both_ways(begin: int, shared: list[int]) -> None:
+    rows = [
+        {"input_ids": [*range(begin), 90 + row, 5], "labels": [-100] * (begin + 1) + [5]}
+        for row in range(3)
+    ]
+    trainer_ = SimpleNamespace(data_collator=LineCollator(), train_dataset=rows)
+    tried = [collate(rows) for collate in preflight._collators(trainer_, [0, 1, 2])]
+    assert [batch[LAYOUT].shared for batch in tried] == shared
 
 
 def test_memory_that_runs_out_on_the_longest_rows_is_said_before_the_first_step(

@@ -59,6 +59,7 @@ def test_each_step_reads_the_same_rows(job: MakeJob, strategy: str) -> None:
     assert smaller.with_smaller_batches(twice) is None
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("own_signals_and_threads")
 def test_a_training_that_ran_out_in_mid_epoch_ends_with_the_losses_of_one_that_did_not(
     job: MakeJob, monkeypatch: pytest.MonkeyPatch
@@ -71,7 +72,7 @@ def test_a_training_that_ran_out_in_mid_epoch_ends_with_the_losses_of_one_that_d
     whole = job("whole", **values)
     worker.train(whole)
     torn = job("torn", **values)
-    real = trainer.AdapterTrainer.compute_loss
+    real = trainer.AdapterTrainer.training_step
 
     def greedy(self: Any, *args: Any, **kwargs: Any) -> Any:
         if self.state.global_step == 3:
@@ -79,7 +80,7 @@ def test_a_training_that_ran_out_in_mid_epoch_ends_with_the_losses_of_one_that_d
         return real(self, *args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer.AdapterTrainer, "compute_loss", greedy)
+        patch.setattr(trainer.AdapterTrainer, "training_step", greedy)
         with pytest.raises(OutOfMemory, match="in step 4 of 8"):
             worker.train(torn)
     again = halved(torn)
@@ -173,6 +174,20 @@ def test_where_no_smaller_batch_is_made_the_message_says_why(
     with pytest.raises(OutOfMemory, match=words) as failed:
         work._trained(task, allowed, tmp_path / "log", print)
     assert "Set training.quantization: nf4." in str(failed.value)
+
+
+@pytest.mark.parametrize("batch", [4, 1])
+def test_the_way_out_is_offered_only_where_it_is_one(
+    job: MakeJob, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, batch: int
+) -> None:
+    def runs_out(*_: object) -> TrainingResult:
+        raise OutOfMemory("Memory ran out in step 3.")
+
+    monkeypatch.setattr(work, "_run_worker", runs_out)
+    task = job(training=BATCH | {"per_device_train_batch_size": batch})
+    with pytest.raises(OutOfMemory, match=r"Memory ran out in step 3\.") as failed:
+        work._trained(task, TrainingSettings(), tmp_path / "log", print)
+    assert ("`training.smaller_batches: true`" in str(failed.value)) == (batch > 1)
 
 
 def test_a_restart_begins_with_the_batch_that_fitted(
