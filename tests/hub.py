@@ -62,6 +62,8 @@ class Hub:
     failure: tuple[int, str] | None = None
     """(status, X-Error-Code) for every call."""
     requests: list[str] = field(default_factory=list)
+    authorizations: set[str | None] = field(default_factory=set)
+    """What callers showed to be let in."""
 
     def answer(self, method: str, target: str, body: bytes) -> Answer:
         path = unquote(urlsplit(target).path)
@@ -109,6 +111,7 @@ def running_hub() -> Iterator[Hub]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            stand_in.authorizations.add(self.headers.get("Authorization"))
             status, headers, content = stand_in.answer(self.command, self.path, body)
             self.send_response(status)
             for name, value in headers.items():

@@ -126,7 +126,11 @@ class SqlSource(TableSource):
     name: str = Field(default="sql", pattern=r"^[\w.-]+$")
     """What messages and the dataset's card call the source."""
     watermark: str | None = None
-    """Column of the result that only grows (an id, a time of change). A run then asks for rows since the last run only; earlier ones stay as they were fetched, and are not asked for again: a row that is deleted stays, and a row that is changed stands beside its old self, unless there is a `key`."""
+    """Column of the result that only grows (an id, a time of change). A run then asks for new rows only, and again for the newest of those it holds (`overlap_seconds`, `overlap_rows`): of them those that were deleted go, with a warning, unless nothing comes at all. Earlier ones stay as they were fetched: a row that is deleted stays, and a row that is changed stands beside its old self, unless there is a `key`."""
+    overlap_seconds: float = Field(default=86_400.0, ge=0, allow_inf_nan=False)
+    """Where the `watermark` is a time: rows from so long before the highest are fetched again, for a row is seen when its transaction is committed, and often bears the time at which that began. Shorter: less to fetch; what a transaction that was open for longer adds is never found. 0: a row that was fetched and then deleted stays."""
+    overlap_rows: int = Field(default=10_000, ge=0)
+    """Where the `watermark` is no time: so many of the last rows are fetched again, for an id is taken before its row is committed. Fewer: less to fetch; a row is never found when more rows than these were committed, and read, between its taking the id and its commit. 0: a row that was fetched and then deleted stays."""
     key: str | None = None
     """Column of the result that names a row, with a `watermark` that grows when a row is changed: of rows with one key only the newest is used. Default: rows are never changed."""
     chunk_rows: int = Field(default=10_000, ge=1)

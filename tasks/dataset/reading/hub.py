@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,13 +47,20 @@ def open_hub(source: HuggingFaceSource, cache: Path) -> HubDataset:
     """
     commit = _commit(source, cache / "hub" / "commits.json")
     key = digest([source.id, commit, source.config, source.split])
-    return HubDataset(commit, key, lambda: _fetched(source, commit, cache / "hub" / key[:32]))
+    folder = cache / "hub" / key[:32]
+    # For collecting: the rows are in use, though a prepared dataset may spare their reading.
+    with suppress(OSError):
+        os.utime(folder / "result.json")
+    return HubDataset(commit, key, lambda: _fetched(source, commit, folder))
 
 
 def _fetched(source: HuggingFaceSource, commit: str, folder: Path) -> Placed:
     rows, result = folder / "rows.parquet", folder / "result.json"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch, downloads = folder / "datasets", folder / "downloads"
     with FileLock(folder.with_suffix(".lock")):
+        # Not before: what was not read for long may be collected just now.
+        folder.mkdir(exist_ok=True)
         # The worker writes it last.
         if not result.is_file():
             job = HubJob(
@@ -64,7 +72,6 @@ def _fetched(source: HuggingFaceSource, commit: str, folder: Path) -> Placed:
                 result=result,
             )
             _log.info("Fetching %s@%s, split %s, from the Hub", source.id, commit, source.split)
-            scratch = folder / "datasets"
             try:
                 launch.run(
                     launch.module(
@@ -72,12 +79,19 @@ def _fetched(source: HuggingFaceSource, commit: str, folder: Path) -> Placed:
                     ),
                     log=folder / "worker.log",
                     name=f"Fetching {source.id}",
-                    # Its own copy of the rows is of no use to anybody afterwards.
-                    environment={"HF_DATASETS_CACHE": str(scratch)},
+                    # Its own copies of the rows are of no use to anybody afterwards.
+                    environment={
+                        "HF_DATASETS_CACHE": str(scratch),
+                        "HF_HUB_CACHE": str(downloads),
+                    },
                     timeout_seconds=LONGEST_SECONDS,
                 )
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
+        # After a failure the files that came whole stay for the next attempt. A process that was killed
+        # here left them beside the rows, and its scratch.
+        shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(downloads, ignore_errors=True)
     shown = f"{source.id}@{commit[:12]}/{source.split}"
     return Placed((DataFile(rows, shown, f"{source.id}/{source.split}", "parquet"),))
 

@@ -90,8 +90,10 @@ def open_source(source: Source, recipe_folder: Path, *, cache: Path) -> Opened:
 
 def identity_of(source: Source, name: str) -> dict[str, Any]:
     """The source's settings as far as they decide the rows."""
-    elsewhere = {"path", "storage_options", "url_variable", "database", "chunk_rows", "revision"}
-    return {**source.model_dump(mode="json", exclude=elsewhere), "name": name}
+    elsewhere = {"path", "storage_options", "url_variable", "database", "revision"}
+    # What they bring is in the digest.
+    fetching = {"chunk_rows", "overlap_seconds", "overlap_rows"}
+    return {**source.model_dump(mode="json", exclude=elsewhere | fetching), "name": name}
 
 
 def _table(

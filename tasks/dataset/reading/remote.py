@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -98,6 +99,9 @@ def _copy(system: Any, path: str, address: str, options: dict[str, Any], cache: 
     known = copy.with_suffix(".json")
     with FileLock(copy.with_suffix(".lock")):
         if len(mark) > 1 and copy.is_file() and _read_mark(known) == mark:
+            # For collecting: the copy itself keeps its time, by which its hash is remembered.
+            with suppress(OSError):
+                known.touch()
             return copy
         _log.info("Fetching %s (%s bytes)", address, mark["size"])
         temporary = copy.with_suffix(f".{os.getpid()}.tmp")

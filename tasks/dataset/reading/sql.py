@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 from tasks.dataset.reading.data_file import DataFile
 from tasks.dataset.reading.patience import Silence, heard
 from tasks.dataset.reading.places import Placed, local_path
+from tasks.dataset.reading.sql_overlap import Overlap, time_of
 from tasks.dataset.reading.sql_rows import cancel, chunks_of
 from tasks.dataset.reading.sql_snapshot import Snapshot
 from tasks.dataset.source_settings import SqlSource
@@ -47,8 +48,9 @@ class Query:
 def open_query(source: SqlSource, recipe_folder: Path, cache: Path) -> Query:
     """Run the query and keep its rows in `cache`.
 
-    With a watermark only rows at or above the last highest value are asked for; those at it replace
-    the ones that were fetched with that value, for more may have come with the same. With a key, the
+    With a watermark only rows from shortly before the last highest value on are asked for. They replace
+    the ones that were fetched from there on, for others may have been committed late; where none comes
+    any more, those stay, and where fewer come, a warning tells of it. With a key, the
     newest row of each is what the source holds.
 
     Raises: DataError when the query, the login or the watermark is wrong; ServerAway when the database
@@ -58,7 +60,6 @@ def open_query(source: SqlSource, recipe_folder: Path, cache: Path) -> Query:
     asked = [source.query, source.watermark, url.render_as_string(hide_password=True)]
     key = digest([*asked, source.key] if source.key else asked)
     folder = cache / "sql" / key[:32]
-    folder.mkdir(parents=True, exist_ok=True)
     if source.watermark is None and "order by" not in source.query.lower():
         _log.warning(
             "The query of source %s has no ORDER BY: its rows may come in another order at each run, "
@@ -66,8 +67,13 @@ def open_query(source: SqlSource, recipe_folder: Path, cache: Path) -> Query:
             source.name,
         )
     with _alone(source, folder.with_suffix(".lock")):
-        snapshot = Snapshot(folder, watermark=source.watermark, key=source.key)
+        # Not before: what was not read for long may be collected just now.
+        folder.mkdir(exist_ok=True)
+        overlap = Overlap(source.overlap_seconds, source.overlap_rows)
+        snapshot = Snapshot(folder, watermark=source.watermark, overlap=overlap, key=source.key)
         _fetch(snapshot, source, url)
+        _warn_of_unused(source, snapshot.shown_last)
+        _warn_of_gone(source, snapshot)
         content = snapshot.digest
         size = snapshot.size
 
@@ -97,6 +103,7 @@ def open_query(source: SqlSource, recipe_folder: Path, cache: Path) -> Query:
 @contextmanager
 def _alone(source: SqlSource, path: Path) -> Iterator[None]:
     """Be the only run that fetches these rows."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
     try:
         lock.acquire(timeout=FETCH_SECONDS)
@@ -112,6 +119,33 @@ def _alone(source: SqlSource, path: Path) -> Iterator[None]:
         lock.release()
 
 
+def _warn_of_unused(source: SqlSource, last: str | None) -> None:
+    unused = "overlap_seconds" if time_of(last) is None else "overlap_rows"
+    if last is not None and getattr(source, unused) != SqlSource.model_fields[unused].default:
+        _log.warning(
+            "Source %s: its watermark is %s (%s), so that dataset.sources[].%s says nothing.",
+            source.name,
+            "no time" if unused == "overlap_seconds" else "a time",
+            last,
+            unused,
+        )
+
+
+def _warn_of_gone(source: SqlSource, snapshot: Snapshot) -> None:
+    used = "overlap_rows" if time_of(snapshot.shown_last) is None else "overlap_seconds"
+    # Who sets 0 has said that fetched rows stay.
+    if snapshot.gone_rows and (getattr(source, used) or not snapshot.gone_stay):
+        _log.warning(
+            "Source %s: %d rows of earlier runs were asked for again and are no longer in the database. %s "
+            "With dataset.sources[].%s: 0 deleted rows stay (of a queue, of a table that is emptied and "
+            "loaded again), unless others of the same, highest watermark are left.",
+            source.name,
+            snapshot.gone_rows,
+            "They stay, for none came." if snapshot.gone_stay else "They are used no more.",
+            used,
+        )
+
+
 def _fetch(snapshot: Snapshot, source: SqlSource, url: Any) -> None:
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -119,7 +153,7 @@ def _fetch(snapshot: Snapshot, source: SqlSource, url: Any) -> None:
     is_connected = False
     connections: list[Any] = []
     chunks = heard(
-        chunks_of(source, url, snapshot.last, connections),
+        chunks_of(source, url, snapshot.since, connections),
         chain([CONNECTING_SECONDS], repeat(SILENT_SECONDS)),
         lambda: cancel(connections),
     )

@@ -25,7 +25,7 @@ _LIBPQ = {
 
 
 def chunks_of(
-    source: SqlSource, url: Any, last: Any, connections: list[Any]
+    source: SqlSource, url: Any, since: Any, connections: list[Any]
 ) -> Generator[list[dict[str, Any]], None, None]:
     """First an empty one as soon as there is a connection, which is put into `connections`."""
     engine = _engine(url)
@@ -33,7 +33,7 @@ def chunks_of(
         with _reading(engine) as connection:
             connections.append(connection.connection.driver_connection)
             yield []
-            yield from _rows(source, engine, connection, last)
+            yield from _rows(source, engine, connection, since)
     finally:
         engine.dispose()
 
@@ -72,7 +72,7 @@ def _reading(engine: "Engine") -> "Iterator[Connection]":
 
 
 def _rows(
-    source: SqlSource, engine: "Engine", connection: "Connection", last: Any
+    source: SqlSource, engine: "Engine", connection: "Connection", since: Any
 ) -> Iterator[list[dict[str, Any]]]:
     # Not through pandas' tables: they make 7.0 of a 7 beside a null, and of a jsonb column
     # the text that Python prints for a list.
@@ -80,7 +80,9 @@ def _rows(
         # Otherwise the driver holds the whole result.
         stream_results=True,
         max_row_buffer=source.chunk_rows,
-    ).execute(_statement(source, engine, last), {} if last is None else {"last_watermark": last})
+    ).execute(
+        _statement(source, engine, since), {} if since is None else {"since_watermark": since}
+    )
     names = list(result.keys())
     if len(set(names)) < len(names):
         raise DataError(
@@ -91,7 +93,7 @@ def _rows(
         yield [dict(zip(names, row, strict=True)) for row in part]
 
 
-def _statement(source: SqlSource, engine: "Engine", last: Any) -> "TextClause":
+def _statement(source: SqlSource, engine: "Engine", since: Any) -> "TextClause":
     from sqlalchemy import text
 
     query = bare(source.query)
@@ -100,6 +102,6 @@ def _statement(source: SqlSource, engine: "Engine", last: Any) -> "TextClause":
     if source.watermark is None:
         return text(query)
     column = engine.dialect.identifier_preparer.quote(source.watermark)
-    since = f" WHERE {column} >= :last_watermark OR {column} IS NULL" if last is not None else ""
+    where = f" WHERE {column} >= :since_watermark OR {column} IS NULL" if since is not None else ""
     # A comment that ends the query must not take the rest with it.
-    return text(f"SELECT * FROM ({query}\n) AS source_rows{since} ORDER BY {column}")
+    return text(f"SELECT * FROM ({query}\n) AS source_rows{where} ORDER BY {column}")

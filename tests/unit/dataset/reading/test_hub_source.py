@@ -2,6 +2,7 @@
 
 import io
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from pyarrow import parquet
 
 from tasks.dataset.reading.bad_rows import BadRows
-from tasks.errors import DataError, UserError
+from tasks.errors import DataError, LoralineError, UserError
 from tests.hub import A, B, Hub, Repository
 
 SOURCE = {"type": "huggingface", "id": "team/chats"}
@@ -147,6 +148,54 @@ print([name for name in ("datasets", "torch", "transformers", "pandas") if name 
     assert (done.stdout.strip(), done.returncode) == ("[]", 0), done.stderr
     assert not (tmp_path / "user-home").exists()
     assert not list((tmp_path / "cache").rglob("datasets"))
+
+
+def test_what_is_downloaded_for_the_rows_stays_nowhere(hub, reader, tmp_path: Path) -> None:
+    (source,) = reader.opened(SOURCE)
+    list(source.rows(BadRows()))
+
+    (folder,) = (reader.folder / "cache" / "hub").glob("*/")
+    # As of a process that was killed in between.
+    for left in ("downloads", "datasets"):
+        (folder / left / "blobs").mkdir(parents=True)
+    list(source.rows(BadRows()))
+    assert {path.name for path in folder.iterdir()} == {
+        *("job.json", "result.json", "rows.parquet", "worker.log")
+    }
+    assert not (tmp_path / "hub-cache").exists()
+
+
+def test_a_copy_that_cannot_be_marked_as_used_is_used(
+    hub, reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    list(reader.opened(SOURCE)[0].rows(BadRows()))
+
+    def refused(*_: Any) -> None:
+        raise PermissionError("the file is another user's")
+
+    monkeypatch.setattr(os, "utime", refused)
+    (again,) = reader.opened(SOURCE)
+    assert prompts(again.rows(BadRows())) == ["1", "2"]
+
+
+def test_files_that_came_whole_are_not_fetched_again_after_a_failure(
+    hub, reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {f"data/train-{i}.parquet": table(str(i)) for i in range(2)}
+    chats = hub.datasets["team/chats"] = Repository({A: files})
+    (source,) = reader.opened(SOURCE)
+    with monkeypatch.context() as patched:
+        refused = (403, {}, b"")
+        told = chats.file
+        patched.setattr(chats, "file", lambda *it: refused if "train-1" in it[1] else told(*it))
+        with pytest.raises(LoralineError):
+            list(source.rows(BadRows()))
+    whole = f"GET /datasets/team/chats/resolve/{A}/data/train-0.parquet"
+    assert hub.requests.count(whole) == 1
+    (again,) = reader.opened(SOURCE)
+
+    assert prompts(again.rows(BadRows())) == ["0", "1"]
+    assert hub.requests.count(whole) == 1
 
 
 @pytest.mark.parametrize("id", ["a/b/c", "../chats", "team/chats@main", ""])

@@ -69,6 +69,17 @@ def test_a_bad_row_of_a_bucket_is_named_by_its_url_and_line(s3, put) -> None:
         s3(path="s3://shared/rows.jsonl")
 
 
+def test_a_copy_that_cannot_be_marked_as_used_is_used(s3, put, monkeypatch) -> None:
+    put("rows.jsonl", lines("a"))
+    s3(path="s3://shared/rows.jsonl")
+
+    def refused(*_: Any) -> None:
+        raise PermissionError("the file is another user's")
+
+    monkeypatch.setattr(Path, "touch", refused)
+    assert prompts(s3(path="s3://shared/rows.jsonl")) == ["a"]
+
+
 def test_an_object_is_fetched_again_only_when_it_changed(s3, put, caplog) -> None:
     put("rows.jsonl", lines("a"))
 

@@ -134,18 +134,27 @@ def test_a_bad_row_of_a_query_is_named_by_its_number(query, database) -> None:
         query()
 
 
-@pytest.mark.parametrize("watermark", ["id", "at"])
-def test_only_rows_since_the_last_run_are_asked_for(
-    watermark, query, database, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("watermark", "overlap"),
+    [
+        ("id", {"overlap_rows": 0}),
+        ("id", {"overlap_rows": 2}),
+        ("at", {"overlap_seconds": 0}),
+        ("at", {"overlap_seconds": 3600}),
+    ],
+)
+def test_only_rows_since_shortly_before_the_last_run_are_asked_for(
+    watermark, overlap, query, database
 ) -> None:
-    database.add(1, 2, 3, at="2026-01-01 00:00:00")
+    database.add(1, 2, at="2026-01-01 00:00:00")
+    database.add(3, at="2026-01-01 12:00:00")
     database.add(4, at="2026-01-02 00:00:00")
-    first, before = query(watermark=watermark)
+    first, before = query(watermark=watermark, **overlap)
     database.add(5, 6, at="2026-01-03 00:00:00")
     # Had the old rows been asked for again, this would show.
     database.run("UPDATE tickets SET answer = 'changed' WHERE id <= 2")
 
-    again, after = query(watermark=watermark)
+    again, after = query(watermark=watermark, **overlap)
 
     assert (numbers(first), numbers(again)) == ([1, 2, 3, 4], [1, 2, 3, 4, 5, 6])
     assert "changed" not in {row.messages[1]["content"] for row in again}
@@ -159,10 +168,10 @@ def test_rows_that_share_the_highest_value_are_all_found(query, database) -> Non
     """Two rows of one moment, and the second was written after the first was fetched."""
     database.add(1, at="2026-01-01 00:00:00")
     database.add(2, at="2026-01-02 00:00:00")
-    query(watermark="at")
+    query(watermark="at", overlap_seconds=0)
     database.add(3, at="2026-01-02 00:00:00")
 
-    rows, source = query(watermark="at")
+    rows, source = query(watermark="at", overlap_seconds=0)
 
     assert sorted(numbers(rows)) == [1, 2, 3]
     assert (source.counts["new_rows"], source.counts["kept_rows"]) == (1, 2)
@@ -177,6 +186,142 @@ def test_an_unchanged_table_gives_the_same_digest(query, database) -> None:
     assert {query()[1].digest for _ in range(2)} == digests
 
 
+@pytest.mark.parametrize("key", [{}, {"key": "id"}])
+def test_rows_that_are_committed_late_are_found_by_their_id_and_none_is_held_twice(
+    key, query, database
+) -> None:
+    database.add(1, 2, 4)
+    query(watermark="id", **key)
+    database.add(3, 5)
+
+    rows, source = query(watermark="id", **key)
+
+    assert numbers(rows) == [1, 2, 3, 4, 5]
+    assert (source.counts["new_rows"], source.counts["kept_rows"]) == (2, 3)
+    assert query(watermark="id", **key)[1].digest == source.digest
+
+
+def test_a_transaction_that_was_open_for_a_day_loses_no_row(query, database) -> None:
+    database.add(7, at="2025-12-30 00:00:00")
+    database.add(1, at="2026-01-01 00:00:00")
+    database.add(2, 3, at="2026-01-02 23:30:00")
+    database.add(4, at="2026-01-03 00:00:00")
+    query(watermark="at")
+    database.add(5, at="2026-01-02 00:00:00")
+    # As the setting says: this one was open for longer.
+    database.add(6, at="2025-12-31 00:00:00")
+
+    rows, source = query(watermark="at")
+
+    assert numbers(rows) == [7, 1, 5, 2, 3, 4]
+    assert source.counts["new_rows"] == 1
+
+
+def test_times_with_a_zone_and_dates_reach_back_too(query, database) -> None:
+    if database.engine.dialect.name != "postgresql":
+        return
+    for kind in ("timestamptz", "date", "numeric(20, 6)", "text"):
+        database.run("DELETE FROM tickets")
+        column = f"extract(epoch FROM at)::{kind}" if "numeric" in kind else f"at::{kind}"
+        source = {
+            "query": f"SELECT id, question AS prompt, answer AS completion, {column} AS w FROM tickets",
+            "watermark": "w",
+            "overlap_rows": 2,
+            "overlap_seconds": 86_400,
+        }
+        database.add(1, at="2026-01-01 00:00:00.25")
+        database.add(3, at="2026-01-03 00:00:00.25")
+        database.add(5, at="2026-01-04 00:00:00.5")
+        query(**source)
+        database.run("UPDATE tickets SET answer = 'changed' WHERE id = 1")
+        database.add(4, at="2026-01-03 23:00:00")
+
+        rows, _ = query(**source)
+
+        assert sorted(numbers(rows)) == [1, 3, 4, 5], kind
+        assert rows[0].messages[1]["content"] != "changed", kind
+
+
+def test_equal_rows_in_another_order_make_no_other_dataset(query, database, reader) -> None:
+    """Of rows of one moment a database gives now this one first and now that one."""
+    first, again = (
+        f"SELECT id, question AS prompt, answer AS completion, at FROM tickets ORDER BY {order}"
+        for order in ("id", "id DESC")
+    )
+    database.add(1, 2, 3)
+    digests = []
+    for order in (first, again):
+        database.run("DROP VIEW IF EXISTS seen")
+        database.run(f"CREATE VIEW seen AS {order}")
+        digests.append(query(query="SELECT * FROM seen", watermark="at")[1].digest)
+    database.run("DROP VIEW seen")
+
+    assert digests[0] == digests[1]
+
+
+def test_an_overlap_that_says_nothing_is_warned_about(query, database, caplog) -> None:
+    database.add(1)
+    for used in ({"watermark": "at", "overlap_seconds": 60}, {"watermark": "id"}, {}):
+        query(**used)
+    assert "overlap" not in caplog.text
+    query(watermark="id", overlap_seconds=60)
+    assert "no time (1), so that dataset.sources[].overlap_seconds says nothing" in caplog.text
+    query(watermark="at", overlap_rows=5)
+    assert "overlap_rows says nothing" in caplog.text
+
+
+def test_a_database_that_goes_away_amid_the_rows_leaves_the_earlier_ones_whole(
+    query, database, reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tasks.dataset.reading import sql_snapshot
+
+    database.add(*range(1, 9))
+    before, _ = query(watermark="id", overlap_rows=5, chunk_rows=2)
+    (rows,) = (reader.folder / "cache" / "sql").glob("*/rows.jsonl")
+    kept = rows.read_bytes()
+    lines: list[Any] = []
+
+    def dies(row: Any) -> bytes:
+        lines.append(row)
+        if len(lines) > 3:
+            raise OSError("the network broke")
+        return b"{}\n"
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sql_snapshot, "_line", dies)
+        with pytest.raises(OSError, match="broke"):
+            query(watermark="id", overlap_rows=5, chunk_rows=2)
+
+    assert rows.read_bytes() == kept
+    assert not list(rows.parent.glob("fetched*"))
+    assert numbers(query(watermark="id", overlap_rows=5)[0]) == numbers(before)
+
+
+def test_a_kill_between_the_rows_and_their_state_is_gone_on_from(
+    query, database, reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tasks.dataset.reading import sql_snapshot
+
+    database.add(*range(1, 9))
+    query(watermark="id", overlap_rows=3)
+    database.add(9, 10)
+
+    def dies(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    for killed in ("copyfileobj", "fsync"):
+        with monkeypatch.context() as patched:
+            place = sql_snapshot.shutil if killed == "copyfileobj" else sql_snapshot.os
+            patched.setattr(place, killed, dies)
+            with pytest.raises(KeyboardInterrupt):
+                query(watermark="id", overlap_rows=3)
+
+        rows, source = query(watermark="id", overlap_rows=3)
+        assert numbers(rows) == list(range(1, 11))
+        database.run("UPDATE tickets SET answer = 'changed' WHERE id >= 9")
+    assert source.counts["kept_rows"] == 10
+
+
 def test_a_fetch_that_was_killed_leaves_no_row_twice(query, database, reader) -> None:
     database.add(1, 2, 3)
     query(watermark="id")
@@ -189,6 +334,137 @@ def test_a_fetch_that_was_killed_leaves_no_row_twice(query, database, reader) ->
     again, _ = query(watermark="id")
 
     assert numbers(again) == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("more", [{}, {"overlap_rows": 2}, {"key": "id"}])
+def test_rows_stay_with_a_warning_while_a_table_is_emptied(more, query, database, caplog) -> None:
+    database.add(1, 2, 3, 4)
+    _, before = query(watermark="id", **more)
+    database.run("DELETE FROM tickets")
+
+    rows, emptied = query(watermark="id", **more)
+
+    asked = more.get("overlap_rows", 4)
+    assert f"{asked} rows of earlier runs were asked for again and are no longer" in caplog.text
+    assert "They stay" in caplog.text
+    assert "overlap_rows: 0" in caplog.text
+    assert (numbers(rows), emptied.digest) == ([1, 2, 3, 4], before.digest)
+    database.add(1, 2, 3, 4, 5)
+    rows, loaded = query(watermark="id", **more)
+    assert numbers(rows) == [1, 2, 3, 4, 5]
+    assert loaded.counts["new_rows"] == 1
+
+
+@pytest.mark.parametrize("watermark", ["id", "at"])
+def test_rows_that_go_from_the_overlap_are_counted_and_without_one_they_stay(
+    watermark, query, database, caplog
+) -> None:
+    database.add(1, 2, 3, 4)
+    database.add(5, at="2026-01-01 12:00:00")
+    setting = {"id": "overlap_rows", "at": "overlap_seconds"}[watermark]
+    query(watermark=watermark)
+    database.run("DELETE FROM tickets WHERE id < 3")
+
+    assert numbers(query(watermark=watermark)[0]) == [3, 4, 5]
+    assert "2 rows of earlier runs" in caplog.text
+    assert "They are used no more" in caplog.text
+    assert f"{setting}: 0" in caplog.text
+    caplog.clear()
+    for number in (6, 7):
+        # As a queue is read.
+        database.run("DELETE FROM tickets")
+        query(watermark=watermark, **{setting: 0})
+        database.add(number, at=f"2026-01-02 0{number}:00:00")
+        rows, source = query(watermark=watermark, **{setting: 0})
+        assert source.counts["new_rows"] == 1
+    assert numbers(rows) == [3, 4, 5, 6, 7]
+    assert "asked for again" not in caplog.text
+    if watermark == "at":
+        # Of rows of one moment nobody can tell a new one from one that was there.
+        database.add(8, at="2026-01-02 07:00:00")
+        query(watermark="at", overlap_seconds=0)
+        database.run("DELETE FROM tickets WHERE id = 7")
+        assert numbers(query(watermark="at", overlap_seconds=0)[0]) == [3, 4, 5, 6, 8]
+        assert "1 rows of earlier runs" in caplog.text
+
+
+def test_whole_decimals_of_a_queue_stay_as_other_numbers_do(query, database) -> None:
+    number = "CAST(id AS NUMERIC)" if database.engine.dialect.name == "postgresql" else "id"
+    asked = f"SELECT {number} AS n, question AS prompt, answer AS completion FROM tickets"
+    source = {"query": asked, "watermark": "n", "overlap_rows": 0}
+    database.add(1, 2, 3)
+    query(**source)
+    database.run("DELETE FROM tickets")
+    database.add(4)
+    rows, read = query(**source)
+    assert numbers(rows) == [1, 2, 3, 4]
+    assert read.counts["new_rows"] == 1
+
+
+def test_equal_numbers_that_are_written_otherwise_are_one_value(query, database) -> None:
+    if database.engine.dialect.name != "postgresql":
+        return
+    database.run("DROP TABLE IF EXISTS priced")
+    database.run("CREATE TABLE priced (w NUMERIC, prompt TEXT, completion TEXT)")
+    for value in ("0.5", "1.5", "1.50", "'NaN'", "'NaN'"):
+        database.run(f"INSERT INTO priced VALUES ({value}, 'Question 1', 'b')")
+        source = {"query": "SELECT * FROM priced", "watermark": "w", "overlap_rows": 1}
+        query(**source)
+    database.run("DELETE FROM priced WHERE w = 'NaN'")
+    source["query"] += " -- once more"
+    assert [len(query(**source)[0]) for _ in range(3)] == [3, 3, 3]
+
+
+@pytest.mark.parametrize("broken", ["cut", "short", "gone", "zeros", "state"])
+def test_rows_that_are_not_what_their_state_says_are_fetched_anew(
+    broken: str, query, database, reader, caplog
+) -> None:
+    database.add(1, 2, 3)
+    query(watermark="id")
+    (rows,) = (reader.folder / "cache" / "sql").glob("*/rows.jsonl")
+    if broken == "cut":
+        rows.write_bytes(rows.read_bytes()[:-9] + b"x" * 20)
+    elif broken == "short":
+        rows.write_bytes(rows.read_bytes()[:-9])
+    elif broken == "gone":
+        rows.unlink()
+    elif broken == "zeros":
+        rows.write_bytes(bytes(rows.stat().st_size))
+    else:
+        rows.with_name("state.json").write_text("{")
+    database.add(4)
+
+    again, source = query(watermark="id")
+
+    assert numbers(again) == [1, 2, 3, 4]
+    assert source.counts["new_rows"] == 4
+    assert "does not hold the rows that state.json tells of" in caplog.text
+    assert query(watermark="id")[1].counts["new_rows"] == 0
+
+
+@pytest.mark.parametrize("left", ["a longer line", "half a line"])
+def test_a_killed_fetch_that_wrote_in_place_costs_only_what_it_overwrote(
+    left: str, query, database, reader, caplog
+) -> None:
+    database.add(1, 2, 3)
+    query(watermark="id")
+    (rows,) = (reader.folder / "cache" / "sql").glob("*/rows.jsonl")
+    *whole, last = rows.read_bytes().splitlines(keepends=True)
+    path = rows.with_name("state.json")
+    before = len(b"".join(whole))
+    tie = {"tie_start": before, "tie_rows": 1, "rows_before_tie": 2}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **tie}))
+    cut = last[:10] if left == "half a line" else last.replace(b"Answer", b"Answers to it")
+    rows.write_bytes(b"".join((*whole, cut)))
+    # Nobody can fetch it again.
+    database.run("DELETE FROM tickets WHERE id = 1")
+    database.add(4)
+
+    again, source = query(watermark="id", overlap_rows=1)
+
+    assert numbers(again) == [1, 2, 3, 4]
+    assert source.counts["new_rows"] == 2
+    assert "state.json" not in caplog.text
 
 
 def test_newer_rows_of_another_run_are_not_passed_off_as_ours(query, database, reader) -> None:
@@ -206,13 +482,13 @@ def test_of_a_row_that_changes_the_newest_is_used_where_the_source_names_a_key(
 ) -> None:
     database.add(1, 2, at="2026-01-01 00:00:00")
     database.add(3, at="2026-01-01 12:00:00")
-    _, before = query(watermark="at", key="id")
+    _, before = query(watermark="at", key="id", overlap_seconds=0)
     database.run("UPDATE tickets SET answer = 'corrected', at = '2026-01-02 00:00:00' WHERE id = 1")
     database.add(4, at="2026-01-02 00:00:00")
 
-    again, after = query(watermark="at", key="id")
+    again, after = query(watermark="at", key="id", overlap_seconds=0)
     database.run("UPDATE tickets SET answer = 'again', at = '2026-01-02 00:00:00' WHERE id = 4")
-    last, _ = query(watermark="at", key="id")
+    last, _ = query(watermark="at", key="id", overlap_seconds=0)
 
     assert sorted(numbers(again)) == [1, 2, 3, 4]
     answers = {n: row.messages[1]["content"] for n, row in zip(numbers(again), again, strict=True)}
@@ -229,10 +505,10 @@ def test_without_a_key_a_changed_row_stands_beside_its_old_self(query, database)
     """As the setting says: no column tells which row it was."""
     database.add(1)
     database.add(2, at="2026-01-01 12:00:00")
-    query(watermark="at")
+    query(watermark="at", overlap_seconds=0)
     database.run("UPDATE tickets SET answer = 'corrected', at = '2026-01-02 00:00:00' WHERE id = 1")
 
-    rows, _ = query(watermark="at")
+    rows, _ = query(watermark="at", overlap_seconds=0)
 
     assert sorted(numbers(rows)) == [1, 1, 2]
 
