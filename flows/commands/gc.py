@@ -28,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print what goes, by kind. Raises StageFailed when MLflow cannot say which versions there are."""
+    from flows.connection import RUNS_KEPT_DAYS
     from flows.streams import own_standard_output
     from tasks.retention.collecting import collect, plan
     from tasks.retention.deleted_runs import RESTORABLE_DAYS
@@ -58,6 +59,9 @@ def run(args: argparse.Namespace) -> int:
         else:
             told = "were removed" if done.removed else "would go; --yes removes them"
             out.write(f"{len(done.goes)} things, {done.bytes / 1e9:.2f} GB, {told}.\n")
+        out.write(
+            f"Prefect's server deletes its own runs, {RUNS_KEPT_DAYS} days after their end.\n"
+        )
     return 0
 
 

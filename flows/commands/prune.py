@@ -26,6 +26,7 @@ def run(args: argparse.Namespace) -> int:
     from flows.streams import own_standard_output
     from tasks.promotion.pruning import plan, prune
     from tasks.registration.listing import list_versions
+    from tasks.retention.deleted_runs import RESTORABLE_DAYS
     from tasks.tracking import reachable_tracker
 
     with own_standard_output() as out:
@@ -54,8 +55,9 @@ def run(args: argparse.Namespace) -> int:
             out.write("Nothing may go.\n")
         elif args.yes:
             out.write(
-                f"{len(done.go)} versions and {len(done.runs)} MLflow runs are deleted; `mlflow gc` frees "
-                "their space.\n"
+                f"{len(done.go)} versions and {len(done.runs)} MLflow runs are deleted. `loraline gc` frees "
+                f"their space once they cannot be restored any more, after {RESTORABLE_DAYS} days; where "
+                "MLflow's files lie elsewhere, its own `mlflow gc` does.\n"
             )
         else:
             out.write(

@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
@@ -13,10 +14,10 @@ from filelock import FileLock, Timeout
 from tasks.errors import StageFailed
 from tasks.home import Home
 from tasks.retention.deleted_runs import deleted_runs, is_due, purge
-from tasks.retention.finding import candidates, last_used
+from tasks.retention.finding import candidates
 from tasks.retention.growing import MOST_VERDICTS, keep_end
 from tasks.retention.needs import Registered, needs_of
-from tasks.retention.things import Goes
+from tasks.retention.things import Goes, last_used
 from tasks.store import MANIFEST
 
 if TYPE_CHECKING:
@@ -167,22 +168,26 @@ def _all_models(tracker: "Tracker") -> Iterator[str]:
 
 def _remove(goes: Goes, before: float) -> bool:
     """Remove one thing; False when it is in use by now, or stays against our will."""
-    lock = FileLock(goes.path.parent / f".{goes.path.name.lstrip('.').partition('.')[0]}.lock")
-    guarded = goes.kind in ("output", "draft", "lock")
+    lock = FileLock(_lock_of(goes))
+    guarded = goes.kind in ("output", "draft", "copy", "lock")
+    path = goes.path
     try:
         if guarded:
             lock.acquire(timeout=0)
             if goes.kind != "lock" and last_used(goes.path) >= before:
                 return False
             # A folder that is half removed must never look complete.
-            if goes.path.is_dir():
-                (goes.path / MANIFEST).unlink(missing_ok=True)
+            if goes.kind == "copy":
+                path = path.rename(path.with_suffix(".tmp"))
+                goes.path.with_suffix(".json").unlink(missing_ok=True)
+            elif path.is_dir():
+                (path / MANIFEST).unlink(missing_ok=True)
         if goes.kind == "verdicts":
-            keep_end(goes.path, MOST_VERDICTS // 2)
-        elif goes.path.is_dir():
-            shutil.rmtree(goes.path)
+            keep_end(path, MOST_VERDICTS // 2)
+        elif path.is_dir():
+            shutil.rmtree(path)
         else:
-            goes.path.unlink()
+            path.unlink()
     except Timeout:
         return False
     except OSError as error:
@@ -190,5 +195,11 @@ def _remove(goes: Goes, before: float) -> bool:
         return False
     finally:
         lock.release()
-    # The lock's empty file stays for a week: whoever waits for it would otherwise hold one that nobody else sees.
     return True
+
+
+def _lock_of(goes: Goes) -> Path:
+    """The lock under which a thing is made: beside it, and in the store with a dot before its name."""
+    if goes.kind in ("output", "draft"):
+        return goes.path.with_name(f".{goes.path.name.lstrip('.').partition('.')[0]}.lock")
+    return goes.path.with_suffix(".lock")

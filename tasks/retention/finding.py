@@ -7,12 +7,11 @@ from pathlib import Path
 from tasks.artifacts import STAGES
 from tasks.files import is_locked
 from tasks.home import Home
+from tasks.retention.copies import copies
 from tasks.retention.growing import belongs_before, caches, logs
 from tasks.retention.needs import Needs
-from tasks.retention.things import Goes, found, newest, written
-from tasks.store import MANIFEST
+from tasks.retention.things import LOCK_SECONDS, Goes, found, last_used, newest, written
 
-_LOCK_SECONDS = 7 * 86_400.0
 _SCRATCH_SECONDS = 2 * 86_400.0
 
 
@@ -23,6 +22,7 @@ def candidates(home: Home, needs: Needs, before: float) -> Iterator[Goes]:
     old = belongs_before(needs, before)
     yield from logs(home, needs, before, old)
     yield from caches(home, needs, before, old)
+    yield from copies(home, before, old)
     for path in sorted(home.runs.glob("*/*.json")):
         if path not in needs.records and written(path) < before:
             yield found("record", path)
@@ -38,7 +38,7 @@ def _outputs(home: Home, needs: Needs, before: float) -> Iterator[Goes]:
                 yield found("draft" if draft else "output", path)
         for path in sorted((home.store / stage).glob(".*.lock")):
             made = home.store / stage / path.stem.lstrip(".")
-            if not made.exists() and written(path) < before - _LOCK_SECONDS:
+            if not made.exists() and written(path) < before - LOCK_SECONDS:
                 yield found("lock", path)
 
 
@@ -71,9 +71,3 @@ def _tokens_of(folder: Path) -> str:
         return Path(job["tokens"]).name
     except (OSError, ValueError, KeyError, TypeError):
         return ""
-
-
-def last_used(output: Path) -> float:
-    """When an output was last made or reused: its manifest is touched then."""
-    manifest = output / MANIFEST
-    return written(manifest) if manifest.exists() else newest(output)

@@ -1,6 +1,5 @@
 """Find what grows a little with each run and is nobody's output: logs, reports, caches."""
 
-import json
 import os
 from collections.abc import Iterator
 from datetime import timedelta
@@ -40,6 +39,10 @@ def logs(home: Home, needs: Needs, before: float, old: float) -> Iterator[Goes]:
             key = path.stem.partition("-")[2]
             if path.name not in _APPENDED and written(path) < old and key not in kept:
                 yield found("log", path)
+    # Messages that Prefect's server could not handle: it never reads them again.
+    for path in sorted((home.prefect / "dlq").glob("*")):
+        if written(path) < old:
+            yield found("log", path)
     for path in (home.logs / name for name in _APPENDED):
         if path.is_file() and (
             written(path) < old or (size(path) > LONGEST_LOG and written(path) < before)
@@ -65,7 +68,6 @@ def caches(home: Home, needs: Needs, before: float, old: float) -> Iterator[Goes
     # One that is written to just now would lose what arrives meanwhile.
     if verdicts.is_file() and size(verdicts) > MOST_VERDICTS and written(verdicts) < before:
         yield Goes("verdicts", verdicts, size(verdicts) - MOST_VERDICTS // 2)
-    yield from _hub_copies(home, old)
 
 
 def keep_end(path: Path, most: int) -> None:
@@ -77,19 +79,3 @@ def keep_end(path: Path, most: int) -> None:
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     temporary.write_bytes(end)
     temporary.replace(path)
-
-
-def _hub_copies(home: Home, old: float) -> Iterator[Goes]:
-    """Datasets of the Hub at commits that are no branch's newest any more."""
-    folder = home.cache / "sources" / "hub"
-    try:
-        tips = set(json.loads((folder / "commits.json").read_text(encoding="utf-8")).values())
-    except (OSError, ValueError, AttributeError):
-        return
-    for path in sorted(folder.glob("*/")):
-        try:
-            commit = json.loads((path / "job.json").read_text(encoding="utf-8"))["commit"]
-        except (OSError, ValueError, KeyError):
-            continue
-        if commit not in tips and newest(path) < old:
-            yield found("cache", path)

@@ -4,9 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from tasks.store import MANIFEST
+
 Kind = Literal[
-    "output", "draft", "checkpoints", "log", "report", "cache", "record", "lock", "verdicts"
+    "output", "draft", "checkpoints", "log", "report", "cache", "copy", "record", "lock", "verdicts"
 ]
+LOCK_SECONDS = 7 * 86_400.0
+"""A lock's empty file stays for so long: whoever waits for it would otherwise hold one that nobody else sees."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,14 @@ def _blocks(path: Path) -> int:
         return path.lstat().st_blocks * 512
     except OSError:
         return 0
+
+
+def last_used(path: Path) -> float:
+    """When an output was made or reused, or a copy of remote data read: what says that it is whole is touched then."""
+    manifest = path / MANIFEST
+    if manifest.exists():
+        return written(manifest)
+    return max(newest(path), written(path.with_suffix(".json")))
 
 
 def newest(folder: Path) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from flows.cli import main
 from tasks.artifacts import STAGES, Outcome, StageTiming
 from tasks.errors import StageFailed
 from tasks.home import Home
@@ -176,6 +177,21 @@ def test_without_yes_nothing_is_touched(
     assert found.bytes > 0
     assert not found.removed
     assert sorted(home.root.rglob("*")) == before
+
+
+@pytest.mark.parametrize("arguments", [[], ["--yes"]])
+def test_the_command_says_who_deletes_old_runs_of_prefect(
+    home: Home,
+    versions: dict[tuple[str, str], Registered],
+    arguments: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("LORALINE_HOME", str(home.root))
+    monkeypatch.setattr("tasks.tracking.reachable_tracker", lambda _: TRACKER)
+    assert main(["gc", *arguments]) == 0
+    told = capfd.readouterr().out.splitlines()
+    assert told[-1] == "Prefect's server deletes its own runs, 90 days after their end."
 
 
 def test_each_adapter_keeps_its_own_last_runs(

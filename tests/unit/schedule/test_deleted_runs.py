@@ -55,6 +55,7 @@ def files_of(tracker: Tracker) -> set[str]:
     return {path.parts[-3] for path in tracker.home.mlflow.rglob("adapter.bin")}
 
 
+@pytest.mark.long
 def test_what_was_deleted_today_can_be_restored_whatever_its_age_and_what_was_long_ago_is_gone(
     tracker: Tracker, tmp_path: Path
 ) -> None:
@@ -93,6 +94,7 @@ def test_what_was_deleted_today_can_be_restored_whatever_its_age_and_what_was_lo
     assert client.get_run(of_experiment).info.lifecycle_stage == "active"
 
 
+@pytest.mark.long
 def test_a_deleted_run_of_a_registered_version_stays_and_the_way_out_is_named(
     tracker: Tracker,
     tmp_path: Path,

@@ -2,17 +2,21 @@
 
 import json
 import os
+import sqlite3
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock
 
+from tasks.dataset.reading.opening import open_sources
+from tasks.dataset.settings import DatasetSettings
 from tasks.home import Home
 from tasks.retention import collecting, growing
-from tasks.retention.collecting import collect
-from tasks.store import Store
+from tasks.retention.collecting import collect, plan
+from tasks.store import Store, digest
 
 DAY = 86_400.0
 
@@ -118,3 +122,146 @@ def test_marks_of_rows_and_lock_files_that_nobody_asks_for_go_after_a_week(home:
     assert [path.exists() for path in rows] == [True, False]
     # That of an output that is there, that of nothing, one of last week, and one that is held.
     assert [path.exists() for path in (*locks, held)] == [True, False, True, True]
+
+
+def opened(home: Home, folder: Path, *sources: dict[str, Any]) -> None:
+    """As a run, a check or a look opens them."""
+    settings = DatasetSettings.model_validate({"sources": sources})
+    open_sources(settings, folder, cache=home.cache / "sources")
+
+
+def a_day_later(home: Home) -> None:
+    for path in (home.cache / "sources").rglob("*"):
+        then = path.stat().st_mtime - DAY
+        os.utime(path, (then, then))
+
+
+def test_copies_of_remote_data_go_when_no_run_of_late_has_read_them(
+    home: Home, tmp_path: Path, shared_bucket: Any
+) -> None:
+    sources = home.cache / "sources"
+    with sqlite3.connect(tmp_path / "chats.db") as connection:
+        connection.execute("CREATE TABLE chats (id INTEGER, prompt TEXT, completion TEXT)")
+        connection.execute("INSERT INTO chats VALUES (1, 'q', 'a')")
+    sources.mkdir(parents=True)
+    for night in range(10):
+        row = json.dumps({"prompt": f"q {night}", "completion": "a"}) + "\n"
+        shared_bucket.put_object(Key=f"days/{night}.jsonl", Body=row.encode())
+        shared_bucket.Object(f"days/{night - 3}.jsonl").delete()
+        query = f"SELECT * FROM chats ORDER BY id -- version {night // 3}"
+        opened(
+            home,
+            tmp_path,
+            {"type": "jsonl", "path": "s3://shared/days/"},
+            {"type": "sql", "database": "chats.db", "query": query},
+        )
+        a_day_later(home)
+    last_run(home, 2.5)
+    before = sorted(home.root.rglob("*"))
+    assert {it.kind for it in plan(home, None).goes} == {"copy"}
+    assert sorted(home.root.rglob("*")) == before
+
+    collect(home, None)
+
+    copies = [path for path in (sources / "files").iterdir() if not path.suffix]
+    assert {json.loads(path.read_text())["prompt"] for path in copies} == {
+        f"q {night}" for night in (6, 7, 8, 9)
+    }
+    assert len(list((sources / "files").glob("*.json"))) == 4
+    # Two of the query's versions, with their locks.
+    assert len(list((sources / "sql").glob("*/state.json"))) == 2
+    for _ in range(8):
+        a_day_later(home)
+    collect(home, None)
+    assert not [path for path in sources.glob("*/*") if path.suffix != ".lock"]
+    collect(home, None)
+    assert not list(sources.glob("*/*.lock"))
+
+
+def test_a_copy_that_is_in_use_or_of_today_stays_though_no_run_is_known(home: Home) -> None:
+    folder = home.cache / "sources" / "files"
+    today, fetching, read, gone = (written(folder / f"{name}{'0' * 31}", 3) for name in "abcd")
+    written(today.with_suffix(".json"), 0.5)
+    written(read.with_suffix(".json"), 3)
+    left = written(folder / f"{'e' * 32}.77.tmp", 3)
+    with FileLock(fetching.with_suffix(".lock")):
+        found = plan(home, None)
+        assert {it.path for it in found.goes} == {fetching, read, gone, left}
+        # A run begins to read it between the plan and its turn.
+        os.utime(read.with_suffix(".json"))
+        removed = [collecting._remove(goes, time.time() - 600) for goes in found.goes]
+    assert removed.count(True) == 2
+    kept = [it.exists() for it in (today, fetching, read, gone, left)]
+    assert kept == [True, True, True, False, False]
+
+
+def test_rows_that_a_query_gathered_outlive_a_long_outage(home: Home) -> None:
+    last_run(home, 2)
+    sql = home.cache / "sources" / "sql"
+    for days in (30, 80, 95):
+        written(sql / str(days) / "rows.jsonl", days, "{}\n")
+        written(sql / str(days) / "state.json", days, json.dumps({"last": {"value": 1}}))
+    collect(home, None)
+    assert {it.name for it in sql.glob("*/")} == {"30", "80"}
+
+
+def hub_copy(home: Home, name: str, commit: str, *files: str) -> None:
+    folder = home.cache / "sources" / "hub" / name
+    for file in ("job.json", *files):
+        written(folder / file, 5, json.dumps({"commit": commit}))
+
+
+def test_commits_that_recipes_named_go_at_last(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    last_run(home, 2)
+    hub = home.cache / "sources" / "hub"
+    for days in (80, 95):
+        for file in ("job.json", "result.json"):
+            written(hub / str(days) / file, days, json.dumps({"commit": "c" * 40}))
+    collect(home, None)
+    assert {it.name for it in hub.glob("*/")} == {"80"}
+
+
+@pytest.mark.parametrize("why", ["pinned", "offline", "unreadable", ""])
+def test_whole_copies_of_the_hub_stay_where_it_is_not_asked(
+    why: str, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1" if why == "offline" else "0")
+    last_run(home, 2)
+    hub_copy(home, "whole", "c" * 40, "rows.parquet", "result.json")
+    hub_copy(home, "failed", "d" * 40, "downloads")
+    if why != "pinned":
+        known = "{" if why == "unreadable" else json.dumps({"team/chats@main": "d" * 40})
+        written(home.cache / "sources" / "hub" / "commits.json", 5, known)
+    collect(home, None)
+    left = {it.name for it in (home.cache / "sources" / "hub").glob("*/")}
+    # What a failed download left is not kept for being of a branch's newest commit.
+    assert left == ({"whole"} if why else set())
+
+
+def test_a_dataset_of_the_hub_stays_while_it_is_used_or_the_newest(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    last_run(home, 2)
+    hub = home.cache / "sources" / "hub"
+    pinned = {"type": "huggingface", "id": "team/chats", "revision": "c" * 40}
+    commits = {"c" * 40: "c", "a" * 40: "moved", "b" * 40: "tip"}
+    for commit, name in commits.items():
+        name = digest(["team/chats", commit, None, "train"])[:32] if name == "c" else name
+        hub_copy(home, name, commit, "rows.parquet", "result.json")
+    written(hub / "commits.json", 5, json.dumps({"team/chats@main": "b" * 40}))
+    opened(home, home.root, pinned)
+
+    collect(home, None)
+
+    left = [json.loads((it / "job.json").read_text())["commit"][0] for it in hub.glob("*/")]
+    assert sorted(left) == ["b", "c"]
+    assert (hub / "commits.json").is_file()
+
+
+def test_messages_that_prefect_gave_up_go_with_the_runs_of_their_time(home: Home) -> None:
+    last_run(home, 10)
+    old, new = (written(home.prefect / "dlq" / f"{days}", days) for days in (11, 9))
+    collect(home, None)
+    assert [path.exists() for path in (old, new)] == [False, True]

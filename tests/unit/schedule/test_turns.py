@@ -18,7 +18,9 @@ from filelock import FileLock
 from flows.orderly import orderly
 from tasks import gpu_turn, launch
 from tasks.errors import StageFailed, UserError, WorkerFailed
+from tasks.files import is_locked
 from tasks.home import Home
+from tasks.marked import environments
 from tasks.retention.settings import RetentionSettings
 from tasks.turn import Taken, adapter_turn, is_taken
 
@@ -70,13 +72,30 @@ def test_a_scheduled_run_is_told_who_trains_the_adapter(home: Home) -> None:
         assert is_taken(home, "a")
         with (
             pytest.raises(Taken, match=r"a is being trained by a v7 \(http://x/run/1\) since"),
-            adapter_turn(home, "a", run="b", wait=False),
+            adapter_turn(home, "a", run="b", within_seconds=0),
         ):
             raise AssertionError
-        with adapter_turn(home, "another", run="b", wait=False):
+        with adapter_turn(home, "another", run="b", within_seconds=0):
             assert is_taken(home, "another")
     finally:
         ended(other, signal.SIGKILL)
+
+
+def test_who_waits_for_a_while_gives_up_then(home: Home) -> None:
+    other = holding(home, "a")
+    said: list[str] = []
+    began = time.monotonic()
+    try:
+        with (
+            pytest.raises(Taken, match=r"a is being trained by a v7"),
+            adapter_turn(home, "a", run="b", within_seconds=5, say=said.append),
+        ):
+            raise AssertionError
+    finally:
+        ended(other, signal.SIGKILL)
+    assert 5 <= time.monotonic() - began < 30
+    (line,) = said
+    assert "waiting for it to end" in line
 
 
 def test_who_only_asks_whether_the_turn_is_taken_turns_no_run_away(home: Home) -> None:
@@ -84,15 +103,15 @@ def test_who_only_asks_whether_the_turn_is_taken_turns_no_run_away(home: Home) -
     # As collecting does, for much less than this.
     asking = FileLock(home.locks / "adapter-a.lock", thread_local=False)
     asking.acquire()
-    threading.Timer(0.3, asking.release).start()
-    with adapter_turn(home, "a", run="b", wait=False) as turn:
+    threading.Timer(0.1, asking.release).start()
+    with adapter_turn(home, "a", run="b", within_seconds=0) as turn:
         turn.check()
 
 
 def test_a_turn_is_free_as_soon_as_its_holder_is_killed(home: Home) -> None:
     ended(holding(home, "a"), signal.SIGKILL)
     assert not is_taken(home, "a")
-    with adapter_turn(home, "a", run="b", wait=False) as turn:
+    with adapter_turn(home, "a", run="b", within_seconds=0) as turn:
         turn.check()
     # The note of the dead holder is not taken for the living.
     assert not list(home.locks.glob("adapter-*.json"))
@@ -121,7 +140,7 @@ def test_a_person_waits_is_told_once_and_goes_on(home: Home) -> None:
 
 
 def test_a_name_with_any_character_makes_a_file_name(home: Home) -> None:
-    with adapter_turn(home, "a/b c", run="r", wait=False):
+    with adapter_turn(home, "a/b c", run="r", within_seconds=0):
         assert is_taken(home, "a/b c")
         assert not is_taken(home, "a")
 
@@ -260,45 +279,65 @@ def test_a_tool_without_a_gpu_or_a_driver_locks_none(
 
 @pytest.mark.long
 @pytest.mark.parametrize("limit", ["timeout_seconds", "stall_seconds"])
-def test_a_run_whose_worker_hangs_leaves_both_turns_free(
-    home: Home, two_gpus: Path, monkeypatch: pytest.MonkeyPatch, limit: str
+def test_within_half_a_minute_from_its_limit_a_worker_that_hangs_is_gone_and_both_turns_are_free(
+    home: Home, two_gpus: Path, limit: str
 ) -> None:
-    monkeypatch.setattr(launch, "GRACE_SECONDS", 1.0)
     recipe = SimpleNamespace(name="a", retention=RetentionSettings(min_free_gb=0))
     tracker = SimpleNamespace(uri=f"sqlite:///{home.root}/mlflow.db")
     facts = SimpleNamespace(overrides=(), force=False)
     run: Any = SimpleNamespace(recipe=recipe, home=home, tracker=tracker, facts=facts)
-    # What it starts is deaf, and in a session of its own.
-    deaf = "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(600)"
+    # Deaf, and so is what it starts in a session of its own: what is ignored is inherited.
     worker = (
-        "import subprocess, sys, time\n"
-        f"subprocess.Popen([sys.executable, '-c', {deaf!r}], start_new_session=True)\n"
-        'print(\'{"event": "alive"}\', flush=True)\n'
+        "import os, signal, subprocess, sys, time\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "sleeper = [sys.executable, '-c', 'import time; time.sleep(600)']\n"
+        "pids = [os.getpid(), subprocess.Popen(sleeper, start_new_session=True).pid]\n"
+        'print(\'{"event": "alive", "pids": %s}\' % pids, flush=True)\n'
         "time.sleep(600)\n"
     )
-    taken: list[bool] = []
+    began: dict[str, float] = {}
+    pids: set[int] = set()
+
+    while_it_lived: list[set[bool]] = []
+
+    def taken() -> set[bool]:
+        gpus = (two_gpus / "gpu-locks" / f"{name}.lock" for name in ("GPU-aa", "GPU-bb"))
+        return {is_taken(home, "a"), *map(is_locked, gpus)}
+
+    def hear(event: dict[str, Any]) -> None:
+        began["stall_seconds"] = time.monotonic()
+        pids.update(event["pids"])
+        while_it_lived.append(taken())
+
+    def living() -> set[int]:
+        return {process.pid for process, _ in environments()} & pids
 
     def train() -> None:
         with orderly(run):
             gpu_turn.take_gpus(2)
+            began["timeout_seconds"] = time.monotonic()
             launch.run(
                 [sys.executable, "-c", worker],
                 log=home.logs / "training.log",
                 name="Training",
-                on_event=lambda _: taken.append(is_taken(home, "a")),
+                on_event=hear,
                 **{limit: 10.0},  # type: ignore[arg-type]
             )
 
     with pytest.raises(WorkerFailed):
         train()
-    assert taken == [True]
+    assert not living()
+    assert taken() == {False}
+    assert time.monotonic() - began[limit] - 10 < 30
+    assert while_it_lived == [{True}]
+    assert len(pids) == 2
     other = python(
         f"""
         from pathlib import Path
         from tasks.gpu_turn import gpu_turn
         from tasks.home import Home
         from tasks.turn import adapter_turn
-        with adapter_turn(Home(Path({str(home.root)!r})), "a", run="b", wait=False):
+        with adapter_turn(Home(Path({str(home.root)!r})), "a", run="b", within_seconds=0):
             with gpu_turn(2) as devices:
                 print(*devices)
         """
@@ -318,12 +357,12 @@ def test_another_machine_has_the_turn_where_the_stack_is_on_postgresql(
         turn.check()
         with (
             pytest.raises(Taken, match="a is being trained by another machine"),
-            adapter_turn(elsewhere, "a", run="b", database=postgres, wait=False),
+            adapter_turn(elsewhere, "a", run="b", database=postgres, within_seconds=0),
         ):
             raise AssertionError
-        with adapter_turn(elsewhere, "other", run="b", database=postgres, wait=False):
+        with adapter_turn(elsewhere, "other", run="b", database=postgres, within_seconds=0):
             pass
-    with adapter_turn(elsewhere, "a", run="b", database=postgres, wait=False):
+    with adapter_turn(elsewhere, "a", run="b", database=postgres, within_seconds=0):
         pass
 
 
@@ -345,7 +384,7 @@ def test_a_connection_that_broke_in_the_night_is_mended_unless_somebody_was_fast
         turn.check()
         break_connections()
         with (
-            adapter_turn(elsewhere, "a", run="b", database=postgres, wait=False),
+            adapter_turn(elsewhere, "a", run="b", database=postgres, within_seconds=0),
             pytest.raises(StageFailed, match="another run has the turn by now"),
         ):
             turn.check()

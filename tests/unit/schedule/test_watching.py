@@ -255,6 +255,13 @@ def test_the_watermark_of_a_query_counts_what_the_table_gained(tmp_path: Path) -
             "INSERT INTO chats VALUES (?, ?, ?)", [(n, f"q {n}", f"a {n}") for n in range(100, 160)]
         )
     assert look().new_rows == 60
+    # They took their ids before those, and are committed only now.
+    with sqlite3.connect(database) as connection:
+        connection.executemany(
+            "INSERT INTO chats VALUES (?, ?, ?)",
+            [(n, f"late {n}", f"a {n}") for n in range(140, 150)],
+        )
+    assert look().new_rows == 70
 
 
 def test_files_that_arrive_below_an_s3_prefix_are_seen(tmp_path: Path, shared_bucket: Any) -> None:
