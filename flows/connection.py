@@ -25,10 +25,11 @@ Say = Callable[[str], None]
 UI_URL = "http://127.0.0.1:4200"
 """Where `loraline ui` shows, later, what an embedded server recorded."""
 
+RUNS_KEPT_DAYS = 90
 RETENTION = {
     # The default keeps flow runs, their logs and their artifacts for ever.
     "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
-    "PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD": str(90 * 86_400),
+    "PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD": str(RUNS_KEPT_DAYS * 86_400),
     # What a look at the registry each minute leaves in the default's week is most of the database.
     "PREFECT_SERVER_EVENTS_RETENTION_PERIOD": "P3D",
 }

@@ -20,6 +20,7 @@ from flows.scheduled_recipes import (
     WATCH,
     Wanted,
     gone_for_good,
+    is_away,
     recipe_files,
     scheduled,
 )
@@ -63,9 +64,9 @@ def apply_deployments(
     """Make the deployments and the schedules of `recipes` what the files say.
 
     A folder among `recipes` stands for all recipes in it, and then schedules of recipes that are gone
-    or want none any more are retired, wherever those lie; otherwise only the named recipes are touched.
-    Whether a schedule is paused is never changed. The server is the one of this process's environment
-    (`flows.standing_server`); `home` is prepared for it.
+    or want none any more are retired, wherever those lie; otherwise only those of the named recipes are
+    touched. Whether a schedule is paused is never changed, also where its recipe bears another name now.
+    The server is the one of this process's environment (`flows.standing_server`); `home` is prepared for it.
 
     Raises: UserError when the shipped deployments do not fit their flows; StageFailed when the server
     refuses.
@@ -84,8 +85,8 @@ def apply_deployments(
             _apply_fixed(client, deployment, identity, applied)
             _apply_triggers(client, deployment, identity, applied)
             if deployment.name in (RETRAIN, WATCH):
-                whole = any(path.is_dir() for path in recipes)
-                refused |= _apply_recipes(client, deployment, identity, wanted, whole, applied)
+                folders = [path for path in recipes if path.is_dir()]
+                refused |= _apply_recipes(client, deployment, identity, wanted, folders, applied)
         changed, problems = apply_notifications(client, os.environ)
     applied.changed += changed
     applied.problems += problems
@@ -237,7 +238,7 @@ def _apply_recipes(
     deployment: Deployment,
     identity: "UUID",
     wanted: list[Wanted],
-    whole: bool,
+    folders: Sequence[Path],
     applied: Applied,
 ) -> set[str]:
     """Returns the names of the recipes whose schedules could not be applied."""
@@ -245,10 +246,18 @@ def _apply_recipes(
     delete_retired(client, identity)
     there = by_slug(client, identity)
     fixed = {schedule.slug for schedule in deployment.schedules}
+    # One that a person made in the UI names no recipe that we know of.
+    recipe_of = {
+        slug: recipe_behind(client, schedule)
+        for slug, schedule in there.items()
+        if slug not in fixed
+    }
     for one in wanted:
         target = Target(deployment.name, identity, one.name)
+        former = [there[slug] for slug in there if recipe_of.get(slug) == str(one.path)]
+        active = all(schedule.active for schedule in former)
         try:
-            _apply_recipe(client, target, one, there, applied)
+            _apply_recipe(client, target, one, there, applied, active=active)
         except Exception as error:
             if is_outage(error):
                 raise
@@ -259,13 +268,17 @@ def _apply_recipes(
                 f"{one.path}: Prefect takes no {target} ({_in_a_line(error)}). Correct the recipe's section "
                 "`schedule`, then deploy again."
             )
-    if not whole:
-        return refused
+    named = {str(one.path) for one in wanted if one.name not in refused}
     for slug, schedule in there.items():
-        # One that a person made in the UI names no recipe that we know of.
-        path = None if slug in fixed else recipe_behind(client, schedule)
-        if path and (why := gone_for_good(Path(path), slug)):
+        path = recipe_of.get(slug) if folders or recipe_of.get(slug) in named else None
+        if path and (why := gone_for_good(Path(path), slug, folders)):
             applied.note(retire(client, Target(deployment.name, identity, slug), schedule, why))
+        elif path and is_away(Path(path), folders):
+            applied.problems.append(
+                f"{path} is away with its folder, as if a disk was not mounted: each of its runs will fail, and "
+                f"its schedule stays. Bring it back, or delete the schedule {slug} on the page of the deployment "
+                f"{deployment.name}; then deploy again."
+            )
     return refused
 
 
@@ -275,13 +288,17 @@ def _apply_recipe(
     one: Wanted,
     there: "dict[str, DeploymentSchedule]",
     applied: Applied,
+    *,
+    active: bool,
 ) -> None:
-    """Create, change or retire the recipe's schedule; what is dealt with is taken out of `there`."""
+    """Create (`active` or paused), change or retire the recipe's schedule; what is dealt with is taken out of
+    `there`.
+    """
     clock = _recipe_clock(one, target.deployment)
     found = there.get(one.name)
     if clock is not None:
         there.pop(one.name, None)
-        applied.note(put(client, target, found, clock, {"recipe": str(one.path)}))
+        applied.note(put(client, target, found, clock, {"recipe": str(one.path)}, active=active))
     elif found is not None and recipe_behind(client, found) == str(one.path):
         # A draft elsewhere may bear the name of a recipe that is scheduled.
         del there[one.name]

@@ -7,7 +7,9 @@ what other machines' runs tell. Slack, Teams, PagerDuty, e-mail, a custom webhoo
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from flows.stack.alerts import EVENT
 from tasks.errors import UserError
+from tasks.promotion.entry import TOLD
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -16,11 +18,14 @@ if TYPE_CHECKING:
 VARIABLE = "LORALINE_NOTIFY"
 """Blocks as `type/name`, separated by commas or spaces: `slack-webhook/ops, custom-webhook/pager`."""
 PREFIX = "loraline-notify-"
-EVENTS = ("loraline.alert", "loraline.promotion", "loraline.rollback", "loraline.observed")
+EVENTS = (EVENT, *(f"loraline.{kind}" for kind in TOLD))
 SUBJECT = "{{ event.payload.name }}: {{ event.payload.kind }}"
-# An alert has its text; a move of the champion has the fields of the promotion log.
+# An alert has its text; all else has the fields of the promotion log.
 BODY = (
-    "{% if event.payload.text %}{{ event.payload.text }}{% else %}"
+    "{% if event.payload.text %}{{ event.payload.text }}"
+    "{% elif event.payload.kind == 'accepted' %}The promotion log of {{ event.payload.name }} is "
+    "damaged, and goes on: accepted by {{ event.payload.actor }}. {{ event.payload.reason }} "
+    "What is wrong: {{ event.payload.verification }}{% else %}"
     "The champion of {{ event.payload.name }} is now version {{ event.payload.champion_to or 'none' }}, "
     "before {{ event.payload.champion_from or 'none' }} ({{ event.payload.actor }}). "
     "{{ event.payload.reason }} {{ event.payload.verification }}{% endif %}"

@@ -1,9 +1,11 @@
 """What surrounds a retraining so that no schedule can hurt: its turn, room on the disk, its record, the collecting."""
 
 import logging
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from prefect import State
@@ -31,6 +33,8 @@ from tasks.retention.ledger import newest_success, recorded
 from tasks.turn import Taken, Turn, adapter_turn
 
 _log = logging.getLogger(__name__)
+SELDOM_SECONDS = 3600.0
+"""How long a run that is due once a week or a month waits for another one of its adapter."""
 
 
 class NotNow(Exception):
@@ -48,8 +52,9 @@ class NotNow(Exception):
 def orderly(run: RunRecord) -> Iterator[Turn]:
     """Have the adapter's turn for the block, and leave the machine as bounded as it was.
 
-    A run of a schedule does not wait for another run of its adapter: the next one is due soon. One that
-    a person or an event started does; what an event asked for may be done by then.
+    What a person or an event started waits for another run of its adapter; what an event asked for may be
+    done by then. A run of a schedule waits for an hour where the next one is due in more than a day, and
+    else not: meanwhile it has a slot of the worker, which runs of other adapters may need.
 
     Raises: NotNow for either, and StageFailed when the disk is too full to begin.
     """
@@ -61,7 +66,7 @@ def orderly(run: RunRecord) -> Iterator[Turn]:
             run=flow_run.name or "loraline run",
             url=flow_run.ui_url,
             database=lock_database(run.tracker.uri, os.environ),
-            wait=started_by() != "schedule",
+            within_seconds=_patience_seconds(),
             say=_tell,
         ) as turn:
             _refuse_answered(run)
@@ -94,21 +99,10 @@ def refuse_outdated(recipe: str) -> None:
     here = _this_run()
     if here is None or started_by() != "schedule" or here.expected_start_time is None:
         return
-    assert here.created_by is not None
-    assert here.created_by.id is not None
     try:
-        with get_client(sync_client=True) as client:
-            later = client.read_flow_runs(
-                flow_run_filter=FlowRunFilter(
-                    deployment_id=FlowRunFilterDeploymentId(any_=[here.deployment_id]),
-                    created_by=FlowRunFilterCreatedBy(id_=[here.created_by.id]),
-                    expected_start_time=FlowRunFilterExpectedStartTime(
-                        after_=here.expected_start_time, before_=_now()
-                    ),
-                ),
-                sort=FlowRunSort.EXPECTED_START_TIME_DESC,
-                limit=20,
-            )
+        later = _of_its_schedule(
+            here, here.expected_start_time, _now(), FlowRunSort.EXPECTED_START_TIME_DESC
+        )
     except Exception:
         # Better twice than never: the turn and the store keep the second one harmless.
         _log.warning("Prefect does not say which runs are due; this one goes on", exc_info=True)
@@ -118,6 +112,39 @@ def refuse_outdated(recipe: str) -> None:
         raise NotNow(
             f"{recipe} was due at {here.expected_start_time:%Y-%m-%d %H:%M} and is late; the run "
             f"{newer.name}, due at {newer.expected_start_time:%Y-%m-%d %H:%M} UTC, does it for both."
+        )
+
+
+def _patience_seconds() -> float:
+    """How long this run waits for another one of its adapter."""
+    here = _this_run()
+    if here is None or started_by() != "schedule":
+        return math.inf
+    # The night on which clocks go back has an hour more.
+    soon = _now() + timedelta(hours=25)
+    try:
+        coming = _of_its_schedule(here, _now(), soon, FlowRunSort.EXPECTED_START_TIME_ASC)
+    except Exception:
+        _log.warning("Prefect does not say when the next run is due", exc_info=True)
+        return SELDOM_SECONDS
+    return 0 if any(it.id != here.id and not _given_up(it) for it in coming) else SELDOM_SECONDS
+
+
+def _of_its_schedule(
+    here: FlowRun, after: datetime, before: datetime, sort: FlowRunSort
+) -> list[FlowRun]:
+    """Runs of the schedule that started this one, of those due between two moments."""
+    assert here.created_by is not None
+    assert here.created_by.id is not None
+    with get_client(sync_client=True) as client:
+        return client.read_flow_runs(
+            flow_run_filter=FlowRunFilter(
+                deployment_id=FlowRunFilterDeploymentId(any_=[here.deployment_id]),
+                created_by=FlowRunFilterCreatedBy(id_=[here.created_by.id]),
+                expected_start_time=FlowRunFilterExpectedStartTime(after_=after, before_=before),
+            ),
+            sort=sort,
+            limit=20,
         )
 
 

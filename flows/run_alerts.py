@@ -13,7 +13,7 @@ from prefect.settings import PREFECT_API_URL
 
 from flows.orderly import NotNow
 from flows.recipe_heading import heading_of
-from flows.stack.alerts import Alert, Alerts, memory_of
+from flows.stack.alerts import Alert, Alerts, Kind, memory_of
 from tasks.errors import Interrupted, Killed, OverBudget
 from tasks.home import home
 from tasks.promotion.task import home_notices
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from flows.run_record import RunRecord
     from tasks.artifacts import Report
 
-_KINDS: dict[type[Exception], tuple[str, str]] = {
+_KINDS: dict[type[Exception], tuple[Kind, str]] = {
     OverBudget: ("budget", "was stopped for its budget"),
     Killed: ("crashed", "crashed"),
 }

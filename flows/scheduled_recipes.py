@@ -69,14 +69,21 @@ def scheduled(path: Path, *, named: bool) -> Wanted | None:
     )
 
 
-def gone_for_good(path: Path, slug: str) -> str | None:
+def _lay_in(folders: Sequence[Path], path: Path) -> bool:
+    there = next(it for it in path.parents if it.is_dir())
+    own = [it.resolve() for it in folders]
+    return there in own or (any(there.is_relative_to(it) for it in own) and any(there.iterdir()))
+
+
+def gone_for_good(path: Path, slug: str, folders: Sequence[Path] = ()) -> str | None:
     """Why a schedule's recipe wants it no more; None while it does, or while nobody can tell.
 
     A file that is away together with its folder may lie on a disk that is not mounted, and another user's
-    home may be closed to us.
+    home may be closed to us. Not so where the folder lay in one of `folders` and what is there of the way to
+    it is that one, or holds anything: the place of a disk that is not mounted is empty.
     """
     try:
-        if not path.parent.is_dir():
+        if not path.parent.is_dir() and not _lay_in(folders, path.resolve()):
             return None
         if not path.is_file():
             return f"{path} is gone"
@@ -86,6 +93,14 @@ def gone_for_good(path: Path, slug: str) -> str | None:
     if now is None or now.unwanted:
         return f"{path} has no section `schedule` any more"
     return f"{path} is named {now.name!r} now" if now.name != slug else None
+
+
+def is_away(path: Path, folders: Sequence[Path]) -> bool:
+    """Whether the file should be in one of `folders` and cannot be read there."""
+    try:
+        return any(path.is_relative_to(it) for it in folders) and not path.is_file()
+    except OSError:
+        return False
 
 
 def chosen_recipes(names: Sequence[str], folder: Path) -> Iterator[Path]:

@@ -1,5 +1,6 @@
 """At most one Prefect server on a home's SQLite file: a kernel lock that the server itself inherits."""
 
+import contextlib
 import datetime
 import fcntl
 import json
@@ -53,7 +54,9 @@ class ServerLock:
         now = f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S}"
         text = json.dumps({"pid": os.getpid(), "purpose": purpose, "since": now})
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, text.encode(), 0)
+        # Only its name is lost on a full disk, and the lock is the kernel's.
+        with contextlib.suppress(OSError):
+            os.pwrite(descriptor, text.encode(), 0)
         self._descriptor = descriptor
         return True
 

@@ -54,7 +54,7 @@ def put(
             schedule=clock, active=active, parameters=parameters, slug=target.slug
         )
         client.create_deployment_schedules(target.identity, [new])
-        return f"{target}: created, {clock_text(clock)}"
+        return f"{target}: created, {clock_text(clock)}{'' if active else ' (paused)'}"
     same = _same_clock(there.schedule, clock)
     if same and there.parameters == parameters:
         return None

@@ -21,6 +21,8 @@ from flows.stack.aside import Aside
 from flows.stack.crashes import Crashes
 from flows.stack.hangs import Hangs
 from flows.stack.leftovers import STACK
+from flows.stack.misplanned import LOOK_SECONDS as MISPLANNED_SECONDS
+from flows.stack.misplanned import Misplanned
 from flows.stack.old_runs import LOOK_SECONDS as OLD_RUNS_SECONDS
 from flows.stack.old_runs import OldRuns
 from flows.stack.parts import parts
@@ -82,20 +84,22 @@ def checks(state: Home, environ: dict[str, str]) -> list[Check]:
     """All checks of a stack; a new one is a line here."""
     api = PrefectApi.of(environ, timeout_seconds=ANSWER_SECONDS)
     notices = notices_of(state, prefect_api=api.url, environ=environ)
-    settings = read_settings(state)
+    # In a container there may be those of a stack that this folder had before.
+    settings = read_settings(state) if STACK in environ else None
     alerts = Alerts(memory_of(state), notices)
     project = Path(environ.get("LORALINE_PROJECT", ""))
     return [
-        Check("reaper", LOOK_SECONDS, Reaper(api, state)),
+        Check("reaper", LOOK_SECONDS, Reaper(api, state, settings=settings)),
         # What waits for MLflow or for receivers of alerts does so beside the others.
         Check("abandoned runs", LOOK_SECONDS, Aside(Abandoned(api, state))),
         Check("crashes", 15, Crashes(api, alerts, project, partial(was_cut_off, state))),
         Check("silence", 300, Silence(api, alerts)),
         Check("restarts", 30, Restarts(state, alerts)),
         Check("hangs", 30, Hangs(state, parts(settings) if settings else [], alerts)),
-        Check("silent workers", 30, SilentWorkers(api, state, alerts)),
+        Check("silent workers", 30, SilentWorkers(api, state, alerts, settings=settings)),
         Check("delivery", 15, Aside(alerts.deliver)),
         Check("old runs", OLD_RUNS_SECONDS, OldRuns(api)),
+        Check("plans", MISPLANNED_SECONDS, Misplanned(api)),
     ]
 
 
@@ -112,7 +116,8 @@ def watch(
 
     With a `limit` a round that takes too long ends the process.
     """
-    beat.parent.mkdir(parents=True, exist_ok=True)
+    # A check like others: a disk that takes no file must not end those that need none.
+    proof = Check("proof of life", 0, partial(_touch, beat))
     while rounds is None or rounds > 0:
         for check in all_checks:
             if limit is not None:
@@ -120,9 +125,14 @@ def watch(
             check.take_turn(clock())
         if limit is not None:
             limit.end()
-        beat.touch()
+        proof.take_turn(clock())
         rounds = None if rounds is None else rounds - 1
         sleep(TURN_SECONDS)
+
+
+def _touch(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
 
 
 def main() -> None:

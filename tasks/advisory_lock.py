@@ -9,6 +9,19 @@ from tasks.addresses import without_passwords
 from tasks.database_outage import is_database_away
 from tasks.errors import ServerAway, StageFailed, UserError
 
+_SETTINGS = """
+SET LOCAL idle_in_transaction_session_timeout = 0;
+SET LOCAL tcp_keepalives_idle = 10;
+SET LOCAL tcp_keepalives_interval = 5;
+SET LOCAL tcp_keepalives_count = 3
+"""
+"""The server's side of the connection: a machine that is switched off must not keep the lock for hours."""
+_HOLDER = """
+SELECT application_name, coalesce(host(client_addr), '') FROM pg_locks JOIN pg_stat_activity USING (pid)
+WHERE locktype = 'advisory' AND granted AND objsubid = 1 AND database = datid AND datname = current_database()
+AND (classid::bigint << 32) | objid::bigint = %s
+"""
+
 
 class AdvisoryLock:
     """The lock of one text. It lives in a transaction: poolers hand one session to many clients.
@@ -52,38 +65,46 @@ class AdvisoryLock:
             self._connection = psycopg.connect(
                 self._database,
                 connect_timeout=10,
-                # A machine that is switched off must not keep the lock for hours.
+                # That the server's machine is gone is noticed within half a minute.
                 keepalives_idle=10,
                 keepalives_interval=5,
                 keepalives_count=3,
                 application_name=self._application[:63],
             )
-            self._connection.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+            self._connection.execute(_SETTINGS)
             # 0 would mean for ever.
             milliseconds = max(1, round(1000 * wait_seconds))
             self._connection.execute(f"SET LOCAL lock_timeout = {milliseconds:d}")
-            self._connection.execute("SELECT pg_advisory_xact_lock(%s)", (self.key,))
+            # Without parameters it is a simple query. Those of others keep their snapshot while nobody asks more.
+            self._connection.execute(f"SELECT pg_advisory_xact_lock({self.key:d})")
         except psycopg.errors.LockNotAvailable:
             self.close()
             return False
         except psycopg.Error as error:
             self.close()
-            kind, what = (
-                (ServerAway, "cannot be reached")
-                if is_database_away(error)
-                else (StageFailed, "refuses")
-            )
-            raise kind(
-                f"PostgreSQL at {self.shown}, whose lock keeps others away, {what} "
-                f"({without_passwords(str(error).strip())}). Nothing was begun. Mend "
-                "LORALINE_LOCK_DATABASE or the server."
-            ) from None
+            raise self._failed(error) from None
         return True
+
+    def holder(self) -> tuple[str, str]:
+        """The `application` of who has the lock, and the address it is connected from; empty where nobody has.
+
+        Raises: as `acquire`.
+        """
+        import psycopg
+
+        try:
+            with psycopg.connect(self._database, connect_timeout=10) as connection:
+                found = connection.execute(_HOLDER, (self.key,)).fetchone()
+        except psycopg.Error as error:
+            raise self._failed(error) from None
+        return (str(found[0]), str(found[1])) if found else ("", "")
 
     def answers(self) -> bool:
         """Whether the connection that holds the lock stands."""
         import psycopg
 
+        if self._connection is None:
+            return False
         try:
             self._connection.execute("SELECT 1")
         except psycopg.Error:
@@ -102,3 +123,15 @@ class AdvisoryLock:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+    def _failed(self, error: Exception) -> StageFailed:
+        kind, what = (
+            (ServerAway, "cannot be reached")
+            if is_database_away(error)
+            else (StageFailed, "refuses")
+        )
+        return kind(
+            f"PostgreSQL at {self.shown}, whose lock keeps others away, {what} "
+            f"({without_passwords(str(error).strip())}). Nothing was begun. Mend "
+            "LORALINE_LOCK_DATABASE or the server."
+        )

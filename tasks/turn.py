@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -70,20 +71,21 @@ def adapter_turn(
     run: str,
     url: str | None = None,
     database: str | None = None,
-    wait: bool = True,
+    within_seconds: float = math.inf,
     say: Callable[[str], None] = _log.info,
 ) -> Iterator[Turn]:
     """Be the only run that trains the adapter `name`, for as long as the block lasts.
 
     On one machine a kernel file lock in the home decides; with `database` (`postgresql://...`) its
-    advisory lock keeps other machines away too. `wait`: say once who has the turn, and wait for it.
+    advisory lock keeps other machines away too. It is said once who has the turn, and waited for so long.
 
-    Raises: Taken when another run has it and `wait` is False; StageFailed when PostgreSQL is away.
+    Raises: Taken when another run still has it then; StageFailed when PostgreSQL is away.
     """
     home.locks.mkdir(parents=True, exist_ok=True)
     path = home.locks / f"adapter-{quote(name, safe='')}.lock"
     note = path.with_suffix(".json")
     told = asked = False
+    until = time.monotonic() + within_seconds
     with ExitStack() as held:
         while True:
             if (turn := _taken(path, database, name, held)) is not None:
@@ -94,7 +96,7 @@ def adapter_turn(
                 time.sleep(_POLL_SECONDS)
                 continue
             holder = _holder(note)
-            if not wait:
+            if time.monotonic() >= until:
                 raise Taken(f"{name} is being trained by {holder or 'another machine'}.")
             if not told:
                 say(

@@ -23,7 +23,7 @@ from tasks.errors import StageFailed
 from tasks.home import Home
 from tasks.tracking import Tracker
 from tasks.training.checkpoints import MANIFEST
-from tasks.turn import is_taken
+from tasks.turn import _holder, is_taken
 from tests.webhook import webhook
 
 ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
@@ -225,6 +225,11 @@ class Stack:
     def is_trained(self, name: str) -> bool:
         """Whether a process holds the adapter's lock."""
         return is_taken(self.home, name)
+
+    def trained_by(self, name: str) -> str | None:
+        """The flow run that holds the adapter's lock, by the note beside it; None when it is free."""
+        holder = _holder(self.home.locks / f"adapter-{name}.json")
+        return str(holder and holder.url).rpartition("/")[2] if self.is_trained(name) else None
 
     def alerts_of(self, run: str) -> list[str]:
         """The kinds of alerts that were told of a run."""

@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from flows.connection import user_connection
 from flows.signals import stop_signals
 from flows.stack import supervisor
 from flows.stack.settings import StackSettings, read_settings
+from flows.stack.state import StackState
 from tasks.addresses import without_passwords
 from tasks.errors import StageFailed, UserError
 from tasks.files import expanded
@@ -51,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--foreground",
         action="store_true",
-        help="stay until Ctrl-C or SIGTERM, then stop the stack",
+        help="stay until Ctrl-C or SIGTERM, then stop the stack (not one that ran before)",
     )
     parser.add_argument(
         "--at-boot",
@@ -66,14 +68,13 @@ def run(args: argparse.Namespace) -> int:
 
     Raises: UserError, StageFailed.
     """
+    from flows.stack.boot import install, unit_to_start
     from flows.stack.starting import bring_up
 
     state = home()
     _take_environment(state)
     wanted = wanted_settings(args, state)
     if args.at_boot:
-        from flows.stack.boot import install
-
         for line in install(state, wanted):
             print(line)
         return 0
@@ -81,18 +82,14 @@ def run(args: argparse.Namespace) -> int:
         _refuse_for_good(state, wanted)
     for note in _notes():
         _say(note)
+    unit = None if args.foreground else unit_to_start(state, wanted, _say)
+    before = supervisor.find(state)
     # Ctrl-C and SIGTERM end a half-started stack as they end a running one.
     with stop_signals():
-        found = bring_up(state, wanted, _say)
-        if args.json:
-            print(found.model_dump_json(indent=1), flush=True)
-        else:
-            for part in found.parts:
-                if part.url:
-                    print(f"{part.title.removesuffix(' server'):8} {part.url}", flush=True)
-            _say("`loraline status` shows how each part is; `loraline down` stops the stack.")
+        found = bring_up(state, wanted, _say, unit)
         if args.foreground:
-            return _stay(state)
+            return _stay(state, before, lambda: _tell(found, as_json=args.json))
+        _tell(found, as_json=args.json)
         return NOT_ALL_DEPLOYED if found.not_deployed else 0
 
 
@@ -155,19 +152,35 @@ def _refuse_for_good(state: Home, wanted: StackSettings) -> None:
         raise
 
 
-def _stay(state: Home) -> int:
-    """Until a signal comes, or `loraline down`; what systemd or a container waits for.
+def _tell(found: StackState, *, as_json: bool) -> None:
+    if as_json:
+        print(found.model_dump_json(indent=1), flush=True)
+        return
+    for part in found.parts:
+        if part.url:
+            print(f"{part.title.removesuffix(' server'):8} {part.url}", flush=True)
+    _say("`loraline status` shows how each part is; `loraline down` stops the stack.")
+
+
+def _stay(state: Home, before: psutil.Process | None, tell: Callable[[], None]) -> int:
+    """Until a signal comes, or `loraline down`; what systemd or a container waits for. The signal ends the
+    stack, too, unless its supervisor is the one of `before`, which another command had started: a unit that
+    ends with a login takes nobody's along.
 
     Raises: StageFailed when the supervisor was killed: whoever waits starts the stack again then.
     """
     from flows.stack.starting import bring_down
 
     try:
+        tell()
         while (process := supervisor.find(state)) is not None:
             while _lives(process):
                 time.sleep(0.5)
     except KeyboardInterrupt:
-        bring_down(state, _say)
+        if before is not None and before == supervisor.find(state):
+            _say("The stack goes on: it ran before this command. `loraline down` stops it.")
+        else:
+            bring_down(state, _say)
         return 0
     if not state.stack_file.exists():
         _say("The stack was stopped by `loraline down`.")

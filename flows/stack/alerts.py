@@ -2,11 +2,12 @@
 
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from filelock import FileLock
 
@@ -17,7 +18,18 @@ from tasks.promotion.notices import Notices
 
 EVENT = "loraline.alert"
 """The event's name in Prefect and in webhooks: what an automation or a receiver filters by."""
-ENDS = frozenset({"crashed", "failed", "budget"})
+Kind = Literal[
+    "crashed",
+    "failed",
+    "budget",
+    "refused",
+    "no-success",
+    "part-restarts",
+    "part-hung",
+    "worker-silent",
+]
+"""What can have happened. Each has its line in the table of `docs/operations.md`."""
+ENDS: frozenset[Kind] = frozenset({"crashed", "failed", "budget"})
 """How a run ends badly. It does so once: the run tells of itself where it can, else the watchdog does."""
 RUNS_REMEMBERED = timedelta(days=8)
 """So long it is known that a run's end was told: longer than anybody looks back for ended runs."""
@@ -34,8 +46,7 @@ _NAMESPACE = uuid.UUID("6a9a3d7e-6f0e-4b52-9d6c-0d4c1f6a2b11")
 class Alert:
     """One thing that a person should know."""
 
-    kind: str
-    """`crashed`, `failed`, `budget`, `refused`, `no-success`, `part-restarts`, `part-hung`."""
+    kind: Kind
     subject: str
     """What it is about, such as a run's id: it is told once, however a run's end is called."""
     name: str
@@ -56,7 +67,7 @@ class Alert:
         return RUNS_REMEMBERED if self.kind in ENDS and not self.goes_on else REMEMBERED
 
 
-def identity(kind: str, subject: str) -> str:
+def identity(kind: Kind, subject: str) -> str:
     """The id of the alert of this kind on this subject."""
     return str(uuid.uuid5(_NAMESPACE, f"{'run' if kind in ENDS else kind} {subject}"))
 
@@ -83,16 +94,15 @@ class Alerts:
         self._told: dict[str, str] = {}
         """Alert -> until when it is remembered, ISO 8601 in UTC."""
         self._sent: set[str] = set()
-        """Alerts that were told while no disk had room to remember it."""
+        """Alerts that were told while no disk took what is to be remembered: full, or read-only."""
         self._clock, self._next_delivery, self._pause = clock, 0.0, 0.0
         self._told_here, self._tried = 0, 0
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        with self._lock:
+        with self._alone():
             # Damaged or not there: rather begin anew than tell everything again.
             if not self._recall():
                 self._keep()
 
-    def is_told(self, kind: str, subject: str) -> bool:
+    def is_told(self, kind: Kind, subject: str) -> bool:
         """Whether such an alert was put into the outbox before, by whomever."""
         self._recall()
         told = identity(kind, subject)
@@ -103,7 +113,7 @@ class Alerts:
 
         Raises: OSError where the outbox cannot be written and a receiver is away.
         """
-        with self._lock:
+        with self._alone():
             if self.is_told(alert.kind, alert.subject):
                 return False
             at = datetime.now(UTC)
@@ -114,7 +124,7 @@ class Alerts:
                 # As a word, the time stands behind the numbers of promotions.
                 self._notices.keep(str(time.time_ns()), *notice)
             except OSError:
-                # The disk is full, which somebody must hear of.
+                # The disk is full or read-only, which somebody must hear of.
                 if not self._notices.send(*notice):
                     raise
                 self._sent.add(alert.id)
@@ -123,12 +133,13 @@ class Alerts:
             today = _seconds(at)
             self._told = {it: until for it, until in self._told.items() if until > today}
             self._told[alert.id] = _seconds(at + alert.remembered)
-            self._keep()
+            if not self._keep():
+                self._sent.add(alert.id)
         return True
 
     def look_from(self, moment: datetime) -> None:
         """Nothing before the moment counts as news any more; kept in steps of an hour, against wear."""
-        with self._lock:
+        with self._alone():
             self._recall()
             # It is ahead of us where a clock was that has been put right since.
             if moment - self.since >= STEP or self.since > datetime.now(UTC):
@@ -159,8 +170,22 @@ class Alerts:
             return False
         return True
 
-    def _keep(self) -> None:
-        keep(self._path, {"since": self.since.isoformat(), "until": self._told})
+    def _keep(self) -> bool:
+        """Whether the disk took it."""
+        try:
+            keep(self._path, {"since": self.since.isoformat(), "until": self._told})
+        except OSError:
+            return False
+        return True
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """The memory's lock; where no file can be made nobody else writes either."""
+        with ExitStack() as held:
+            with suppress(OSError):
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                held.enter_context(self._lock)
+            yield
 
 
 def memory_of(home: Home) -> Path:

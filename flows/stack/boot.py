@@ -1,17 +1,18 @@
-"""Start the stack with the machine: a systemd user unit, written and enabled."""
+"""Start the stack with the machine: a systemd user unit, written and enabled; and by that unit from then on."""
 
 import getpass
 import os
-import shutil
-import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+from flows.stack import supervisor, systemd
 from flows.stack.databases import refuse_other_database
-from flows.stack.environment_file import assignments, environment_file, read_environment
+from flows.stack.environment_file import environment_file, missing, read_environment
 from flows.stack.exposure import NO_RESTART, refuse_open
 from flows.stack.settings import POSTGRES, StackSettings, folder
 from flows.stack.starting import remember
+from flows.stack.systemd import Unit
 from flows.stack.unit_environment import kept, not_in_file
 from tasks.errors import StageFailed, UserError
 from tasks.home import Home
@@ -35,14 +36,14 @@ def install(home: Home, settings: StackSettings) -> list[str]:
         # Created closed: a moment in which others can read it is one too many.
         os.close(os.open(secrets, os.O_CREAT | os.O_WRONLY, 0o600))
     given = read_environment(secrets)
-    _refuse_unfit(home, settings, {**inherited, **given})
+    _refuse_unfit(home, settings, {**inherited, **given}, "installed")
     # The unit names none of them: what a later `loraline up` is told holds for the next boot, too.
     remember(home, settings)
     path = unit_path(home)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(unit(home, settings, dict(os.environ)), encoding="utf-8")
-    _systemctl("daemon-reload")
-    _systemctl("enable", path.name)
+    systemd.systemctl("daemon-reload")
+    systemd.systemctl("enable", path.name)
     lines = [
         f"Wrote and enabled {path}; it starts the stack with the machine, and again when it was killed.",
         f"Start it now:    loraline down; systemctl --user start {path.name}",
@@ -50,18 +51,61 @@ def install(home: Home, settings: StackSettings) -> list[str]:
         f"Secrets ({POSTGRES}, passwords, webhooks) are read from {secrets}, one NAME=value a line.",
         f"Take it back:    systemctl --user disable --now {path.name}",
     ]
-    for name in not_in_file(os.environ, {**inherited, **given}, settings.project):
-        lines.append(
-            f"{name} is set in this shell: write it into {secrets}, the unit has no shell."
+    return lines + _not_seen(home, settings, {**inherited, **given})
+
+
+def unit_to_start(home: Home, settings: StackSettings, say: Callable[[str], None]) -> Unit | None:
+    """The home's unit, for a start that is to be watched; None where it has none, or none that is enabled.
+
+    From then on this process has the environment of the unit, which never sees the shell's.
+
+    Raises: UserError when that lacks what the stack would refuse to start without, or the unit starts another
+    installation.
+    """
+    path = unit_path(home)
+    if not path.exists():
+        return None
+    try:
+        found = Unit(path.name, systemd.environment())
+    except StageFailed as error:
+        say(f"{path.name} does not watch this stack, and starts it not again: {error}.")
+        return None
+    if not systemd.is_enabled(path.name):
+        # A person has taken it back.
+        return None
+    ends = "with your last login" if systemd.ends_with_the_login() else ""
+    way_out = f"That changes with: sudo loginctl enable-linger {getpass.getuser()}"
+    if supervisor.find(home) is None:
+        if ends:
+            say(f"{path.name} would end {ends}, so it does not start this stack. {way_out}")
+            return None
+        if not _starts_this_installation(path.read_text(encoding="utf-8")):
+            raise UserError(
+                f"{path} starts another installation of loraline than this one ({sys.executable}), whose "
+                "databases may be of another version. Nothing was started. `loraline up --at-boot` from this one "
+                "writes the unit anew; then `loraline up`."
+            )
+        file = read_environment(environment_file(home))
+        given = {**found.environment, **file}
+        _refuse_unfit(home, settings, given, "started")
+        same = {name: value for name, value in given.items() if os.environ.get(name) == value}
+        for line in _not_seen(home, settings, same):
+            say(line)
+        os.environ.update({**missing(found.environment, os.environ), **file})
+    elif not found.is_active():
+        say(
+            f"{path.name} did not start this stack, does not watch it, and starts it not again: `loraline down`, "
+            "then `loraline up`."
         )
-    return lines
+    elif ends:
+        say(f"{path.name} started this stack, and ends {ends}: the stack, too. {way_out}")
+    return found
 
 
 def unit(home: Home, settings: StackSettings, environ: dict[str, str]) -> str:
     """The unit's text (systemd.service(5), systemd.exec(5))."""
     lines = (f"Environment={_quoted(f'{name}={value}')}" for name, value in kept(environ).items())
     environment = "\n".join(lines)
-    arguments = [sys.executable, "-P", "-m", "flows.cli", "up", "--foreground"]
     return f"""\
 # Written by `loraline up --at-boot`.
 [Unit]
@@ -70,7 +114,7 @@ After=network.target
 
 [Service]
 Type=exec
-ExecStart={_words(*arguments)} {_of_home(home)}
+ExecStart={_start()} {_of_home(home)}
 # It may be gone by then, and the stack's recipes elsewhere (`loraline up --project`).
 WorkingDirectory=-{_path(settings.project)}
 {environment}
@@ -88,6 +132,17 @@ SuccessExitStatus=130
 [Install]
 WantedBy=default.target
 """
+
+
+def _start() -> str:
+    """The unit's command, but for the home."""
+    return _words(sys.executable, "-P", "-m", "flows.cli", "up", "--foreground")
+
+
+def _starts_this_installation(unit: str) -> bool:
+    """By the folder of its interpreter, which has several names there."""
+    ours = _words(str(Path(sys.executable).parent / "_")).removesuffix('_"')
+    return any(line.startswith("ExecStart=") and ours in line for line in unit.splitlines())
 
 
 def unit_path(home: Home) -> Path:
@@ -111,24 +166,13 @@ def systemd_environment() -> dict[str, str]:
         "Start `loraline up --foreground` with what starts services here: a container's command, "
         "an init script, or a crontab line `@reboot`."
     )
-    if shutil.which("systemctl") is None:
-        raise UserError(f"--at-boot needs systemd, and there is no systemctl here. {way_out}")
-    asked = subprocess.run(
-        ["systemctl", "--user", "show-environment"],
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        timeout=30,
-    )
-    if asked.returncode:
-        reason = (asked.stderr.strip().splitlines() or ["no reason given"])[0]
-        raise UserError(
-            f"--at-boot needs systemd's user services, and they do not answer: {reason}. {way_out}"
-        )
-    return assignments(asked.stdout)
+    try:
+        return systemd.environment()
+    except StageFailed as error:
+        raise UserError(f"--at-boot needs systemd, and {error}. {way_out}") from None
 
 
-def _refuse_unfit(home: Home, settings: StackSettings, environ: dict[str, str]) -> None:
+def _refuse_unfit(home: Home, settings: StackSettings, environ: dict[str, str], done: str) -> None:
     """Passwords and a database of this shell do not count: the unit never sees them, only `environ`.
 
     Raises: UserError as `refuse_open` and `refuse_other_database` do, with the file to write into.
@@ -139,24 +183,17 @@ def _refuse_unfit(home: Home, settings: StackSettings, environ: dict[str, str]) 
         refuse_other_database(home, settings.database, environ)
     except UserError as error:
         raise UserError(
-            f"{error}\nNothing was installed. The unit has no shell: what it needs is read from "
+            f"{error}\nNothing was {done}. The unit has no shell: what it needs is read from "
             f"{secrets} (mode 600), one NAME=value a line."
         ) from None
 
 
-def _systemctl(*arguments: str) -> None:
-    done = subprocess.run(
-        ["systemctl", "--user", *arguments],
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        timeout=60,
-    )
-    if done.returncode:
-        raise StageFailed(
-            f"`systemctl --user {' '.join(arguments)}` ended with exit code {done.returncode}: "
-            f"{done.stderr.strip()}"
-        )
+def _not_seen(home: Home, settings: StackSettings, environ: dict[str, str]) -> list[str]:
+    """A line for each secret of this shell that the unit, which has `environ`, does not have."""
+    return [
+        f"{name} is set in this shell: write it into {environment_file(home)}, the unit has no shell."
+        for name in not_in_file(os.environ, environ, settings.project)
+    ]
 
 
 def _of_home(home: Home) -> str:

@@ -18,7 +18,7 @@ LOG_COPIES = 5
 """So many older ones are kept beside it: 60 MiB a part at most."""
 STEADY_SECONDS = 5
 """A part that lives so long has started. One that dies sooner is started again after one second more
-than the time before; one that dies later, at once."""
+than the time before; one that dies later, at once, and its process then pauses (`part_process`)."""
 
 
 LONGEST_SOCKET = 90

@@ -3,11 +3,12 @@
 import sqlite3
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import urlsplit, urlunsplit
 
 from flows.stack.environment_file import environment_file
+from flows.stack.prefect_address import encoded, parameters, prefect_address
 from flows.stack.settings import POSTGRES, Database, StackSettings
 from tasks.addresses import without_passwords
 from tasks.errors import UserError
@@ -28,6 +29,8 @@ class Databases:
     """What promoters on several machines lock in; empty with SQLite, where there is one machine."""
     server: str = ""
     """PostgreSQL's address without a database, as libpq reads it; empty with SQLite."""
+    prefect_variables: Mapping[str, str] = field(default_factory=dict)
+    """What Prefect's server must be told beside its address."""
 
 
 def databases(home: Home, environ: Mapping[str, str]) -> Databases:
@@ -42,11 +45,13 @@ def databases(home: Home, environ: Mapping[str, str]) -> Databases:
             f"sqlite:///{home.mlflow / 'mlflow.db'}",
         )
     _refuse_unfit(url)
+    prefect, variables = prefect_address(database_address(url, PREFECT_DATABASE))
     return Databases(
-        prefect=_address(url, "postgresql+asyncpg", PREFECT_DATABASE),
+        prefect=prefect,
         mlflow=_address(url, "postgresql+psycopg", MLFLOW_DATABASE),
         lock=_address(url, "postgresql", MLFLOW_DATABASE),
         server=_address(url, "postgresql", ""),
+        prefect_variables=variables,
     )
 
 
@@ -131,8 +136,4 @@ def _refuse_unfit(url: str) -> None:
 
 def _address(url: str, scheme: str, name: str) -> str:
     parts = urlsplit(url)
-    query = dict(parse_qsl(parts.query))
-    if scheme.endswith("+asyncpg") and "sslmode" in query:
-        # The same words by another name.
-        query["ssl"] = query.pop("sslmode")
-    return urlunsplit((scheme, parts.netloc, f"/{name}", urlencode(query), ""))
+    return urlunsplit((scheme, parts.netloc, f"/{name}", encoded(parameters(parts.query)), ""))

@@ -16,8 +16,6 @@ KEPT = timedelta(days=1)
 LOOK_SECONDS = 600.0
 """Between two looks. Each takes one page, so that the other checks of the watchdog wait for a second at most;
 that is 28,800 runs a day, and an idle stack makes 1,440 and 96 for each watched recipe."""
-_AT_ONCE = 50
-"""Prefect's limit of one deletion."""
 
 
 @dataclass
@@ -51,12 +49,7 @@ class OldRuns:
         )
         empty = [run for run in page if _found_nothing(run, names[run["deployment_id"]])]
         newest = self._newest(empty)
-        ids = [run["id"] for run in empty if run["id"] not in newest]
-        gone = 0
-        for start in range(0, len(ids), _AT_ONCE):
-            some = {"id": {"any_": ids[start : start + _AT_ONCE]}}
-            done = self.api.ask("POST", "/flow_runs/bulk_delete", {"flow_runs": some})
-            gone += len(done["deleted"])
+        gone = self.api.delete_flow_runs([run["id"] for run in empty if run["id"] not in newest])
         if page:
             # Runs may be due in the same moment: those of this one are looked at once more.
             last = utc(page[-1]["expected_start_time"])

@@ -8,13 +8,15 @@ from flows.connection import RETENTION, Connection, client_environment, server_e
 from flows.stack.databases import Databases
 from flows.stack.exposure import PREFECT_PASSWORD, is_loopback
 from flows.stack.own_names import allowed_names
+from flows.stack.prefect_address import SQLALCHEMY
 from flows.stack.settings import StackSettings
 from tasks.home import Home
 
 POOLS = {"worker": "loraline", "registry-worker": "loraline-registry"}
 """Part -> work pool. The second one keeps a rollback from waiting for a training."""
-REGISTRY_RUNS = 2
-"""Runs of the pool `loraline-registry` at once."""
+REGISTRY_RUNS = 4
+"""Runs of the pool `loraline-registry` at once: a look at data, an approved promotion, a look at the registry,
+and what a person starts."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def parts(settings: StackSettings) -> list[Part]:
                 "prefect",
                 (
                     *("worker", "start", "--pool", pool, "--type", "process"),
-                    *("--limit", str(limit), "--name", worker_name(name)),
+                    *("--limit", str(limit), "--name", worker_name(name, settings)),
                 ),
                 needs=(prefect, mlflow),
                 stop_seconds=40,
@@ -92,9 +94,12 @@ def parts(settings: StackSettings) -> list[Part]:
     return found
 
 
-def worker_name(part: str) -> str:
-    """What Prefect calls the worker: tells ours from those of other machines in the same pool."""
-    return f"{os.uname().nodename}-{part}"
+def worker_name(part: str, settings: StackSettings | None = None) -> str:
+    """What Prefect calls the worker: tells ours from those of other machines in the same pool.
+
+    Without `settings` that of a container, which keeps its name.
+    """
+    return f"{(settings and settings.machine) or os.uname().nodename}-{part}"
 
 
 def part_environment(
@@ -108,6 +113,7 @@ def part_environment(
     if part.name == "prefect":
         return {
             **server_environment(home, environ, api_url=settings.prefect_api),
+            **(_connection_settings(environ) if databases.server else {}),
             **prefect_server_settings(databases),
         }
     if part.name == "mlflow":
@@ -118,10 +124,17 @@ def part_environment(
     return client_of_stack(home, settings, databases, environ)
 
 
+def _connection_settings(environ: Mapping[str, str]) -> dict[str, str]:
+    """What a pooler before PostgreSQL, or a server that wakes slowly, needs of Prefect's server."""
+    names = (SQLALCHEMY, "PREFECT_SERVER_DATABASE_CONNECTION_TIMEOUT")
+    return {name: value for name, value in environ.items() if name.startswith(names)}
+
+
 def prefect_server_settings(databases: Databases) -> dict[str, str]:
     """What differs from Prefect's defaults, each because of what the default does in months."""
     return {
         "PREFECT_SERVER_DATABASE_CONNECTION_URL": databases.prefect,
+        **databases.prefect_variables,
         # Done once, before any client, by `loraline up`.
         "PREFECT_SERVER_DATABASE_MIGRATE_ON_START": "false",
         # Prefect's ten seconds for one statement are short on a disk that a training writes to.

@@ -17,7 +17,7 @@ from flows.stack import leftovers
 from flows.stack.api import Json, PrefectApi, utc
 from flows.stack.memory import keep, recall
 from flows.stack.parts import POOLS, worker_name
-from flows.stack.settings import folder
+from flows.stack.settings import StackSettings, folder
 from tasks.errors import StageFailed
 from tasks.home import Home
 
@@ -26,9 +26,11 @@ RUNNING_SECONDS = 30.0
 ORPHAN_GRACE_SECONDS = 10.0
 """For what outlived its run, between SIGTERM and SIGKILL: enough to end in order. A worker that noticed has
 had its time for a checkpoint by then."""
-CANCELLING_SECONDS = 20.0
+CANCELLING_SECONDS = 12.0
 """A run that is told to end and still has processes loses them after this: its worker, which would end
-them, may be gone. With the rhythm of two looks they are gone within 30 s."""
+them, may be gone, or they are deaf. So long a trainer has for the step that it is at and a checkpoint, which
+takes an adapter's seconds; without it the one before stands. With the rhythm of two looks, and some
+seconds for each, they are gone within 30 s."""
 STRAY_SECONDS = {"CANCELLED": 5.0, "CRASHED": 20.0, "COMPLETED": 600.0, "FAILED": 600.0}
 """A process whose run has ended so is ended after this: a child in a session of its own survives the
 worker's kill, and keeps the GPU. What a run does after it was cancelled is wanted by nobody; one that ended
@@ -59,6 +61,7 @@ class Reaper:
     living: Callable[[], dict[str, bool]] = leftovers.living_flow_runs
     end_processes: Callable[[str, float], int] = leftovers.end_flow_run
     clock: Callable[[], float] = time.monotonic
+    settings: StackSettings | None = None
     _missing: dict[str, float] = field(default_factory=dict)
     """Flow run -> when it was first seen without a process."""
     _over: dict[str, float] = field(default_factory=dict)
@@ -125,7 +128,7 @@ class Reaper:
     def _end_strays(self, living: Set[str], ids: Set[str]) -> None:
         """Processes of runs that have ended. A run that this server does not know is another's."""
         ended = {
-            run["id"]: STRAY_SECONDS[run["state"]["type"]]
+            run["id"]: run["state"]["type"]
             for run in (self.api.flow_runs({"id": {"any_": sorted(ids)}}) if ids else [])
             if run["state"]["type"] in STRAY_SECONDS
         }
@@ -134,9 +137,11 @@ class Reaper:
             for run_id, since in self._over.items()
             if run_id in ended or run_id in living
         }
-        for run_id, seconds in ended.items():
-            if self._is_over(run_id, seconds):
-                self._end_processes(run_id, "has ended", ORPHAN_GRACE_SECONDS)
+        for run_id, kind in ended.items():
+            if self._is_over(run_id, STRAY_SECONDS[kind]):
+                left = CANCELLING_SECONDS - (self.clock() - self._over[run_id])
+                grace = max(0.0, left) if kind == "CANCELLED" else ORPHAN_GRACE_SECONDS
+                self._end_processes(run_id, "has ended", grace)
 
     def _is_over(self, run_id: str, patience: float) -> bool:
         return self.clock() - self._over.setdefault(run_id, self.clock()) >= patience
@@ -169,7 +174,7 @@ class Reaper:
 
     def _pools_with_foreign_workers(self) -> set[str]:
         """Pools whose runs may have their process elsewhere: on another machine, or in a container."""
-        ours = {worker_name(part) for part in POOLS}
+        ours = {worker_name(part, self.settings) for part in POOLS}
         assert self._answers_since is not None
         returning = self.clock() - self._answers_since < RETURN_SECONDS
         found = set()

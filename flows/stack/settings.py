@@ -37,6 +37,8 @@ class StackSettings(Settings):
     """Where both servers keep their data. A start that would use the other kind is refused: it holds nothing."""
     database_server: str = ""
     """Host and port of PostgreSQL, of which only a change is told; empty with SQLite."""
+    machine: str = ""
+    """The machine's name when the stack started, which its workers bear: it may change, and they keep it."""
 
     @property
     def client_host(self) -> str:

@@ -50,6 +50,8 @@ class Silence:
 
     def __call__(self) -> None:
         """One look. Raises: StageFailed when Prefect does not answer."""
+        # It started by a clock that was ahead.
+        self.started = min(self.started, datetime.now(UTC))
         where = {"deployments": {"name": {"any_": [RETRAIN, WATCH]}}}
         found = self.api.ask("POST", "/deployments/filter", where)
         if trains := [it["id"] for it in found if it["name"] == RETRAIN]:
@@ -100,8 +102,11 @@ class Silence:
         known = (utc(run["end_time"]) if run else None, newest_success(self.state, name))
         success = max(filter(None, known), default=None)
         # A schedule that was changed or resumed begins anew, and so does one whose data was at rest.
-        since = utc(schedule.get("updated") or schedule["created"])
-        since = max(filter(None, (since, success, quiet)))
+        changed = utc(schedule.get("updated") or schedule["created"])
+        if changed > datetime.now(UTC):
+            # By a clock that was ahead.
+            changed = self.started
+        since = max(filter(None, (changed, success, quiet)))
         due = list(islice(times(since), PERIODS))
         if len(due) < PERIODS or datetime.now(UTC) < max(due[-1], self.started) + _lag(
             run, due[1] - due[0]

@@ -11,6 +11,7 @@ from flows.stack.configuration import log_file
 from flows.stack.hangs import PATIENCE_SECONDS
 from flows.stack.part_process import read_starts
 from flows.stack.parts import POOLS, worker_name
+from flows.stack.settings import StackSettings
 from tasks.home import Home
 
 
@@ -28,6 +29,7 @@ class SilentWorkers:
     alerts: Alerts
     clock: Callable[[], float] = time.monotonic
     running: Callable[[Home], set[str]] = running_parts
+    settings: StackSettings | None = None
     _silent: dict[tuple[str, int], float] = field(default_factory=dict)
     """A worker's incarnation -> since when Prefect, which answers, does not hear of it."""
 
@@ -46,8 +48,9 @@ class SilentWorkers:
                 self._tell(part, pool, starts.since)
 
     def _is_heard(self, part: str, pool: str) -> bool:
+        name = worker_name(part, self.settings)
         return any(
-            worker.get("name") == worker_name(part) and worker.get("status") == "ONLINE"
+            worker.get("name") == name and worker.get("status") == "ONLINE"
             for worker in self.api.workers(pool)
         )
 

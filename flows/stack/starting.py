@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -20,11 +20,13 @@ from flows.stack.deploying import apply
 from flows.stack.exposure import refuse_open
 from flows.stack.in_use import refuse_in_use
 from flows.stack.migrating import migrate
+from flows.stack.one_stack import only_stack
 from flows.stack.part_process import forget_starts
 from flows.stack.parts import Part, client_of_stack, parts
 from flows.stack.postgres import ready_databases
 from flows.stack.settings import StackSettings, folder, read_settings, write_settings
 from flows.stack.state import StackState, stack_state
+from flows.stack.systemd import Unit
 from tasks.errors import StageFailed, UserError
 from tasks.home import Home
 from tasks.stack import Server, ServerName, start_ticks, write_stack
@@ -34,8 +36,9 @@ HEALTHY_SECONDS = 300.0
 Say = Callable[[str], None]
 
 
-def bring_up(home: Home, wanted: StackSettings, say: Say) -> StackState:
-    """A healthy stack with these settings: the running one, or a new one. Returns how it is.
+def bring_up(home: Home, wanted: StackSettings, say: Say, unit: Unit | None = None) -> StackState:
+    """A healthy stack with these settings: the running one, or a new one, which `unit` is to start if there
+    is one. Returns how it is.
 
     Raises: UserError for what a person must change first, StageFailed when a part does not get well;
     the stack is then stopped again if it was started here.
@@ -45,7 +48,10 @@ def bring_up(home: Home, wanted: StackSettings, say: Say) -> StackState:
     with _alone(home):
         if supervisor.find(home) is not None:
             settings = _refuse_other(home, wanted)
-            say("The stack is already running.")
+            say(
+                "The stack is already running: what was changed in its environment meanwhile is read after "
+                "`loraline down` and `loraline up`."
+            )
             return _ready(home, settings, say)
         wanted = _on_its_database(home, wanted, say)
         _clear(home, say)
@@ -54,14 +60,18 @@ def bring_up(home: Home, wanted: StackSettings, say: Say) -> StackState:
         if where.server:
             for name in ready_databases(where.server):
                 say(f"Created the database {name}.")
-        say("Bringing the databases to the installed versions.")
-        migrate(home, wanted, where)
+        with only_stack(home, where.server, say):
+            say("Bringing the databases to the installed versions.")
+            migrate(home, wanted, where)
+        wanted = wanted.model_copy(update={"machine": os.uname().nodename})
         write_settings(home, wanted)
-        try:
-            return _start(home, wanted, where, say)
-        except BaseException:
-            supervisor.stop(home, parts(wanted))
-            raise
+        if unit is None:
+            try:
+                return _start(home, wanted, where, say)
+            except BaseException:
+                supervisor.stop(home, parts(wanted))
+                raise
+    return _started_by(unit, home, wanted, say)
 
 
 def remember(home: Home, wanted: StackSettings) -> None:
@@ -124,9 +134,35 @@ def _start(home: Home, settings: StackSettings, where: Databases, say: Say) -> S
     return _ready(home, settings, say)
 
 
+def _started_by(unit: Unit, home: Home, settings: StackSettings, say: Say) -> StackState:
+    """As `_start`; the unit's own `loraline up` needs the lock for it."""
+    say(f"Starting {unit.name}, which has an environment of its own and not this shell's.")
+    try:
+        unit.start()
+        deadline = time.monotonic() + HEALTHY_SECONDS
+        while supervisor.find(home) is None:
+            if not unit.is_active() or time.monotonic() > deadline:
+                raise StageFailed(
+                    f"{unit.name} did not start the stack. `journalctl --user --unit {unit.name} --lines 50` "
+                    "shows why."
+                )
+            time.sleep(0.5)
+        say(f"Waiting until each part is healthy (logs: {home.logs}).")
+        state = _wait_until_healthy(home, say)
+    except BaseException:
+        with suppress(StageFailed):
+            unit.stop()
+        raise
+    with _alone(home, HEALTHY_SECONDS):
+        return _deployed(home, settings, state, say)
+
+
 def _ready(home: Home, settings: StackSettings, say: Say) -> StackState:
     """Wait until it is healthy, name its servers, and deploy; also for one whose `up` was killed half way."""
-    state = _wait_until_healthy(home, say)
+    return _deployed(home, settings, _wait_until_healthy(home, say), say)
+
+
+def _deployed(home: Home, settings: StackSettings, state: StackState, say: Say) -> StackState:
     assert state.supervisor_pid is not None
     pid = state.supervisor_pid
     urls: dict[ServerName, str] = {"prefect": settings.prefect_api, "mlflow": settings.mlflow_url}
@@ -141,9 +177,9 @@ def _ready(home: Home, settings: StackSettings, say: Say) -> StackState:
 
 
 @contextmanager
-def _alone(home: Home) -> Iterator[None]:
+def _alone(home: Home, patience: float = 5.0) -> Iterator[None]:
     try:
-        with FileLock(home.locks / "stack.lock", timeout=5):
+        with FileLock(home.locks / "stack.lock", timeout=patience):
             yield
     except Timeout as error:
         raise UserError(
@@ -161,7 +197,7 @@ def _refuse_other(home: Home, wanted: StackSettings) -> StackSettings:
             "`loraline down`, then `loraline up`."
         )
     # A stack from before its database was remembered has none in its settings, and nobody asks for a place.
-    unasked = {"database_server", *(["database"] if settings.database is None else [])}
+    unasked = {"database_server", "machine", *(["database"] if settings.database is None else [])}
     differences = [
         f"{name} is {getattr(settings, name)} and not {getattr(wanted, name)}"
         for name in StackSettings.model_fields

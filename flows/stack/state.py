@@ -1,5 +1,6 @@
 """How the stack is: each part's state, since when, how often it was started again, whether it is well."""
 
+import math
 import shlex
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -102,13 +103,18 @@ def _part_state(
 ) -> PartState:
     starts = read_starts(home, part.name)
     state = str(info["statename"]) if info else "UNKNOWN"
-    why = _ailment(part, settings, home, environ) if state in ("RUNNING", "STARTING") else ""
+    age = (datetime.now(UTC) - starts.program_at).total_seconds() if starts else math.inf
+    why = ""
     health: Health = "healthy"
     if state in ("STOPPED", "EXITED", "FATAL", "UNKNOWN", "BACKOFF"):
         health, why = "unhealthy", str(info.get("spawnerr") or "") if info else ""
-    elif why or state == "STARTING":
-        young = starts is not None and _age_seconds(starts.since) < 60
-        health = "starting" if young else "unhealthy"
+    elif starts and -starts.pause_seconds <= age < 0:
+        # Before it is asked: what its former incarnation told, a worker's heartbeat, is still believed.
+        health = "unhealthy"
+        why = f"it died {starts.early_deaths} times in a row; the next attempt is in {-age:.0f} s"
+    elif (why := _ailment(part, settings, home, environ)) or state == "STARTING":
+        # Less than nothing where the clock was ahead then.
+        health = "starting" if 0 <= age < 60 else "unhealthy"
     return PartState(
         name=part.name,
         title=part.title,
@@ -139,7 +145,7 @@ def _ailment(part: Part, settings: StackSettings, home: Home, environ: Mapping[s
 
 def _worker_ailment(part: Part, settings: StackSettings, environ: Mapping[str, str]) -> str:
     """Prefect knows a worker by its heartbeat, every 30 s."""
-    name = worker_name(part.name)
+    name = worker_name(part.name, settings)
     api = PrefectApi.of(environ, settings.prefect_api, timeout_seconds=5.0)
     try:
         workers = api.workers(POOLS[part.name])
@@ -149,10 +155,6 @@ def _worker_ailment(part: Part, settings: StackSettings, environ: Mapping[str, s
     if mine is None:
         return "Prefect has not heard of it yet"
     return "" if mine.get("status") == "ONLINE" else "Prefect has not heard of it for a while"
-
-
-def _age_seconds(iso: str) -> float:
-    return (datetime.now(UTC) - datetime.fromisoformat(iso)).total_seconds()
 
 
 def _not_running(home: Home, settings: StackSettings | None) -> str:

@@ -27,11 +27,13 @@ class Successes:
         where: Json = {
             "state": {"type": {"any_": ["COMPLETED"]}},
             "deployment_id": {"any_": deployments},
+            "end_time": _by_now(),
         }
+        now = datetime.now(UTC)
+        self._last = {it: run for it, run in self._last.items() if utc(run["end_time"]) <= now}
         if self._read_to is not None:
-            # Where a clock was ahead, a run may have ended in what is still to come.
-            read_to = min(self._read_to, datetime.now(UTC))
-            where["end_time"] = {"after_": (read_to - OVERLAP).isoformat()}
+            # Later than now where the clock was ahead at the last look.
+            where["end_time"]["after_"] = (min(self._read_to, now) - OVERLAP).isoformat()
         for run in self.api.flow_runs(where):
             if not run.get("end_time"):
                 continue
@@ -56,12 +58,18 @@ class Successes:
                     "deployment_id": {"any_": [deployment]},
                     "created_by": {"id_": [schedule]},
                     "state": {"name": {"any_": [NOTHING_DUE]}},
+                    "end_time": _by_now(),
                 },
                 "sort": "END_TIME_DESC",
                 "limit": 1,
             },
         )
         return found[0] if found else None
+
+
+def _by_now() -> Json:
+    """Where a clock was ahead, runs have ended in what is still to come: they say nothing of today."""
+    return {"before_": datetime.now(UTC).isoformat()}
 
 
 def _is_success(run: Json) -> bool:

@@ -17,6 +17,8 @@ MOST_METRICS = 12
 Kind = Literal["promotion", "rollback", "observed", "withdrawn", "accepted"]
 MOVES: tuple[Kind, ...] = ("promotion", "rollback")
 """Those that move the alias; the others tell what happened without them."""
+TOLD: tuple[Kind, ...] = ("promotion", "rollback", "observed", "accepted")
+"""Those that others are told of; what never came about was told to nobody."""
 
 
 class Entry(BaseModel):

@@ -13,7 +13,7 @@ from typing import Any
 from tasks.errors import StageFailed
 from tasks.promotion import log
 from tasks.promotion.chain import sound_end
-from tasks.promotion.entry import MOVES, Entry, new_id, now
+from tasks.promotion.entry import MOVES, TOLD, Entry, new_id, now
 from tasks.promotion.lock import Held
 from tasks.promotion.log import Logged
 from tasks.promotion.notices import Notices
@@ -170,7 +170,7 @@ def _complete(tracker: Tracker, logged: Logged, held: Held, notices: Notices) ->
             if entry.kind in MOVES:
                 _point(client, name, CHAMPION, entry.champion_to)
     log.set_head(tracker, entry)
-    if entry.kind != "withdrawn":
+    if entry.kind in TOLD:
         notices.put(entry)
     # Written last: its end means that everything above has happened.
     log.close(tracker, logged)

@@ -69,6 +69,12 @@ class PrefectPages:
         badge = f"(//*[contains(@class, 'state-badge')])[1][normalize-space()='{name}']"
         self.page.find(badge, seconds=seconds)
 
+    def cancel(self) -> None:
+        """End the run whose page is open."""
+        self.page.press("Cancel")
+        self.page.wait_for("Cancel Flow Run")
+        self.page.press("Confirm")
+
     def open_tab(self, name: str) -> None:
         """Of a run's page."""
         self.page.click(f"//li[contains(@class, 'p-tab') and normalize-space()='{name}']")

@@ -4,6 +4,7 @@ Each story takes pictures, into the folder that LORALINE_SCREENSHOTS names; thos
 """
 
 import json
+import time
 
 import pytest
 
@@ -196,6 +197,26 @@ def test_a_refusal_is_seen_with_the_table_of_its_rules(
     page.picture("prefect-refusal")
     assert stack.alerts_of(run) == ["refused"]
     assert not stack.tracker.client.search_registered_models("name = 'strict'")
+
+
+def test_a_training_is_gone_half_a_minute_after_the_click_on_cancel(
+    stack: WatchedStack, prefect: PrefectPages
+) -> None:
+    long = ["training.training_config.max_steps=5000"]
+    run = stack.start("retrain", {"recipe": "recipes/docstrings.yaml", "overrides": long})
+    stack.reached(run, "of 5,000, loss")
+    assert stack.trainers_of(run)
+    prefect.open_run(run)
+    prefect.cancel()
+    clicked = time.monotonic()
+    until(lambda: not stack.processes_of(run), 30)
+    assert time.monotonic() - clicked < 30
+    prefect.state("Cancelled")
+    prefect.page.picture("prefect-cancelled")
+    # Nobody is alarmed, and the adapter's turn is free: the same is trained at once.
+    assert stack.alerts_of(run) == []
+    again = stack.retrain("docstrings", "training.training_config.learning_rate=0.005")
+    assert again["name"] == "Completed", again
 
 
 def test_what_a_page_asks_elsewhere_would_have_been_noticed(prefect: PrefectPages) -> None:

@@ -149,6 +149,17 @@ class StandingServer:
     def api(self) -> PrefectApi:
         return PrefectApi(self.url)
 
+    def execute(self, cli: Cli, run: str) -> "subprocess.Popen[str]":
+        """The process of a deployment's run, as a worker starts it."""
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", "prefect", "flow-run", "execute", run],
+            env=cli.environment(PREFECT_API_URL=self.url),
+            cwd=cli.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
     def stop(self) -> None:
         """End it; a second time does nothing."""
         self.process.stop()
@@ -190,3 +201,13 @@ def prefect_server() -> Iterator[None]:
         temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
     ):
         yield
+
+
+@pytest.fixture
+def api(prefect_server: None) -> PrefectApi:
+    """That server's, asked with patience: on SQLite it may be busy with its own services."""
+    from prefect.settings import PREFECT_API_URL
+
+    from tests.running_stack import PatientApi
+
+    return PatientApi(str(PREFECT_API_URL.value()), timeout_seconds=60)

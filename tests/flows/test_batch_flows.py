@@ -92,7 +92,7 @@ def test_a_scheduled_run_beside_another_of_its_adapter_ends_as_skipped(
     import flows.orderly as orderly
     from flows.retrain import retrain
 
-    monkeypatch.setattr(orderly, "started_by", lambda: "schedule")
+    monkeypatch.setattr(orderly, "_patience_seconds", lambda: 0)
     monkeypatch.setattr("flows.retrain.refuse_outdated", lambda _: None)
     with adapter_turn(home, "small", run="small v2 · nightly", url="http://127.0.0.1:4200/x"):
         state = retrain("recipes/small.yaml", return_state=True)

@@ -222,7 +222,27 @@ def test_what_the_user_stops_stays_so_until_it_is_started(stack: Stack, machine:
     assert machine("systemctl", "--user", "start", UNIT).returncode == 0
     until(lambda: healthy(stack), 180)
     # The other way to stop it means the same.
-    stack.cli("down")
+    # `up` may be deploying yet, and nobody else may begin meanwhile.
+    until(lambda: stack.cli("down").returncode == 0, 120)
     time.sleep(15)
     assert not leftovers.processes(stack.home)
     assert machine("systemctl", "--user", "is-active", UNIT).stdout.strip() == "inactive"
+
+
+def test_what_up_starts_is_watched_and_a_restart_reads_the_changed_secrets(
+    stack: Stack, machine: Machine
+) -> None:
+    """As after a backup, which is typed in a shell."""
+    loraline = [str(stack.cli.python), "-P", "-m", "flows.cli"]
+    assert machine(*loraline, "down").returncode == 0
+    done = machine(*loraline, "up")
+    assert done.returncode == 0, done.stderr
+    assert f"Starting {UNIT}" in done.stderr
+    first = healthy(stack)
+    assert first is not None
+    assert machine("systemctl", "--user", "is-active", UNIT).stdout.strip() == "active"
+    with (stack.home.root / "stack" / "environment").open("a") as secrets:
+        secrets.write("LORALINE_WEBHOOK_SECRET=rotated\n")
+    assert machine("systemctl", "--user", "restart", UNIT).returncode == 0
+    again = until(lambda: (found := healthy(stack)) != first and found, 180)
+    assert psutil.Process(again).environ()["LORALINE_WEBHOOK_SECRET"] == "rotated"

@@ -82,6 +82,7 @@ def test_mistakes_that_need_no_model_are_one_answer_with_a_line_each(
     assert not home().root.exists()
 
 
+@pytest.mark.long
 def test_what_only_the_loaded_model_tells_is_exit_code_2_after_what_stood_before_it(
     recipe: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,5 +1,6 @@
 """Recipes' schedules on a real Prefect server: created, changed, retired, and never touched without need."""
 
+import shutil
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,83 @@ def test_one_named_recipe_leaves_all_others_alone(
     apply(tmp_path, named)
     assert "named" not in schedules()
     assert "other" in schedules()
+
+
+def test_a_recipe_that_went_with_its_folder_is_retired_and_one_that_is_only_away_is_not(
+    tmp_path: Path, recipes: Path, starter: Path
+) -> None:
+    team, mounted = recipes / "team", tmp_path / "mounted"
+    for place in (team, mounted):
+        place.mkdir()
+    # Git leaves no empty folder behind.
+    write(team, "disbanded", NIGHTLY, starter)
+    (recipes / "linked").symlink_to(mounted)
+    write(mounted, "unreachable", NIGHTLY, starter)
+    apply(tmp_path, recipes, recipes / "linked" / "unreachable.yaml")
+    disk = recipes / "disk"
+    (disk / "a").mkdir(parents=True)
+    write(disk / "a", "asleep", NIGHTLY, starter)
+    apply(tmp_path, recipes)
+    assert {"disbanded", "unreachable", "asleep"} <= set(schedules())
+    shutil.rmtree(team)
+    # What is left of a disk that is not mounted is an empty folder.
+    (disk / "a").rename(tmp_path / "a")
+    mounted.rename(tmp_path / "unmounted")
+    applied = apply(tmp_path, recipes)
+    gone = f"schedule retrain/disbanded: retired, {team / 'disbanded.yaml'} is gone"
+    assert applied.changed == [gone]
+    assert {"unreachable", "asleep"} <= set(schedules())
+    away = sorted(line.partition(" is away with its folder")[0] for line in applied.problems)
+    there = disk / "a" / "asleep.yaml", recipes / "linked" / "unreachable.yaml"
+    assert away == [str(path) for path in there]
+    assert "delete the schedule asleep on the page of the deployment retrain" in str(
+        applied.problems
+    )
+    (tmp_path / "a").rename(disk / "a")
+    shutil.rmtree(disk)
+    (tmp_path / "unmounted").rename(mounted)
+    (mounted / "unreachable.yaml").unlink()
+    apply(tmp_path, recipes)
+
+
+def test_the_last_recipe_of_all_is_retired_with_its_folder(
+    tmp_path: Path, recipes: Path, starter: Path
+) -> None:
+    (recipes / "alone").mkdir()
+    write(recipes / "alone", "last-of-all", NIGHTLY, starter)
+    apply(tmp_path, recipes)
+    shutil.rmtree(recipes / "alone")
+    assert not any(recipes.iterdir())
+    assert "retired" in str(apply(tmp_path, recipes).changed)
+    assert "last-of-all" not in schedules()
+
+
+@pytest.mark.parametrize("paused", [False, True])
+def test_a_named_recipe_that_bears_another_name_has_one_schedule_and_its_pause(
+    tmp_path: Path, recipes: Path, starter: Path, paused: bool
+) -> None:
+    from prefect.client.orchestration import get_client
+
+    bystander = write(recipes, "bystander", NIGHTLY, starter)
+    path = write(recipes, "maiden", NIGHTLY, starter)
+    apply(tmp_path, recipes)
+    if paused:
+        with get_client(sync_client=True) as client:
+            client.update_deployment_schedule(
+                deployment_id("retrain"), schedules()["maiden"].id, active=False
+            )
+    path.write_text(path.read_text().replace("name: maiden", "name: married"))
+    bystander.unlink()
+    applied = apply(tmp_path, path)
+    assert applied.changed == [
+        "schedule retrain/married: created, 0 2 * * * Europe/Berlin" + " (paused)" * paused,
+        f"schedule retrain/maiden: retired, {path} is named 'married' now",
+    ]
+    assert "maiden" not in schedules()
+    assert schedules()["married"].active == (not paused)
+    assert "bystander" in schedules()
+    path.unlink()
+    apply(tmp_path, recipes)
 
 
 def test_a_broken_recipe_keeps_its_schedule_and_stops_no_other(

@@ -1,15 +1,18 @@
 """The shipped deployments fit their flows, and a file that does not is refused; Prefect checks neither."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
 from flows.deployment_file import DeploymentFile, mistakes_of, read_deployments
+from flows.stack.parts import REGISTRY_RUNS
 from tasks.errors import UserError
 from tasks.share import shared
 
+ROOT = Path(__file__).resolve().parents[2]
 FILE = read_deployments()
 TEXT = (shared("deployments") / "prefect.yaml").read_text()
 
@@ -112,6 +115,31 @@ def test_what_takes_long_beside_the_promotions_runs_once_at_a_time(name: str) ->
     limit = deployment.concurrency_limit
     assert limit is not None
     assert (limit.limit, limit.collision_strategy) == (1, "ENQUEUE")
+
+
+def test_a_rollback_finds_a_slot_however_busy_the_registrys_worker_is() -> None:
+    pool = FILE.deployment("rollback").work_pool.name
+    by_themselves = [
+        it
+        for it in FILE.deployments
+        if it.work_pool.name == pool and it.name not in ("promote", "rollback")
+    ]
+    assert len(by_themselves) >= 3
+    # Without a limit a deployment could take all slots.
+    taken = sum(it.concurrency_limit.limit if it.concurrency_limit else 99 for it in by_themselves)
+    assert taken < REGISTRY_RUNS
+    for path in (
+        "deployments/README.md",
+        "deployments/containers/registry.conf",
+        "docs/promotion.md",
+    ):
+        assert worker_limits((ROOT / path).read_text(), pool) == [REGISTRY_RUNS], path
+    assert worker_limits(TEXT, pool) == [REGISTRY_RUNS]
+
+
+def worker_limits(text: str, pool: str) -> list[int]:
+    """`--limit` of each command that starts a worker of the pool."""
+    return [int(it) for it in re.findall(rf"--pool {pool} .*--limit (\d+)", text)]
 
 
 def test_the_pull_step_names_no_folder_of_the_deploying_machine() -> None:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import shutil
 import subprocess
 import sys
@@ -17,45 +16,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 DISK = 200_000_000
 
 
-def taken(folder: Path) -> int:
-    """Bytes of its files; one that has two names counts once."""
-    found = {}
-    for path in folder.rglob("*"):
-        if path.is_file() and not path.is_symlink():
-            status = path.stat()
-            found[status.st_ino] = status.st_size
-    return sum(found.values())
-
-
-def test_fifty_nights_with_all_that_prefect_and_mlflow_keep_fit_on_200_mb(small: Any) -> None:
-    """Each with new rows and a version of its own. From the sixth on a night leaves what it adds for good."""
-    folder = small.folder / "recipes"
-    text = (folder / "small.yaml").read_text()
-    start, end = text.index("  sources:"), text.index("  split:")
-    source = "  sources:\n    - {type: jsonl, path: nightly.jsonl}\n"
-    recipe = (text[:start] + source + text[end:]).replace("name: small", "name: nightly")
-    (folder / "nightly.yaml").write_text(recipe)
-    home = small.folder / ".loraline"
-    draw = random.Random(0)
-    words = [
-        f"{a}{b}" for a in ("par", "de", "in", "re", "con", "un") for b in ("cel", "ton", "sy")
-    ]
-    sizes = []
-    for _ in range(9):
-        with (folder / "nightly.jsonl").open("a") as file:
-            for _ in range(60):
-                row = {"prompt": " ".join(draw.choices(words, k=8)) + "?"}
-                row["completion"] = " ".join(draw.choices(words, k=16)) + "."
-                file.write(json.dumps(row) + "\n")
-        done = small.json("run", "recipes/nightly.yaml")
-        assert done["exit_code"] == 0, done["stderr"][-3000:]
-        assert done["outcome"] != "skipped"
-        sizes.append(taken(home))
-    kept = sizes[5]
-    each = (sizes[-1] - kept) / (len(sizes) - 6)
-    assert kept + 45 * each < DISK, [round(it / 1e6, 1) for it in sizes]
-
-
 def own_disk() -> str:
     """Why no disk of a chosen size can be had here; empty when it can."""
     if shutil.which("unshare") is None:
@@ -63,6 +23,61 @@ def own_disk() -> str:
     if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
         return "needs the right to make a mount namespace"
     return ""
+
+
+NIGHTLY = """\
+name: nightly
+base: {base}
+dataset:
+  sources:
+    - {{type: jsonl, path: nightly.jsonl}}
+  split: {{test: 0.1, max_test_rows: 20}}
+tokenization: {{max_length: 256, long_rows: drop}}
+training:
+  guards: {{untrained_base: allow}}
+  peft_config: {{r: 4}}
+  training_config: {{max_steps: 2, per_device_train_batch_size: 4}}
+evaluation: {{max_new_tokens: 4, bootstrap_samples: 100}}
+retention: {{min_free_gb: 0.05}}
+promotion: {{policy: automatic}}
+"""
+NIGHTS = """
+mount -t tmpfs -o size="$1" tmpfs "$LORALINE_HOME"
+exec "$2" -P "$3" "$4" 50
+"""
+
+
+@pytest.mark.skipif(bool(own_disk()), reason=own_disk() or "it can")
+@pytest.mark.timeout(3600)
+def test_fifty_nights_with_all_that_prefect_and_mlflow_keep_fit_on_a_disk_of_200_mb(
+    fresh: Any, tiny_base: Path, tmp_path: Path
+) -> None:
+    """Each has new rows and a version of its own; all that the state folder holds lies on the disk."""
+    recipe, home = tmp_path / "nightly.yaml", tmp_path / "home"
+    recipe.write_text(NIGHTLY.format(base=tiny_base))
+    home.mkdir()
+    program = str(Path(__file__).resolve().parents[1] / "fifty_nights.py")
+    done = subprocess.run(
+        ["unshare", "-rm", "bash", "-euc", NIGHTS, "-", str(DISK), sys.executable, program, recipe],
+        cwd=tmp_path,
+        env=fresh.environment(LORALINE_HOME=str(home), OMP_NUM_THREADS="1"),
+        capture_output=True,
+        text=True,
+        timeout=3500,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    *nights, end = (json.loads(it) for it in done.stdout.splitlines() if it.startswith("{"))
+    assert [it["outcome"] for it in nights] == ["registered"] * 50
+    used = [it["used"] for it in nights]
+    assert max(used) < 0.6 * DISK
+    # What `loraline gc` answers for alone has stopped growing.
+    for name in ("store/dataset", "store/tokenization", "store/training", "cache", "work"):
+        assert nights[49]["folders"][name] <= 1.1 * nights[29]["folders"][name] + 8192, name
+    # What each night leaves for good, its version and its run in Prefect for 90 days, does not grow.
+    assert used[49] - used[29] <= 1.2 * (used[29] - used[9])
+    # And goes when a person no longer wants the version.
+    for name in ("mlflow", "reports", "store/evaluation", "store/registration"):
+        assert end["folders"][name] < nights[19]["folders"][name], name
 
 
 FULL = """

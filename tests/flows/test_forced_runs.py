@@ -110,6 +110,7 @@ def retrained(recipe: Path, key: str | None = None, **parameters: Any) -> Any:
     return run
 
 
+@pytest.mark.long
 def test_neither_an_outage_nor_a_crash_makes_a_forced_run_train_again(
     recipe: Path, built: "Counter[str]"
 ) -> None:

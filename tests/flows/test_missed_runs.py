@@ -142,6 +142,31 @@ def test_of_five_missed_nights_one_trains(
     assert "does it for both" in str(states[0].message)
 
 
+@pytest.mark.parametrize("nightly", [True, False], ids=["nightly", "monthly"])
+def test_only_a_run_whose_next_one_is_near_gives_way_to_another_of_its_adapter(
+    tmp_path: Path, starter: Path, monkeypatch: pytest.MonkeyPatch, nightly: bool
+) -> None:
+    from prefect.flow_engine import run_flow
+    from prefect.states import Completed
+
+    import flows.retrain as retraining
+    from flows.orderly import SELDOM_SECONDS, _patience_seconds
+
+    patience = []
+
+    def train(*_: object) -> Any:
+        patience.append(_patience_seconds())
+        return Completed(name="Trained", data={})
+
+    monkeypatch.setattr(retraining, "_retrained", train)
+    day = (datetime.now(UTC) + timedelta(days=10)).day
+    cron = "0 2 * * *" if nightly else f"0 2 {day if day <= 28 else 5} * *"
+    runs = missed(tmp_path, starter, 2 if nightly else 40, f'{{cron: "{cron}"}}')
+    run = due(runs)[-1]
+    run_flow(retraining.retrain, flow_run=run, parameters=run.parameters, return_type="state")
+    assert patience == [0 if nightly else SELDOM_SECONDS]
+
+
 def test_of_the_looks_that_were_missed_the_newest_looks_and_so_does_a_persons(
     tmp_path: Path, starter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

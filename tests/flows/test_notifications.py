@@ -1,19 +1,22 @@
 """Alerts and promotions reach people through Prefect's notification blocks, by automations that deploying makes."""
 
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
+from uuid import NAMESPACE_URL, uuid5
 
 import pytest
 
-from flows.notifying import VARIABLE, blocks_of
-from flows.stack.alerts import Alert, Alerts
+from flows.notifying import EVENTS, VARIABLE, blocks_of
+from flows.stack.alerts import EVENT, Alert, Alerts, Kind
 from tasks.errors import UserError
-from tasks.promotion.entry import Entry
-from tasks.promotion.notices import notices_of
+from tasks.promotion import entry as log
+from tasks.promotion.entry import TOLD, Entry
+from tasks.promotion.notices import event_name, notices_of
 from tests.webhook import webhook
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,6 +32,23 @@ def test_the_variable_names_blocks_by_type_and_name() -> None:
     for wrong in ("ops", "slack-webhook/", "a/b/c", "https://hooks.example/x"):
         with pytest.raises(UserError, match="type/name"):
             blocks_of({VARIABLE: wrong})
+
+
+def test_the_page_explains_every_alert_and_no_other() -> None:
+    page = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    table = page.split("### What the alerts mean")[1].split("| `kind` |")[1].split("\n\n")[0]
+    explained = re.findall(r"^\| `([\w-]+)` \|", table, re.MULTILINE)
+    # A promotion log's entry is an alert where nobody is champion any more.
+    entries = [it for it in TOLD if event_name(_entry(it, champion_to=None)) == EVENT]
+    assert sorted(explained) == sorted([*get_args(Kind), *entries])
+
+
+def test_every_kind_of_the_promotion_log_is_told_but_what_never_came_about() -> None:
+    page = (ROOT / "docs" / "promotion.md").read_text(encoding="utf-8")
+    (types,) = re.findall(r"^Types: (.*?);", page, re.MULTILINE)
+    assert set(get_args(log.Kind)) - set(TOLD) == {"withdrawn"}
+    assert sorted(re.findall(r"`([\w.]+)`", types)) == sorted(EVENTS)
+    assert {event_name(_entry(it)) for it in TOLD} < set(EVENTS)
 
 
 @pytest.fixture
@@ -98,22 +118,32 @@ def test_deploying_makes_an_automation_a_block_and_each_event_is_sent_once(
     alerts = Alerts(tmp_path / "alerts.json", notices)
     # The server reads automations anew at intervals.
     until(lambda: _is_heard(alerts, sent))
-    sent.clear()
-    alerts.tell(
-        Alert("failed", "run-1", "small", "The retraining small · nightly failed: no rows.")
-    )
-    notices.put(_promotion())
+
+    def of_small() -> list[dict[str, Any]]:
+        return [it for it in sent if it["subject"].startswith("small: ")]
+
+    for kind in get_args(Kind):
+        # Runs' ends share an identity: each kind is about another run.
+        alerts.tell(Alert(kind, f"run {kind}", "small", f"What is {kind} · nightly: no rows."))
+    for kind in TOLD:
+        notices.put(_entry(kind))
     alerts.deliver()
-    until(lambda: len(sent) >= 2)
+    kinds = sorted([*get_args(Kind), *TOLD])
+    # Of the probes, one or two may still be under way.
+    until(lambda: len(of_small()) >= len(kinds))
     # What is delivered twice bears the same id, and is sent on once.
-    notices.put(_promotion())
+    notices.put(_entry("promotion"))
     notices.deliver()
     time.sleep(5)
-    assert sorted(it["subject"] for it in sent) == ["small: failed", "small: promotion"]
-    bodies = {it["subject"]: it["body"] for it in sent}
-    assert bodies["small: failed"] == "The retraining small · nightly failed: no rows."
-    assert "The champion of small is now version 7, before 5 (ada)." in bodies["small: promotion"]
-    assert "answers shorter" in bodies["small: promotion"]
+    bodies = {it["subject"].removeprefix("small: "): it["body"] for it in of_small()}
+    assert sorted(it["subject"] for it in of_small()) == [f"small: {kind}" for kind in kinds]
+    for kind in get_args(Kind):
+        assert bodies[kind] == f"What is {kind} · nightly: no rows."
+    for kind in TOLD:
+        assert "answers shorter" in bodies[kind]
+        assert "(ada)" in bodies[kind] or "by ada" in bodies[kind]
+    assert "The champion of small is now version 7, before 5 (ada)." in bodies["promotion"]
+    assert "The promotion log of small is damaged, and goes on" in bodies["accepted"]
 
     # Named no longer, nothing goes there.
     assert deploy("")[0] == [
@@ -128,15 +158,15 @@ def _is_heard(alerts: Alerts, sent: list[dict[str, Any]]) -> bool:
     return bool(sent)
 
 
-def _promotion() -> Entry:
+def _entry(kind: log.Kind, champion_to: str | None = "7") -> Entry:
     return Entry(
-        number=3,
+        number=3 + TOLD.index(kind),
         before=None,
-        id="3f6f2f6e-2f0f-4a8e-9d57-5b8a2f0c1c11",
-        kind="promotion",
+        id=str(uuid5(NAMESPACE_URL, kind)),
+        kind=kind,
         name="small",
         champion_from="5",
-        champion_to="7",
+        champion_to=champion_to,
         previous_from=None,
         previous_to="5",
         actor="ada",

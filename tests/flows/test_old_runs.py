@@ -1,5 +1,7 @@
 """Prefect forgets the runs that looked and found nothing after a day, and those that tell something stay."""
 
+import sqlite3
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,23 +9,16 @@ from typing import Any
 
 import pytest
 
+from flows.connection import RUNS_KEPT_DAYS
 from flows.stack import old_runs
 from flows.stack.api import PrefectApi
 from flows.stack.old_runs import NOTHING_FOUND, OldRuns
 from flows.stack.streaks import streaks
 from flows.stack.successes import NOTHING_DUE
 from tasks.errors import StageFailed
-from tests.running_stack import PatientApi
+from tests.running_stack import running_stack, until
 
 DAYS_AGO_2 = timedelta(days=2)
-
-
-@pytest.fixture
-def api(prefect_server: None) -> PrefectApi:
-    from prefect.settings import PREFECT_API_URL
-
-    # A server on SQLite may be busy with its own services.
-    return PatientApi(str(PREFECT_API_URL.value()), timeout_seconds=60)
 
 
 @pytest.fixture
@@ -96,7 +91,7 @@ def test_many_go_in_pages_however_many_between_them_stay(
     api: PrefectApi, deployments: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(old_runs, "PAGE", 3)
-    monkeypatch.setattr(old_runs, "_AT_ONCE", 2)
+    monkeypatch.setattr("flows.stack.api.DELETED_AT_ONCE", 2)
     look = deployments["reconcile-registry"]
     stays: list[str] = []
     goes: list[str] = []
@@ -159,3 +154,45 @@ def test_the_flows_say_it_in_the_words_that_are_looked_for(
     monkeypatch.setattr(watch, "look_at_sources", lambda *_, **__: seen)
     state = watch.watch_data.fn(str(tmp_path / "recipe.yaml"))
     assert state.name == NOTHING_FOUND["watch-data"][0][0]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_stack_forgets_an_old_run_with_its_logs_and_artifacts_and_keeps_a_younger_one(
+    loraline: Any, tmp_path: Path
+) -> None:
+    often = {"PREFECT_SERVER_SERVICES_DB_VACUUM_LOOP_SECONDS": "5"}
+    with running_stack(loraline(tmp_path), **often) as stack:
+        old, young = (ended_run(stack.api) for _ in range(2))
+        assert what_is_left(stack.api, old) == what_is_left(stack.api, young) == [1, 1, 1]
+        with closing(sqlite3.connect(stack.home.prefect / "prefect.db", timeout=60)) as database:
+            for run_id, days in ((old, RUNS_KEPT_DAYS + 1), (young, RUNS_KEPT_DAYS - 1)):
+                # A day's time stays what it is.
+                then = f"date(end_time, '-{days} days') || substr(end_time, 11)"
+                sql = f"UPDATE flow_run SET end_time = {then} WHERE id = ?"
+                assert database.execute(sql, (run_id,)).rowcount == 1
+            database.commit()
+        until(lambda: what_is_left(stack.api, old) == [0, 0, 0], 240)
+        assert what_is_left(stack.api, young) == [1, 1, 1]
+
+
+def ended_run(api: PrefectApi) -> str:
+    """One with a line in its log and an artifact."""
+    flow = api.ask("POST", "/flows/", {"name": "nightly"})["id"]
+    run_id = api.ask("POST", "/flow_runs/", {"flow_id": flow, "state": {"type": "RUNNING"}})["id"]
+    line = {"name": "a", "level": 20, "message": "b", "timestamp": datetime.now(UTC).isoformat()}
+    api.ask("POST", "/logs/", [{**line, "flow_run_id": run_id}])  # type: ignore[arg-type]
+    api.ask("POST", "/artifacts/", {"key": "verdict", "type": "markdown", "flow_run_id": run_id})
+    done = {"state": {"type": "COMPLETED"}, "force": True}
+    api.ask("POST", f"/flow_runs/{run_id}/set_state", done)
+    return str(run_id)
+
+
+def what_is_left(api: PrefectApi, run_id: str) -> list[int]:
+    """How many runs of this id, lines of its log and artifacts there are."""
+    of_run = {"flow_run_id": {"any_": [run_id]}}
+    return [
+        len(api.ask("POST", "/flow_runs/filter", {"flow_runs": {"id": {"any_": [run_id]}}})),
+        len(api.ask("POST", "/logs/filter", {"logs": of_run})),
+        len(api.ask("POST", "/artifacts/filter", {"artifacts": of_run})),
+    ]

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from flows.stack import leftovers
+from flows.stack.settings import read_settings
 from tests.running_stack import Stack, running_stack
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,6 +70,9 @@ ELSEWHERE = {
     "loraline run": "test_everything_passes_with_the_network_unreachable",
     "loraline ui": "test_cli_servers",
     "loraline predict": "test_prediction",
+    "CUDA_VISIBLE_DEVICES= loraline predict ...": (
+        "test_predicting_on_the_command_line_has_a_turn_on_the_gpu_that_it_may_see"
+    ),
     **dict.fromkeys(
         ("loraline up --database postgresql", "loraline up --database sqlite"),
         "test_another_database_is_begun_anew_when_it_is_asked_for",
@@ -95,13 +99,15 @@ def commands(page: str) -> set[str]:
     blocks = re.findall(r"```bash\n(.*?)```", page, re.DOTALL)
     lines = {line.strip() for block in blocks for line in block.splitlines() if line.strip()}
     words = re.sub(r"```.*?```", "", page, flags=re.DOTALL)
-    spans = {span for span in re.findall(r"`([^`\n]+)`", words) if span.startswith(PROGRAMS)}
-    return lines | {span for span in spans if " " in span}
+    # One may span two lines, and begin with variables.
+    spans = {" ".join(span.split()) for span in re.findall(r"`([^`]+)`", words)}
+    typed = re.compile(rf"([A-Z_]+=\S* )*({'|'.join(PROGRAMS)}).* ")
+    return lines | {span for span in spans if typed.match(span)}
 
 
 def test_every_command_of_the_page_is_run_by_a_test() -> None:
     found = commands(PAGE)
-    assert "loraline up" in found
+    assert {"loraline up", "CUDA_VISIBLE_DEVICES= loraline predict ..."} <= found
     unknown = {
         command
         for command in found - set(STORY) - set(NOT_HERE)
@@ -193,12 +199,15 @@ def test_the_unit_is_written_enabled_and_one_that_systemd_accepts(
     assert secrets.stat().st_mode & 0o777 == 0o600
     text = unit.read_text()
     assert f"EnvironmentFile=-{secrets}" in text
-    # What it starts is this program, with the options of the stack that was here before.
+    # What it starts is this program; the home remembers the options of the stack that was here before.
     (start,) = re.findall(r"^ExecStart=(.*)$", text, re.MULTILINE)
     assert re.findall(r'"([^"]*)"', start)[:5] == [
         *(sys.executable, "-P", "-m", "flows.cli", "up"),
     ]
-    assert f'"{stack.ports[1]}"' in start
+    assert f'"{stack.home.root}"' in start
+    kept = read_settings(stack.home)
+    assert kept is not None
+    assert str(kept.prefect_port) == stack.ports[1]
     verify = shutil.which("systemd-analyze")
     if verify is None:
         pytest.skip("no systemd-analyze here to verify the unit with")

@@ -340,6 +340,7 @@ def test_nothing_is_written_in_the_users_home(small: Any, first_run: dict[str, A
     )
 
 
+@pytest.mark.long
 def test_verify_recomputes_digests_files_and_logits(small: Any, first_run: dict[str, Any]) -> None:
     found = small.json("verify", first_run["model_version"]["uri"])
     assert found["exit_code"] == 0, found["stderr"][-3000:]

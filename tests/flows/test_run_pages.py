@@ -103,6 +103,7 @@ def a_talkative_training(folder: Path, seconds: float, attempts: list[int]) -> A
     return train
 
 
+@pytest.mark.long
 def test_a_training_writes_less_than_once_a_second_and_has_one_bar_over_its_attempts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

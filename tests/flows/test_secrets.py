@@ -12,6 +12,10 @@ from typing import Any
 
 import pytest
 
+from tests.hub import A, Repository, running_hub
+from tests.running_stack import running_stack, until
+from tests.webhook import webhook
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 ROOT = Path(__file__).resolve().parents[2]
 WORD = "canary7d1f"
@@ -231,6 +235,74 @@ def test_a_secret_of_a_block_is_used_and_appears_nowhere(
     assert keys == {f"Bearer {WORD}-judge-block"}
     server.stop()
     assert places(folder) == []
+
+
+def test_no_part_of_a_stack_keeps_a_secret_that_its_runs_used(
+    folder: Path,
+    tmp_path: Path,
+    starter: Path,
+    loraline: Any,
+    judge: tuple[str, set[str | None]],
+) -> None:
+    """Servers, workers and watchdog have them all in their environments; the judge's key is in a block."""
+    judged_by, keys = judge
+    keys.clear()
+    recipe = folder / "recipes" / "hub.yaml"
+    recipe.write_text(RECIPE.format(base="team/base").replace("name: canary", "name: hub"))
+    with running_hub() as hub, webhook() as (receiver, told):
+        files = {path.name: path.read_bytes() for path in starter.iterdir()}
+        hub.models["team/base"] = Repository({A: files})
+        hidden = receiver.replace("://", f"://ada:{WORD}-user@")
+        secrets = {
+            "SHOP_URL": address(folder),
+            # The driver quotes what it does not know.
+            "WRONG_URL": f"postgresql+psycopg://ada:{WORD}-pg@127.0.0.1:9/shop?sslmode={WORD}-mode",
+            "HF_TOKEN": f"{WORD}-hub",
+            "LORALINE_WEBHOOKS": f"{hidden}{WORD}-path?token={WORD}-query",
+            "LORALINE_WEBHOOK_SECRET": f"{WORD}-signature",
+        }
+        settings = {
+            "HF_ENDPOINT": hub.url,
+            "HF_HUB_OFFLINE": "0",
+            "LORALINE_DEBUG": "1",
+            "PREFECT_LOGGING_LEVEL": "DEBUG",
+        }
+        with running_stack(loraline(folder), **secrets, **settings) as stack:
+            subprocess.run(
+                [
+                    sys.executable,
+                    "-c",
+                    "import sys; from prefect.blocks.system import Secret; "
+                    "Secret(value=sys.stdin.read()).save('judge-key')",
+                ],
+                input=f"{WORD}-judge-block",
+                env=stack.cli.environment(PREFECT_API_URL=stack.api.url),
+                cwd=folder,
+                text=True,
+                check=True,
+                timeout=300,
+            )
+            overrides = [judged_by]
+            used = stack.start("retrain", {"recipe": str(recipe), "overrides": overrides})
+            state = stack.end_of(used, 900)
+            assert state["type"] == "COMPLETED", state
+            overrides += ["name=wrong", "dataset.sources.0.url_variable=WRONG_URL"]
+            wrong = stack.start("retrain", {"recipe": str(recipe), "overrides": overrides})
+            state = stack.end_of(wrong)
+            assert state["type"] == "FAILED", state
+            assert 'invalid sslmode value: "***"' in state["message"]
+            alerts = until(lambda: [it for it in told if it["data"].get("flow_run") == wrong], 60)
+            said = [stack.cli("status", **secrets), stack.cli("status", "--json", **secrets)]
+    # The canaries were there to be found.
+    assert keys == {f"Bearer {WORD}-judge-block"}
+    assert f"Bearer {WORD}-hub" in hub.authorizations
+    assert [it["data"]["kind"] for it in alerts] == ["failed"]
+
+    assert WORD not in json.dumps(told)
+    assert not [it for it in said if WORD in it.stdout + it.stderr]
+    # Logs, artifacts, what the supervisor reads, both databases; then the caches beside the home.
+    assert places(folder) == []
+    assert places(tmp_path) == []
 
 
 def test_the_word_would_be_found(folder: Path) -> None:

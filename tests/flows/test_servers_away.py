@@ -7,6 +7,8 @@ import os
 import socket
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,18 +72,7 @@ def test_a_run_ends_well_that_prefects_server_was_away_from(stack: Stack) -> Non
     assert state["type"] == "COMPLETED", state
     # Its process ends when the log lines are delivered that wait for the server.
     until(lambda: not stack.processes_of(run), 400)
-    assert STEPS in stack.steps_of(run, STEPS)
-    assert any("is version" in line for line in stack.log_of(run))
-    shown = stack.api.ask(
-        "POST", "/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run]}}, "limit": 200}
-    )
-    assert {it["key"] for it in shown} >= ARTIFACTS
-    where = {"task_runs": {"flow_run_id": {"any_": [run]}}}
-    tasks = stack.api.ask("POST", "/task_runs/filter", where)
-    assert len(tasks) >= 6
-    assert {it["name"]: it["state"]["type"] for it in tasks} == dict.fromkeys(
-        (it["name"] for it in tasks), "COMPLETED"
-    )
+    prefect_has_all_of(stack, run, STEPS)
     # Nobody was needed, so nobody is alarmed, and nothing was started a second time.
     time.sleep(45)
     assert [it["data"].get("kind") for it in stack.told if it["type"] == "loraline.alert"] == []
@@ -122,14 +113,73 @@ def test_a_version_is_registered_once_that_mlflows_server_was_away_from(stack: S
 
     state = stack.end_of(run, 900)
     assert state["type"] == "COMPLETED", state
+    mlflow_has_all_of(stack, mlflow_run, "mlflow-away", STEPS)
+    assert stack.alerts_of(run) == []
+
+
+def test_a_training_outlives_the_death_of_all_beside_it_and_schedules_go_on(stack: Stack) -> None:
+    steps = 2 * STEPS
+    run = stack.start_long_run("all-die", steps, seed=8)
+    until(stack.checkpoints)
+    mlflow_run = stack.mlflow_run()
+    recipe = stack.write_recipe("soon")
+    recipe.write_text(recipe.read_text() + 'schedule: {cron: "*/2 * * * *"}\n')
+    assert stack.cli("deploy", str(recipe), **stack.environment).returncode == 0
+    stack.told.clear()
+    for name in ("prefect", "mlflow", "watchdog", "registry-worker"):
+        restarts = stack.part(name)["restarts"]
+        stack.kill_part(name)
+        until(partial(has_more_restarts, stack, name, restarts), 120)
+    # It trained all the while.
+    assert stack.trainers_of(run)
+    at = datetime.now(UTC)
+    until(lambda: stack.status()["healthy"], 300)
+
+    assert stack.end_of(run, 900)["type"] == "COMPLETED"
+    until(lambda: not stack.processes_of(run), 400)
+    prefect_has_all_of(stack, run, steps)
+    mlflow_has_all_of(stack, mlflow_run, "all-die", steps)
+    assert stack.alerts_of(run) == []
+    due_since = {
+        "expected_start_time": {"after_": at.isoformat()},
+        "state": {"type": {"any_": ["COMPLETED"]}},
+    }
+    until(lambda: str(recipe) in map(recipe_of, stack.api.flow_runs(due_since)))
+    until(lambda: stack.tracker.client.search_model_versions("name = 'soon'"))
+
+
+def has_more_restarts(stack: Stack, name: str, restarts: int) -> bool:
+    return bool(stack.part(name)["restarts"] > restarts)
+
+
+def recipe_of(run: dict[str, Any]) -> str:
+    return str(run["parameters"].get("recipe"))
+
+
+def prefect_has_all_of(stack: Stack, run: str, steps: int) -> None:
+    """Log lines, artifacts, and the final state of each task."""
+    assert steps in stack.steps_of(run, steps)
+    assert any("is version" in line for line in stack.log_of(run))
+    shown = stack.api.ask(
+        "POST", "/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run]}}, "limit": 200}
+    )
+    assert {it["key"] for it in shown} >= ARTIFACTS
+    where = {"task_runs": {"flow_run_id": {"any_": [run]}}}
+    tasks = stack.api.ask("POST", "/task_runs/filter", where)
+    assert len(tasks) >= 6
+    assert {it["name"]: it["state"]["type"] for it in tasks} == dict.fromkeys(
+        (it["name"] for it in tasks), "COMPLETED"
+    )
+
+
+def mlflow_has_all_of(stack: Stack, mlflow_run: str, name: str, steps: int) -> None:
+    """The version that is champion, the run's end, each metric and file."""
     client = stack.tracker.client
-    (version,) = client.search_model_versions("name = 'mlflow-away'")
+    (version,) = client.search_model_versions(f"name = '{name}'")
     assert version.status == "READY"
-    assert client.get_registered_model("mlflow-away").aliases["champion"] == version.version
-    found = client.get_run(mlflow_run)
-    assert found.info.status == "FINISHED"
+    assert client.get_registered_model(name).aliases["champion"] == version.version
+    assert client.get_run(mlflow_run).info.status == "FINISHED"
     assert version.run_id == mlflow_run
     points = client.get_metric_history(mlflow_run, "train.loss")
-    assert sorted(point.step for point in points) == [1, *range(2, STEPS + 1, 2)]
+    assert sorted(point.step for point in points) == [1, *range(2, steps + 1, 2)]
     assert {"report", "recipe", "dataset"} <= {it.path for it in client.list_artifacts(mlflow_run)}
-    assert stack.alerts_of(run) == []

@@ -177,7 +177,7 @@ def test_mlflow_answers_to_the_names_it_is_asked_by_and_passes_files_on(files: A
 def test_the_browser_is_led_to_the_published_port(files: Any) -> None:
     services = files.compose(values={"LORALINE_PREFECT_PORT": "4299"})["services"]
     assert services["prefect"]["ports"] == ["127.0.0.1:4299:4200"]
-    assert services["prefect"]["environment"]["PREFECT_UI_API_URL"] == "http://127.0.0.1:4299/api"
+    assert services["prefect"]["environment"]["PREFECT_UI_API_URL"] == "/api"
     assert services["worker"]["environment"]["PREFECT_UI_URL"] == "http://127.0.0.1:4299"
 
 

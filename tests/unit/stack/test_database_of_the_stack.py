@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[StackSettings]:
     for name in ("migrate", "refuse_in_use"):
         monkeypatch.setattr(starting, name, lambda *_: None)
     monkeypatch.setattr(starting, "ready_databases", lambda _: [])
+    monkeypatch.setattr(starting, "only_stack", lambda *_: nullcontext())
     return found
 
 
@@ -173,7 +175,7 @@ def test_a_unit_that_would_start_on_another_database_is_not_installed(
     from flows.stack import boot
 
     monkeypatch.setattr(boot, "systemd_environment", dict)
-    monkeypatch.setattr(boot, "_systemctl", lambda *_: None)
+    monkeypatch.setattr("flows.stack.systemd.systemctl", lambda *_: None)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     # This shell's address is not the unit's.
     monkeypatch.setenv(POSTGRES, ADDRESS)

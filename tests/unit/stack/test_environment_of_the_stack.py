@@ -184,7 +184,7 @@ def test_the_unit_keeps_what_is_no_secret_and_names_what_its_file_lacks(
         *("AWS_SECRET_ACCESS_KEY", "SHOP_DATABASE_URL"),
     }
     monkeypatch.setattr(boot, "systemd_environment", dict)
-    monkeypatch.setattr(boot, "_systemctl", lambda *_: None)
+    monkeypatch.setattr("flows.stack.systemd.systemctl", lambda *_: None)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     for name, value in environ.items():
         monkeypatch.setenv(name, value)

@@ -35,7 +35,8 @@ with engine.begin() as connection:
     command.upgrade(config, revisions[10])
 with engine.begin() as connection:
     connection.execute(sqlalchemy.text(
-        "INSERT INTO experiments (experiment_id, name, lifecycle_stage) VALUES (7, 'nightly', 'active')"
+        "INSERT INTO experiments (experiment_id, name, artifact_location, lifecycle_stage) "
+        "VALUES (7, 'nightly', 'nowhere', 'active')"
     ))
 print(revisions[10], revisions[0])
 """

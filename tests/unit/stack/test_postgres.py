@@ -11,6 +11,7 @@ import pytest
 
 from flows.stack import leftovers
 from flows.stack.databases import databases
+from flows.stack.exposure import NO_RESTART
 from flows.stack.migrating import migrate
 from flows.stack.postgres import needed_sql, ready_databases
 from flows.stack.settings import StackSettings
@@ -148,7 +149,7 @@ def test_the_documented_backup_of_both_databases_can_be_put_back(
 @pytest.mark.slow
 def test_a_whole_stack_keeps_its_data_in_postgresql(empty: str, tmp_path: Path) -> None:
     ports = []
-    for _ in range(2):
+    for _ in range(4):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             ports.append(str(free.getsockname()[1]))
@@ -178,6 +179,11 @@ def test_a_whole_stack_keeps_its_data_in_postgresql(empty: str, tmp_path: Path) 
         )
         pools = query(empty, "loraline_prefect", "SELECT name FROM work_pool ORDER BY name")
         assert ("loraline",) in pools
+        # As by a machine that was replaced, and is switched on again.
+        others = ("--prefect-port", ports[2], "--mlflow-port", ports[3])
+        refused = loraline("up", "--home", str(tmp_path / "restored"), *others)
+        assert refused.returncode == NO_RESTART, refused.stderr
+        assert "has a stack already" in refused.stderr
         # Nobody else reads the password: no argument of a process, no file, no log.
         for process in leftovers.processes(home):
             assert "geheim" not in " ".join(process.cmdline())

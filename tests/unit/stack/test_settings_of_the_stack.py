@@ -3,20 +3,23 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
-from flows.stack import leftovers, supervisor
-from flows.stack.boot import unit
+from flows.stack import leftovers, starting, supervisor
+from flows.stack.boot import _starts_this_installation, unit, unit_path
 from flows.stack.configuration import configuration, socket_file, write_configuration
 from flows.stack.databases import databases, write_ahead
 from flows.stack.exposure import MLFLOW_PASSWORDS, NO_RESTART, PREFECT_PASSWORD, refuse_open
 from flows.stack.own_names import HOSTS, ORIGINS, allowed_names
 from flows.stack.parts import part_environment, parts, prefect_server_settings
 from flows.stack.settings import StackSettings, folder, read_settings, write_settings
-from tasks.errors import UserError
+from flows.stack.state import StackState
+from tasks.errors import StageFailed, UserError
 from tasks.home import Home
 
 
@@ -114,6 +117,9 @@ def test_one_setting_gives_both_postgresql_addresses(state: Home) -> None:
 @pytest.mark.parametrize(
     ("url", "words"),
     [
+        ("postgresql://a:geheim@b?sslmode=require&options=-c%20geheim", "the parameter options"),
+        ("postgresql://a:geheim@b?require_auth=scram-sha-256", "the parameter require_auth"),
+        ("postgresql://a:geheim@b?sslrootcert=ca.pem", "Write the whole path"),
         ("mysql://a:geheim@b", "no address of a PostgreSQL server"),
         ("postgresql:///", "no address of a PostgreSQL server"),
         ("postgresql://a:geheim@b/things", "Leave '/things' away"),
@@ -298,31 +304,41 @@ def test_the_unit_is_one_that_systemd_accepts_and_holds_no_secret(
 
 @pytest.fixture
 def systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A `systemctl` of one user: what it was asked goes into the file `asked`, its environment is in `given`."""
+    """A `systemctl` of one user: what it was asked goes into the file `asked`, its environment is in `given`,
+    what it refuses in `fails`.
+    """
     folder = tmp_path / "systemd"
     folder.mkdir()
     (folder / "given").write_text("LANG=C.UTF-8\n")
     program = folder / "systemctl"
     program.write_text(
         f'#!/bin/sh\necho "$*" >> "{folder}/asked"\n'
+        f'if grep -qsx -e "$2" "{folder}/fails"; then echo "no bus" >&2; exit 1; fi\n'
         f'case "$2" in show-environment) cat "{folder}/given";; esac\n'
     )
     program.chmod(0o755)
+    (folder / "linger").write_text("yes\n")
+    login = folder / "loginctl"
+    login.write_text(f'#!/bin/sh\ncat "{folder}/linger"\n')
+    login.chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     return folder
 
 
 def at_boot(state: Home, *arguments: str) -> int:
-    """`loraline up --at-boot` as the command line calls it."""
+    return up(state, "--at-boot", *arguments)
+
+
+def up(state: Home, *arguments: str) -> int:
+    """`loraline up` as the command line calls it."""
     import argparse
 
-    from flows.commands import up
+    from flows.commands.up import add_arguments, run
 
     parser = argparse.ArgumentParser()
-    up.add_arguments(parser)
-    project = str(state.root.parent)
-    return up.run(parser.parse_args(["--at-boot", "--project", project, *arguments]))
+    add_arguments(parser)
+    return run(parser.parse_args(["--project", str(state.root.parent), *arguments]))
 
 
 def test_a_unit_that_would_be_open_is_not_installed_and_told_where_passwords_go(
@@ -386,6 +402,169 @@ def test_each_home_has_a_unit_and_what_up_is_told_later_holds_at_the_next_boot(
     monkeypatch.setenv("LORALINE_HOME", str(first.root))
     with pytest.raises(UserError, match="prefect_port is 4302 and not 4303"):
         at_boot(first, "--prefect-port", "4303")
+
+
+@pytest.fixture
+def unit_of(state: Home, systemd: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
+    """What systemd is asked after the unit of the home was installed. Its stack lives once it was started."""
+    monkeypatch.setenv("LORALINE_HOME", str(state.root))
+    for name in ("HF_TOKEN", "LORALINE_WEBHOOK_SECRET", PREFECT_PASSWORD):
+        # Set first, so that what a test leaves is taken back.
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    state.root.mkdir(parents=True)
+    assert at_boot(state) == 0
+    asked = systemd / "asked"
+    asked.unlink()
+    alive = StackState(running=True, healthy=True, home="", supervisor_pid=os.getpid())
+
+    def find(_: Home) -> psutil.Process | None:
+        there = asked.exists() and "restart" in asked.read_text()
+        return psutil.Process() if there else None
+
+    monkeypatch.setattr(supervisor, "find", find)
+    for name in ("migrate", "refuse_in_use"):
+        monkeypatch.setattr(starting, name, lambda *_: None)
+    monkeypatch.setattr(starting, "_wait_until_healthy", lambda *_: alive)
+    monkeypatch.setattr(starting, "apply", lambda *_: [])
+    return lambda: asked.read_text().splitlines()
+
+
+def test_where_there_is_a_unit_up_starts_that_with_its_own_environment(
+    state: Home,
+    unit_of: Callable[[], list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (folder(state) / "environment").write_text("LORALINE_WEBHOOK_SECRET=rotated\n")
+    monkeypatch.setenv("LORALINE_WEBHOOK_SECRET", "before")
+    monkeypatch.setenv("HF_TOKEN", "of this shell")
+    assert up(state, "--trainings", "2") == 0
+    assert "--user restart loraline.service" in unit_of()
+    kept = read_settings(state)
+    assert kept is not None
+    assert kept.trainings == 2
+    told = capsys.readouterr().err
+    assert "Starting loraline.service" in told
+    for name in ("HF_TOKEN", "LORALINE_WEBHOOK_SECRET"):
+        assert f"{name} is set in this shell: write it into " in told
+    # What this process asks the servers with.
+    assert os.environ["LORALINE_WEBHOOK_SECRET"] == "rotated"
+
+
+@pytest.mark.parametrize(
+    ("refused", "told"),
+    [
+        ("show-environment", "does not watch this stack"),
+        ("is-enabled", ""),
+        ("linger", "sudo loginctl enable-linger"),
+    ],
+)
+def test_without_an_answer_of_systemd_or_with_a_unit_that_was_taken_back_up_starts_it_itself(
+    state: Home,
+    systemd: Path,
+    unit_of: Callable[[], list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    refused: str,
+    told: str,
+) -> None:
+    (systemd / "fails").write_text(f"{refused}\n")
+    if refused == "linger":
+        (systemd / "linger").write_text("no\n")
+    started: list[Home] = []
+    alive = StackState(running=True, healthy=True, home="")
+    monkeypatch.setattr(starting, "_start", lambda home, *_: started.append(home) or alive)
+    assert up(state) == 0
+    assert started == [state]
+    assert not any("restart" in line for line in unit_of())
+    said = capsys.readouterr().err
+    assert told in said
+    assert ("loraline.service" in said) == bool(told)
+
+
+def test_a_unit_of_another_installation_is_not_started_on_databases_of_this_one(
+    state: Home, unit_of: Callable[[], list[str]]
+) -> None:
+    path = unit_path(state)
+    text = path.read_text()
+    path.write_text(text.replace(sys.executable, "/opt/old/bin/python"))
+    with pytest.raises(UserError, match=r"another installation.*`loraline up --at-boot` from this"):
+        up(state)
+    assert not any("restart" in line for line in unit_of())
+    assert not list(state.logs.glob("*migration*"))
+    # The same one by another of its interpreter's names, and by another command before it.
+    other = Path(sys.executable).with_name("python9")
+    path.write_text(text.replace('="' + sys.executable, f'=/usr/bin/nice "{other}'))
+    assert up(state) == 0
+
+
+def test_an_installation_is_known_whatever_its_folder_is_called(
+    state: Home, settings: StackSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", '/opt/a $b%c "d"/bin/python')
+    assert _starts_this_installation(unit(state, settings, {}))
+    monkeypatch.setattr(sys, "executable", "/opt/a/bin/python")
+    assert not _starts_this_installation('ExecStart="/opt/b/bin/python" "-P"')
+
+
+def test_who_finds_the_stack_that_the_unit_started_hears_that_it_ends_with_the_login(
+    state: Home,
+    systemd: Path,
+    unit_of: Callable[[], list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (systemd / "linger").write_text("no\n")
+    monkeypatch.setattr(supervisor, "find", lambda _: psutil.Process())
+    assert up(state) == 0
+    told = capsys.readouterr().err
+    assert "loraline.service started this stack, and ends with your last login" in told
+    assert "sudo loginctl enable-linger" in told
+    assert not any("restart" in line for line in unit_of())
+
+
+def test_a_unit_that_does_not_stay_is_stopped_and_says_why_elsewhere(
+    state: Home,
+    systemd: Path,
+    unit_of: Callable[[], list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (systemd / "fails").write_text("is-active\n")
+    monkeypatch.setattr(supervisor, "find", lambda _: None)
+    with pytest.raises(StageFailed, match=r"journalctl --user --unit loraline\.service"):
+        up(state)
+    assert unit_of()[-1] == "--user stop loraline.service"
+
+
+def test_a_unit_that_could_not_start_for_lack_of_passwords_is_not_tried(
+    state: Home, unit_of: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (PREFECT_PASSWORD, *MLFLOW_PASSWORDS):
+        monkeypatch.setenv(name, "a:secret")
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: object())
+    with pytest.raises(UserError, match="Nothing was started"):
+        up(state, "--host", "0.0.0.0")
+    assert not any("restart" in line for line in unit_of())
+
+
+@pytest.mark.parametrize("arguments", [(), ("--foreground",)])
+def test_a_stack_that_runs_without_its_unit_is_told_and_so_is_what_it_has_not_read(
+    state: Home,
+    systemd: Path,
+    unit_of: Callable[[], list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+) -> None:
+    (systemd / "fails").write_text("is-active\n")
+    monkeypatch.setattr(supervisor, "find", lambda _: psutil.Process())
+    monkeypatch.setattr("flows.commands.up._stay", lambda *_: 0)
+    assert up(state, *arguments) == 0
+    told = capsys.readouterr().err
+    assert "already running: what was changed in its environment" in told
+    assert "`loraline down`" in told
+    assert ("loraline.service did not start this stack" in told) == (not arguments)
 
 
 def test_a_unit_whose_passwords_are_gone_is_not_started_again_and_again(tmp_path: Path) -> None:

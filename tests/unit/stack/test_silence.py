@@ -280,6 +280,53 @@ def test_a_run_of_a_clock_that_was_ahead_hides_no_silence(
     assert [e["payload"]["kind"] for e in prefect.events] == ["no-success"]
 
 
+@pytest.mark.parametrize("ahead", ["run", "schedule", "look"])
+def test_what_ended_or_changed_by_a_clock_that_was_ahead_hides_no_silence(
+    prefect: Any, alerts: Alerts, tmp_path: Path, ahead: str
+) -> None:
+    next_year = (datetime.now(UTC) + timedelta(days=400)).isoformat()
+    if ahead == "look":
+        name, schedule = "watch-data", watched_by_data(prefect, tmp_path, "{after_days: 7}")
+        by = {"type": "SCHEDULE", "id": schedule["id"]}
+        looked = {"type": "COMPLETED", "name": "Nothing due", "message": ""}
+        prefect.add("COMPLETED", deployment_id="d", created_by=by, end_time=next_year, state=looked)
+    else:
+        name, schedule = "retrain", a_schedule(200, cron="0 * * * *", timezone="UTC")
+    if ahead == "schedule":
+        schedule["updated"] = next_year
+    if ahead == "run":
+        given = {"recipe": "recipes/small.yaml"}
+        prefect.add("COMPLETED", deployment_id="d", parameters=given, end_time=next_year)
+    prefect.deployments[:] = [{"id": "d", "name": name, "schedules": [schedule]}]
+    Silence(prefect.api, alerts, started=long_since())()
+    alerts.deliver()
+    assert [e["payload"]["kind"] for e in prefect.events] == ["no-success"]
+
+
+def test_a_watchdog_that_lived_through_a_clock_that_was_ahead_sees_what_comes_after(
+    prefect: Any, alerts: Alerts
+) -> None:
+    schedule = a_schedule(200, cron="0 * * * *", timezone="UTC")
+    prefect.deployments.append({"id": "d", "name": "retrain", "schedules": [schedule]})
+    given = {"recipe": "recipes/small.yaml"}
+    prefect.add("COMPLETED", deployment_id="d", parameters=given)
+    look = Silence(prefect.api, alerts, started=datetime.now(UTC) + timedelta(days=30))
+    look()
+    # What it took in next month, by that clock.
+    (run,) = prefect.runs.values()
+    run["end_time"] = (datetime.now(UTC) + timedelta(days=30)).isoformat()
+    look._successes._last["recipes/small.yaml"] = run
+    look._successes._read_to = datetime.now(UTC) + timedelta(days=30)
+    assert look.started <= datetime.now(UTC)
+    look.started = long_since()
+    look()
+    alerts.deliver()
+    assert [e["payload"]["kind"] for e in prefect.events] == ["no-success"]
+    done = prefect.add("COMPLETED", deployment_id="d", parameters=given)
+    look._successes.read(["d"])
+    assert look._successes.of("recipes/small.yaml") == done
+
+
 @pytest.mark.parametrize("late", [0, 14], ids=["in time", "after fourteen days"])
 def test_a_run_that_caught_up_after_an_outage_delays_no_alert(
     prefect: Any, alerts: Alerts, late: float

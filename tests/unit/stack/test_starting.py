@@ -353,15 +353,36 @@ def test_in_the_foreground_down_is_no_failure_and_a_killed_supervisor_is_one(
     later.start()
     try:
         if ended_by == "down":
-            assert up._stay(state) == 0
+            assert up._stay(state, None, lambda: None) == 0
         else:
             with pytest.raises(StageFailed, match="ended by itself"):
-                up._stay(state)
+                up._stay(state, None, lambda: None)
             assert not state.stack_file.exists()
     finally:
         later.join()
         process.kill()
         process.wait()
+
+
+@pytest.mark.parametrize("told", ["while it tells", "later"])
+@pytest.mark.parametrize("before", [psutil.Process(), psutil.Process(1), None])
+def test_who_stays_at_a_stack_that_ran_before_ends_without_it(
+    state: Home, monkeypatch: pytest.MonkeyPatch, before: psutil.Process | None, told: str
+) -> None:
+    """A unit of a user whose services end with the login finds the stack that `up` has started by hand."""
+    from flows.commands import up
+    from flows.stack import supervisor
+
+    def ends(*_: float) -> None:
+        raise KeyboardInterrupt
+
+    ended: list[Home] = []
+    monkeypatch.setattr(supervisor, "find", lambda _: psutil.Process())
+    monkeypatch.setattr("time.sleep", ends)
+    monkeypatch.setattr("flows.stack.starting.bring_down", lambda home, _: ended.append(home))
+    assert up._stay(state, before, ends if told == "while it tells" else lambda: None) == 0
+    # Not the one that was just ending when this command began.
+    assert ended == ([] if before == psutil.Process() else [state])
 
 
 @pytest.mark.enable_socket

@@ -238,7 +238,31 @@ def test_a_cancelled_run_loses_its_processes_when_nobody_else_ends_them(
     looked(reaper, clock, 1)
     assert ended == [run["id"]]
     assert run["state"]["type"] == "CANCELLED"
-    assert CANCELLING_SECONDS + 2 * LOOK_SECONDS <= 30
+
+
+@pytest.mark.parametrize("cancelled_after", [0, 10, 17, 24, 100])
+def test_what_is_deaf_of_a_cancelled_run_is_gone_within_half_a_minute_though_looks_are_slow(
+    prefect: Any, state: Home, cancelled_after: float
+) -> None:
+    """Its worker may say at any moment that it is cancelled, also while something of it lives."""
+    clock, run = Clock(), prefect.add("CANCELLING")
+    began, gone = clock.now, 0.0
+
+    def end(run_id: str, grace_seconds: float) -> int:
+        nonlocal gone
+        clock.now += grace_seconds
+        gone = clock.now - began
+        return 1
+
+    reaper = Reaper(prefect.api, state, lambda: {run["id"]: True}, end, clock)
+    while not gone:
+        # The first look came just before it was told to end, and each takes three seconds.
+        clock.now += LOOK_SECONDS + 3
+        if clock.now - began >= cancelled_after:
+            run["state"]["type"] = "CANCELLED"
+        reaper()
+    # A trainer that hears it has had time for its step and a checkpoint.
+    assert 12 < gone < 30
 
 
 @pytest.mark.parametrize("kind", STRAY_SECONDS)
@@ -257,8 +281,6 @@ def test_what_a_cancelled_run_left_is_ended_sooner_than_what_may_still_be_closin
     assert not ended
     looked(reaper, clock, 1)
     assert ended == [run["id"]]
-    # Its own grace included.
-    assert STRAY_SECONDS["CANCELLED"] + 2 * LOOK_SECONDS + 10 <= 30
     # Prefect's client may sleep for 256 s, give or take a fifth, before it finds its server back.
     assert STRAY_SECONDS["COMPLETED"] > 1.2 * 256
 
@@ -440,6 +462,7 @@ def test_flows_inside_a_dead_run_end_with_it(prefect: Any, state: Home) -> None:
     assert inner["state"]["type"] == "CRASHED"
 
 
+@pytest.mark.long
 def test_a_killed_command_line_run_is_closed_in_mlflow_and_in_prefect(
     prefect: Any, state: Home
 ) -> None:
