@@ -1,8 +1,9 @@
 """What every benchmark prints: one table for people, or exactly one JSON object with `--json`.
 
 `{"benchmark", "hardware", "versions", "ratios": {name: {"median", "low", "high"}}, "values": {name:
-number}, "equal": bool | null}`, and `"failed": {part: reason}` where parts have no figures. A ratio says how many times better the product is than the reference
-(above 1 is better, for time, memory and bytes alike), from pairs interleaved in one run. `--quick`
+number}, "equal": bool | null}`, and `"failed": {part: reason}` where parts have no figures, or worse
+ones than they may. A ratio says how many times better the product is than the reference (above 1 is
+better, for time, memory and bytes alike), from pairs interleaved in one run. `--quick`
 ends within a minute. What a benchmark tells as it goes (`Result.found`) is on stderr at once, and with
 `--out FILE` in that file: a run that is killed keeps it.
 """
@@ -37,7 +38,7 @@ class Result:
     gpu: str = ""
     """Name of the GPU that was used."""
     failed: dict[str, str] = field(default_factory=dict)
-    """Why parts have no figures, by the name of the part."""
+    """Why parts have no figures, or may not have these, by the name of the part."""
     file: ClassVar[Path | None] = None
     """Holds the answer as far as it is known."""
 
@@ -112,7 +113,7 @@ def hardware() -> str:
 def main(measure: Callable[[bool], Result], description: str) -> None:
     """Parse `--json`, `--quick` and `--out`, measure, print.
 
-    Raises: SystemExit, after the figures of the other parts, when a part has none.
+    Raises: SystemExit, after all figures, when a part has none or one that is worse than it may be.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--json", action="store_true", help="print exactly one JSON object")
@@ -131,7 +132,7 @@ def main(measure: Callable[[bool], Result], description: str) -> None:
         show(result, answer)
     if measured.failed:
         answer.flush()
-        sys.exit("\n".join(["Not measured:", *(f"{k}: {v}" for k, v in measured.failed.items())]))
+        sys.exit("\n".join(["Failed:", *(f"{k}: {v}" for k, v in measured.failed.items())]))
 
 
 def show(result: dict[str, Any], answer: TextIO) -> None:

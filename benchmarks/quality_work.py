@@ -26,13 +26,13 @@ from tasks.training.engine import build_trainer, read_rows, training_as_configur
 from tasks.training.job import TrainingJob
 
 BASE = Path(__file__).resolve().parent.parent / "examples" / "starter"
-BATCH, STEPS = 16, 60
+BATCH, STEPS = 16, 45
 """Rows of an optimizer step, and steps of a training."""
-EVERY = 6
+EVERY = 9
 """Steps from one look at the held-out rows to the next."""
 ROWS = BATCH * STEPS
 """Each is read once: nothing is learned by heart."""
-HELD_OUT, SPARE = 120, 48
+HELD_OUT, SPARE = 96, 48
 LONGEST = 64
 """Tokens. What is longer is left out, so that a training takes seconds."""
 CODE_CHARACTERS = 120
@@ -86,6 +86,9 @@ def train(
             training_config=way.training
             | {
                 "max_steps": steps,
+                # More and smaller pieces of a step only take longer.
+                "per_device_train_batch_size": BATCH // 2,
+                "gradient_accumulation_steps": 2,
                 "save_strategy": "no",
                 "eval_strategy": "steps",
                 "eval_steps": every or steps,

@@ -54,7 +54,9 @@ class Clock(TrainerCallback):
         def counted(model: Any, inputs: Any, *rest: Any, **more: Any) -> Any:
             mask = inputs.get("attention_mask")
             padded = mask is not None and mask.dim() == 2
-            self.tokens += int(mask.sum()) if padded else inputs["input_ids"].numel()
+            # Ours computes a beginning that all rows share once, and says what the rows have.
+            plain = int(inputs.get("num_tokens", inputs["input_ids"].numel()))
+            self.tokens += int(mask.sum()) if padded else plain
             return step(model, inputs, *rest, **more)
 
         trainer.training_step = counted

@@ -170,7 +170,7 @@ def test_a_run_with_a_part_that_failed_prints_the_others_and_says_so(
     monkeypatch.setattr(sys, "argv", ["some.py", "--json"])
     out = sys.stdout
     try:
-        with pytest.raises(SystemExit, match=r"Not measured:\nsecond: no such kernel"):
+        with pytest.raises(SystemExit, match=r"Failed:\nsecond: no such kernel"):
             harness.main(measure, "")
     finally:
         sys.stdout = out
