@@ -49,6 +49,14 @@ def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect-home"))
 
 
+@pytest.fixture(autouse=True)
+def _nothing_waits_for_a_server_of_before() -> None:
+    """What a test left for a server that is gone holds up no later test's deliveries, which go in order."""
+    from tasks import late
+
+    late._late._waiting.clear()
+
+
 @pytest.fixture(scope="session")
 def starter() -> Path:
     """The shipped base model."""
