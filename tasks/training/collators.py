@@ -1,7 +1,7 @@
 """Rows of token ids to a batch: each row alone, or several one behind the other."""
 
 from collections.abc import Iterator, Sequence
-from itertools import accumulate, pairwise, takewhile
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -103,31 +103,6 @@ def _shared_tokens(examples: Sequence[Example]) -> int:
     columns = zip(*(ids for ids, _ in examples), strict=False)
     alike = sum(1 for _ in takewhile(lambda tokens: len(set(tokens)) == 1, columns))
     return max(0, min(alike, min(unlabelled) - 1)) // _SHARED * _SHARED
-
-
-def line_parts(line: Batch, tokens: int, *, pairs: bool = False) -> Iterator[Batch]:
-    """A `LineCollator`'s line cut between examples into parts of about `tokens`, as even as they come.
-
-    A shared beginning comes with each of them. `pairs`: an even number of parts, where examples allow it and
-    such a beginning is short.
-    """
-    shared, lengths = line[LAYOUT].shared, line[LAYOUT].own
-    ends = list(accumulate(lengths, initial=0))
-    # Behind a long beginning, parts for the rest alone would be small, and the beginning computed often.
-    count = max(1, round(ends[-1] / max(tokens - shared, tokens / 2)))
-    # Not for the price of a beginning that is long itself.
-    if pairs and shared <= ends[-1] / 8:
-        count += count % 2
-    even = [ends[-1] * part / count for part in range(count + 1)]
-    # The example's end that is nearest to each; a long example may be nearest to several.
-    cuts = sorted({min(range(len(ends)), key=lambda at: abs(ends[at] - place)) for place in even})
-    for first, last in pairwise(cuts):
-        begin, end = shared + ends[first], shared + ends[last]
-        own = lengths[first:last]
-        yield {
-            name: torch.cat([line[name][:, :shared], line[name][:, begin:end]], 1)
-            for name in ("input_ids", "labels", "position_ids")
-        } | {LAYOUT: Layout(shared, own), NUM_TOKENS: torch.tensor(sum(own) + shared * len(own))}
 
 
 def _examples(row: dict[str, Any]) -> Iterator[Example]:

@@ -19,7 +19,7 @@ class SideBySide:
     def __init__(self, parameters: Sequence[torch.nn.Parameter], cores: int) -> None:
         """`parameters`: what is trained. `cores`: of all threads together."""
         self._parameters = parameters
-        self._cores = cores // AT_ONCE
+        self._cores = cores
         self._threads = ThreadPoolExecutor(AT_ONCE, "part-of-a-line")
 
     def backward(self, losses: Sequence[Loss]) -> torch.Tensor:
@@ -32,10 +32,11 @@ class SideBySide:
         # No more at once than are computed: each has gradients of its own.
         for first in range(0, len(losses), AT_ONCE):
             pair = losses[first : first + AT_ONCE]
-            computing = [self._threads.submit(self._gradients, loss) for loss in pair]
+            cores = self._cores // len(pair)
+            computing = [self._threads.submit(self._gradients, loss, cores) for loss in pair]
             wait(computing)
             # What they have set is the value for whoever computes for the first time from now on.
-            torch.set_num_threads(AT_ONCE * self._cores)
+            torch.set_num_threads(self._cores)
             for loss, gradients in [one.result() for one in computing]:
                 total += loss
                 self._add(gradients)
@@ -51,9 +52,11 @@ class SideBySide:
             else:
                 parameter.grad.add_(gradient)
 
-    def _gradients(self, loss: Loss) -> tuple[torch.Tensor, Sequence[torch.Tensor | None]]:
+    def _gradients(
+        self, loss: Loss, cores: int
+    ) -> tuple[torch.Tensor, Sequence[torch.Tensor | None]]:
         # Each time: what another thread sets is taken over by one that has computed nothing yet.
-        torch.set_num_threads(self._cores)
+        torch.set_num_threads(cores)
         value = loss()
         # Not `backward`, which adds in the order of arrival.
         return value.detach(), torch.autograd.grad(value, self._parameters, allow_unused=True)

@@ -9,10 +9,11 @@ from trl import SFTTrainer
 
 from tasks.training import losses, ranks
 from tasks.training.batches import LINE_TOKENS
-from tasks.training.collators import NO_LOSS, NUM_TOKENS, LineCollator, line_parts
+from tasks.training.collators import NO_LOSS, NUM_TOKENS, LineCollator
 from tasks.training.guards import refuse_first_loss, starts_as_base
 from tasks.training.kernels.install import Kernels
 from tasks.training.kernels.proof import proved_kernels
+from tasks.training.line_parts import line_parts
 from tasks.training.method_trainer import MethodTrainer
 from tasks.training.side_by_side import AT_ONCE, SideBySide
 

@@ -34,7 +34,7 @@ from tasks.training.start_files import (
 from tasks.training.starting import elsewhere, worker_command, worker_environment
 from tasks.training.summary import summary
 
-OUTPUT_VERSION = 8
+OUTPUT_VERSION = 9
 """To be raised when the same inputs give another adapter than before."""
 RESULT = "result.json"
 Event = dict[str, Any]

@@ -13,11 +13,12 @@ from torch.nn import functional
 
 from tasks.training import engine, loading, losses, worker
 from tasks.training.batches import micro_batches_together
-from tasks.training.collators import NO_LOSS, Collator, LineCollator, line_parts
+from tasks.training.collators import NO_LOSS, Collator, LineCollator
 from tasks.training.job import TrainingJob
 from tasks.training.kernels import attention, install, proof
 from tasks.training.kernels.install import Kernels
 from tasks.training.kernels.layout import Layout, asked_of, groups_of
+from tasks.training.line_parts import line_parts
 from tasks.training.packs import EXAMPLE_LENGTHS
 
 MakeJob = Callable[..., TrainingJob]

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from tasks.training import engine, loading, losses
-from tasks.training.collators import LineCollator, line_parts
+from tasks.training.collators import LineCollator
 from tasks.training.job import TrainingJob
 from tasks.training.kernels.attention import LAYOUT
+from tasks.training.line_parts import line_parts
 from tasks.training.side_by_side import SideBySide
 from tests.unit.training.test_training_kernels import gradients, moved_with_kernels, rows
 
@@ -45,6 +46,42 @@ def test_the_gradients_are_those_of_the_whole_line_and_the_same_bytes_each_time(
         found.append(torch.cat([p.grad.flatten() for p in trained(model)]))
         torch.testing.assert_close(found[-1], expected, rtol=1e-4, atol=1e-5)
     assert all(torch.equal(found[0], other) for other in found[1:])
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize(
+    ("lengths", "own"),
+    [
+        ([150, 160, 290], [(150, 160), (290,)]),
+        # Cut where examples end, they had 380 and 310.
+        ([30, 50, 300, 310], [(50, 300), (30, 310)]),
+        ([10, 15, 20, 40, 300, 310], [(10, 15, 20, 300), (40, 310)]),
+        ([150] * 4, [(150, 150), (150, 150)]),
+        # The third has no other.
+        ([30, 30, 280, 300, 310], [(30, 280), (30, 300), (310,)]),
+    ],
+)
+def test_two_parts_that_are_computed_at_once_are_about_as_long(
+    lengths: list[int], own: list[tuple[int, ...]]
+) -> None:
+    line = LineCollator()(rows(lengths))
+    parts = list(line_parts(line, 300, pairs=True))
+    assert [part[LAYOUT].own for part in parts] == own
+    examples = [tuple(e.tolist()) for e in line["input_ids"][0].split(line[LAYOUT].own)]
+    found = [tuple(e.tolist()) for p in parts for e in p["input_ids"][0].split(p[LAYOUT].own)]
+    assert sorted(found) == sorted(examples)
+
+
+def test_a_part_without_another_has_all_cores() -> None:
+    weight = torch.nn.Parameter(torch.ones(2))
+    cores = []
+
+    def part() -> torch.Tensor:
+        cores.append(torch.get_num_threads())
+        return weight.sum()
+
+    SideBySide([weight], 2).backward([part, part, part])
+    assert cores == [1, 1, 2]
     assert torch.get_num_threads() == 2
 
 
