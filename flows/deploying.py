@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from flows.deployment_file import Deployment, DeploymentFile, read_deployments
 from flows.notifying import apply_notifications, essence
+from flows.recipe_memory import recalled_device
 from flows.retired_schedules import delete_retired, retire
 from flows.scheduled_recipes import (
     RETRAIN,
@@ -271,9 +272,12 @@ def _apply_recipes(
     named = {str(one.path) for one in wanted if one.name not in refused}
     for slug, schedule in there.items():
         path = recipe_of.get(slug) if folders or recipe_of.get(slug) in named else None
-        if path and (why := gone_for_good(Path(path), slug, folders)):
+        if not path:
+            continue
+        device = recalled_device(client, slug, path)
+        if why := gone_for_good(Path(path), slug, folders, device):
             applied.note(retire(client, Target(deployment.name, identity, slug), schedule, why))
-        elif path and is_away(Path(path), folders):
+        elif is_away(Path(path), folders):
             applied.problems.append(
                 f"{path} is away with its folder, as if a disk was not mounted: each of its runs will fail, and "
                 f"its schedule stays. Bring it back, or delete the schedule {slug} on the page of the deployment "

@@ -4,7 +4,8 @@ Prefect 3.8 takes every change of a schedule, the switch in its pages too, for a
 parameters, and leaves none of them.
 """
 
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
@@ -35,10 +36,14 @@ Prefect forgets the runs that are due when a deployment is written.
 
 
 def remember_recipe(client: "SyncPrefectClient", slug: str, recipe: str) -> None:
-    """Keep the path of the recipe behind a schedule, as a Prefect variable; nothing is written twice."""
+    """Keep the path of the recipe behind a schedule, and on which device its folder is, as a Prefect variable.
+
+    Nothing is written twice.
+    """
     from prefect.client.schemas.actions import VariableCreate, VariableUpdate
 
-    name, value = variable_of(slug), {"schedule": slug, "recipe": recipe}
+    name = variable_of(slug)
+    value = {"schedule": slug, "recipe": recipe, "device": device_of(Path(recipe).parent)}
     there = client.read_variable_by_name(name)
     if there is None:
         client.create_variable(VariableCreate(name=name, value=value))
@@ -48,8 +53,26 @@ def remember_recipe(client: "SyncPrefectClient", slug: str, recipe: str) -> None
 
 def recalled(client: "SyncPrefectClient", slug: str) -> str | None:
     """The path that was remembered for a schedule."""
+    return _remembered(client, slug).get("recipe")
+
+
+def recalled_device(client: "SyncPrefectClient", slug: str, recipe: str) -> int | None:
+    """On which device the folder of a schedule's recipe was when it was deployed; None where nobody knows."""
+    there = _remembered(client, slug)
+    return there.get("device") if there.get("recipe") == recipe else None
+
+
+def device_of(folder: Path) -> int | None:
+    """The number of the device that a folder is on; None where it cannot be asked."""
+    try:
+        return folder.stat().st_dev
+    except OSError:
+        return None
+
+
+def _remembered(client: "SyncPrefectClient", slug: str) -> dict[str, Any]:
     there = client.read_variable_by_name(variable_of(slug))
-    return str(there.value["recipe"]) if there and isinstance(there.value, dict) else None
+    return there.value if there and isinstance(there.value, dict) else {}
 
 
 def recipe_of_run(given: str) -> str:

@@ -69,24 +69,27 @@ def scheduled(path: Path, *, named: bool) -> Wanted | None:
     )
 
 
-def _lay_in(folders: Sequence[Path], path: Path) -> bool:
-    there = next(it for it in path.parents if it.is_dir())
-    own = [it.resolve() for it in folders]
-    return there in own or (any(there.is_relative_to(it) for it in own) and any(there.iterdir()))
+def _may_be_unmounted(folders: Sequence[Path], path: Path, device: int | None) -> bool:
+    """Whether the file's folder may be on a disk that is not mounted, or lie where we may not look."""
+    folder = path.parent.resolve()
+    there = next(it for it in (folder, *folder.parents) if it.is_dir())
+    if path.is_symlink() or (not any(there.iterdir()) and there.stat().st_dev != device):
+        return True
+    return there != folder and not any(there.is_relative_to(it.resolve()) for it in folders)
 
 
-def gone_for_good(path: Path, slug: str, folders: Sequence[Path] = ()) -> str | None:
+def gone_for_good(
+    path: Path, slug: str, folders: Sequence[Path] = (), device: int | None = None
+) -> str | None:
     """Why a schedule's recipe wants it no more; None while it does, or while nobody can tell.
 
     A file that is away together with its folder may lie on a disk that is not mounted, and another user's
-    home may be closed to us. Not so where the folder lay in one of `folders` and what is there of the way to
-    it is that one, or holds anything: the place of a disk that is not mounted is empty.
+    home may be closed to us. Not so where the folder lay in one of `folders`. The place of a disk that is not
+    mounted is empty: a folder that is counts only where it is on `device`, as when the schedule was made.
     """
     try:
-        if not path.parent.is_dir() and not _lay_in(folders, path.resolve()):
-            return None
         if not path.is_file():
-            return f"{path} is gone"
+            return None if _may_be_unmounted(folders, path, device) else f"{path} is gone"
         now = scheduled(path, named=False)
     except (LoralineError, OSError, ValueError):
         return None

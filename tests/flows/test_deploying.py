@@ -8,6 +8,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
+from flows import recipe_memory
 from tasks.home import Home
 
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures("prefect_server")]
@@ -140,7 +141,7 @@ def test_one_named_recipe_leaves_all_others_alone(
 
 
 def test_a_recipe_that_went_with_its_folder_is_retired_and_one_that_is_only_away_is_not(
-    tmp_path: Path, recipes: Path, starter: Path
+    tmp_path: Path, recipes: Path, starter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     team, mounted = recipes / "team", tmp_path / "mounted"
     for place in (team, mounted):
@@ -153,7 +154,9 @@ def test_a_recipe_that_went_with_its_folder_is_retired_and_one_that_is_only_away
     disk = recipes / "disk"
     (disk / "a").mkdir(parents=True)
     write(disk / "a", "asleep", NIGHTLY, starter)
-    apply(tmp_path, recipes)
+    with monkeypatch.context() as another_device:
+        another_device.setattr(recipe_memory, "device_of", lambda _: 7)
+        apply(tmp_path, recipes)
     assert {"disbanded", "unreachable", "asleep"} <= set(schedules())
     shutil.rmtree(team)
     # What is left of a disk that is not mounted is an empty folder.
@@ -186,6 +189,36 @@ def test_the_last_recipe_of_all_is_retired_with_its_folder(
     assert not any(recipes.iterdir())
     assert "retired" in str(apply(tmp_path, recipes).changed)
     assert "last-of-all" not in schedules()
+
+
+def test_a_folder_that_is_empty_may_be_where_a_disk_is_not_mounted(
+    tmp_path: Path, recipes: Path, starter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = recipes / "disk"
+    disk.mkdir()
+    on_disk = write(disk, "on-the-disk", NIGHTLY, starter)
+    (recipes / "link.yaml").symlink_to(write(tmp_path, "linked-to", NIGHTLY, starter))
+    with monkeypatch.context() as mounted:
+        mounted.setattr(recipe_memory, "device_of", lambda _: 7)
+        apply(tmp_path, recipes)
+    assert {"on-the-disk", "linked-to"} <= set(schedules())
+    shutil.copy(on_disk, tmp_path / "kept.yaml")
+    on_disk.unlink()
+    (tmp_path / "linked-to.yaml").rename(tmp_path / "elsewhere.yaml")
+    applied = apply(tmp_path, recipes)
+    assert applied.changed == []
+    away = sorted(line.partition(" is away")[0] for line in applied.problems if " is away" in line)
+    assert away == [str(on_disk), str(recipes / "link.yaml")]
+    shutil.copy(tmp_path / "kept.yaml", on_disk)
+    assert apply(tmp_path, on_disk).changed == []
+    # Where it lay on the device that is there, it was deleted.
+    on_disk.unlink()
+    (recipes / "link.yaml").unlink()
+    changed = sorted(apply(tmp_path, recipes).changed)
+    assert [line.rpartition(" retired, ")[2] for line in changed] == [
+        f"{recipes / 'link.yaml'} is gone",
+        f"{on_disk} is gone",
+    ]
 
 
 @pytest.mark.parametrize("paused", [False, True])
