@@ -75,6 +75,15 @@ def created(run_id: str | None) -> datetime | None:
         return client.read_flow_run(UUID(run_id)).created
 
 
+def answered(run_id: str | None) -> datetime | None:
+    """When somebody answered the form; a worker may take the answer up much later."""
+    if run_id is None:
+        return None
+    with get_client(sync_client=True) as client:
+        states = client.read_flow_run_states(UUID(run_id))
+    return max((it.timestamp for it in states if it.name == "Resuming"), default=None)
+
+
 def _expired(parameters: dict[str, Any]) -> str:
     name, version = parameters.get("name"), parameters.get("version")
     return (

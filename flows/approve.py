@@ -9,7 +9,7 @@ from prefect.runtime import flow_run
 from prefect.states import Completed
 from pydantic import Field
 
-from flows.approval_forms import created, has_expired, make_way
+from flows.approval_forms import answered, created, has_expired, make_way
 from flows.evaluate_version import evaluate
 from tasks.errors import LoralineError
 from tasks.home import home
@@ -68,8 +68,9 @@ def approve(
     question = show_question(tracker, name, version)
     given = Approval.with_initial_data(description=question)
     answer = suspend_flow_run(wait_for_input=given, key="approval")
-    # Resumed late, where no reconciling run has closed the form in time.
-    if has_expired({"hours": hours}, created(flow_run.id), datetime.now(UTC)):
+    # Answered late, where no reconciling run has closed the form in time.
+    when = answered(flow_run.id) or datetime.now(UTC)
+    if has_expired({"hours": hours}, created(flow_run.id), when):
         return Completed(
             name="Expired",
             message=f"Answered after more than {hours:g} hours; not promoted",

@@ -107,7 +107,10 @@ def refuse_outdated(recipe: str) -> None:
         # Better twice than never: the turn and the store keep the second one harmless.
         _log.warning("Prefect does not say which runs are due; this one goes on", exc_info=True)
         return
-    newer = next((it for it in later if it.id != here.id and not _given_up(it)), None)
+    # Whoever presses Retry has mended something, and means this run: what failed later does it for nobody.
+    is_retried = here.run_count > 1
+    others = (it for it in later if it.id != here.id and not (is_retried and _failed(it)))
+    newer = next((it for it in others if not _given_up(it)), None)
     if newer is not None:
         raise NotNow(
             f"{recipe} was due at {here.expected_start_time:%Y-%m-%d %H:%M} and is late; the run "
@@ -188,6 +191,10 @@ def repeats() -> str | None:
 
 def _given_up(run: FlowRun) -> bool:
     return run.state is not None and (run.state.is_cancelled() or run.state.is_cancelling())
+
+
+def _failed(run: FlowRun) -> bool:
+    return run.state is not None and (run.state.is_failed() or run.state.is_crashed())
 
 
 def _this_run() -> FlowRun | None:

@@ -142,6 +142,34 @@ def test_of_five_missed_nights_one_trains(
     assert "does it for both" in str(states[0].message)
 
 
+def test_a_failed_night_that_a_person_retries_trains_though_later_ones_failed_too(
+    tmp_path: Path, starter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect.client.orchestration import get_client
+    from prefect.flow_engine import run_flow
+    from prefect.states import AwaitingRetry, Completed, Failed, Running
+
+    import flows.retrain as retraining
+
+    trained = Completed(name="Trained", data={})
+    monkeypatch.setattr(retraining, "_retrained", lambda *_: trained)
+    friday, saturday, sunday = due(missed(tmp_path, starter, 3))
+
+    def run(one: Any) -> Any:
+        return run_flow(
+            retraining.retrain, flow_run=one, parameters=one.parameters, return_type="state"
+        )
+
+    with get_client(sync_client=True) as client:
+        for night in (friday, sunday):
+            for state in (Running(), Failed(message="a column is missing")):
+                client.set_flow_run_state(night.id, state, force=True)
+        # Nobody asked for this one.
+        assert run(saturday).name == "Skipped"
+        client.set_flow_run_state(friday.id, AwaitingRetry(), force=True)
+        assert run(client.read_flow_run(friday.id)).name == "Trained"
+
+
 @pytest.mark.parametrize("nightly", [True, False], ids=["nightly", "monthly"])
 def test_only_a_run_whose_next_one_is_near_gives_way_to_another_of_its_adapter(
     tmp_path: Path, starter: Path, monkeypatch: pytest.MonkeyPatch, nightly: bool

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -317,6 +318,26 @@ def test_a_newer_candidate_closes_the_older_form_and_a_forgotten_one_expires(
     expired = state(newer)
     assert (expired.type.value, expired.name) == ("COMPLETED", "Expired")
     assert "loraline promote a 3" in str(expired.message)
+
+
+@pytest.mark.parametrize("in_time", [True, False])
+def test_what_counts_is_when_the_form_was_answered_and_not_when_a_worker_is_free(
+    tracker: Tracker,
+    api: str,
+    tmp_path: Path,
+    answered: Callable[..., None],
+    in_time: bool,
+) -> None:
+    seconds = 15.0
+    run = form("a", "2", hours=seconds / 3600)
+    execute(run, api, tracker.home, tmp_path)
+    if in_time:
+        answered(run, "reject")
+    time.sleep(seconds)
+    if not in_time:
+        answered(run, "reject")
+    execute(run, api, tracker.home, tmp_path)
+    assert state(run).name == ("Rejected" if in_time else "Expired")
 
 
 @pytest.fixture
