@@ -40,11 +40,13 @@ SELDOM_SECONDS = 3600.0
 class NotNow(Exception):
     """The run ends before it begins; `state` says why."""
 
+    NAME = "Skipped"
+
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         outcome = Outcome(outcome="skipped", reason=reason, prefect_flow_run_id=flow_run.id)
         self.state: State[dict[str, Any]] = Completed(
-            name="Skipped", message=reason, data=outcome.model_dump(mode="json")
+            name=self.NAME, message=reason, data=outcome.model_dump(mode="json")
         )
 
 
@@ -107,9 +109,10 @@ def refuse_outdated(recipe: str) -> None:
         # Better twice than never: the turn and the store keep the second one harmless.
         _log.warning("Prefect does not say which runs are due; this one goes on", exc_info=True)
         return
-    # Whoever presses Retry has mended something, and means this run: what failed later does it for nobody.
+    # Whoever presses Retry has mended something, and means this run: what failed later, or gave way to what
+    # did, has done it for nobody.
     is_retried = here.run_count > 1
-    others = (it for it in later if it.id != here.id and not (is_retried and _failed(it)))
+    others = (it for it in later if it.id != here.id and not (is_retried and _came_to_nothing(it)))
     newer = next((it for it in others if not _given_up(it)), None)
     if newer is not None:
         raise NotNow(
@@ -193,8 +196,11 @@ def _given_up(run: FlowRun) -> bool:
     return run.state is not None and (run.state.is_cancelled() or run.state.is_cancelling())
 
 
-def _failed(run: FlowRun) -> bool:
-    return run.state is not None and (run.state.is_failed() or run.state.is_crashed())
+def _came_to_nothing(run: FlowRun) -> bool:
+    state = run.state
+    return state is not None and (
+        state.is_failed() or state.is_crashed() or state.name == NotNow.NAME
+    )
 
 
 def _this_run() -> FlowRun | None:

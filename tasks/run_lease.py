@@ -1,36 +1,38 @@
-"""Who still writes an MLflow run: a kernel file lock per run, which the death of its process frees."""
+"""Who still writes a run: a kernel file lock per run, which the death of its process frees."""
 
 from collections.abc import Iterator
+from typing import Literal
 
 from filelock import FileLock, Timeout
 
 from tasks.home import Home
 
-_PREFIX, _SUFFIX = "mlflow-run-", ".lock"
+Kind = Literal["mlflow-run", "flow-run"]
+"""A run in MLflow, or one in Prefect that no worker started: a worker's process bears its run's id."""
 
 
-def take(home: Home, run_id: str) -> FileLock:
+def take(home: Home, run_id: str, kind: Kind = "mlflow-run") -> FileLock:
     """Hold the run for as long as this process lives, or until `give_back`."""
     home.locks.mkdir(parents=True, exist_ok=True)
-    lease = FileLock(home.locks / f"{_PREFIX}{run_id}{_SUFFIX}")
+    lease = FileLock(home.locks / f"{kind}-{run_id}.lock")
     lease.acquire(timeout=0)
     return lease
 
 
-def give_back(home: Home, run_id: str, lease: FileLock) -> None:
+def give_back(home: Home, run_id: str, lease: FileLock, kind: Kind = "mlflow-run") -> None:
     """End the lease: the run has its final status."""
     lease.release()
-    (home.locks / f"{_PREFIX}{run_id}{_SUFFIX}").unlink(missing_ok=True)
+    (home.locks / f"{kind}-{run_id}.lock").unlink(missing_ok=True)
 
 
-def abandoned(home: Home) -> Iterator[str]:
+def abandoned(home: Home, kind: Kind = "mlflow-run") -> Iterator[str]:
     """Runs whose process ended without giving them a status; each is named once."""
-    for path in sorted(home.locks.glob(f"{_PREFIX}*{_SUFFIX}")):
+    for path in sorted(home.locks.glob(f"{kind}-*.lock")):
         lease = FileLock(path)
         try:
             lease.acquire(timeout=0)
         except Timeout:
             continue
-        run_id = path.name.removeprefix(_PREFIX).removesuffix(_SUFFIX)
+        run_id = path.stem.removeprefix(f"{kind}-")
         yield run_id
-        give_back(home, run_id, lease)
+        give_back(home, run_id, lease, kind)

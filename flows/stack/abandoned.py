@@ -1,4 +1,4 @@
-"""Close in MLflow the runs of killed processes, and in Prefect what they belonged to."""
+"""Close in MLflow the runs of killed processes, and in Prefect what they belonged to, or what no worker ran."""
 
 from collections.abc import Callable, Container
 from dataclasses import dataclass
@@ -33,6 +33,9 @@ class Abandoned:
 
     def __call__(self) -> None:
         """One look. Raises: StageFailed when a server does not answer, or, after all others, refuses one."""
+        # First, since they need no MLflow: killed before it trained, a run has none there.
+        for flow_run in run_lease.abandoned(self.home, "flow-run"):
+            self._end(flow_run)
         refused: StageFailed | None = None
         for run_id in run_lease.abandoned(self.home):
             try:
@@ -45,8 +48,11 @@ class Abandoned:
             flow_run = closed.get(FLOW_RUN_TAG, "")
             if not flow_run or flow_run in self.living():
                 continue
-            for run in self.api.flow_runs({"id": {"any_": [flow_run]}}):
-                if run["state"]["type"] in UNFINISHED:
-                    end_run(self.api, run)
+            self._end(flow_run)
         if refused is not None:
             raise refused
+
+    def _end(self, flow_run: str) -> None:
+        for run in self.api.flow_runs({"id": {"any_": [flow_run]}}):
+            if run["state"]["type"] in UNFINISHED:
+                end_run(self.api, run)

@@ -154,7 +154,7 @@ class Reaper:
     def _patience(self, run: Json, foreign: set[str]) -> float | None:
         """How many seconds it may have no process here; None: it is not ours, and nothing follows from that.
 
-        Those of `loraline run` are in no pool: they have a lease instead.
+        Those of `loraline run` are in no pool: they have a lease instead (`flows.stack.abandoned`).
         """
         pool = run.get("work_pool_name")
         if pool not in POOLS.values():

@@ -265,3 +265,28 @@ def test_a_person_is_never_told_that_a_later_run_is_due(
     monkeypatch.setattr(retraining, "_retrained", lambda *_: Completed(name="Trained", data={}))
     state = retraining.retrain(str(tmp_path / "nightly.yaml"), return_state=True)
     assert state.name == "Trained"
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_run_of_the_command_line_has_a_lease_for_as_long_as_it_lasts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    from prefect.states import Completed, Failed
+
+    import flows.retrain as retraining
+    from flows.commands.run import FlowLease
+
+    home, held = Home(tmp_path / "home"), []
+
+    def train(*_: object) -> Any:
+        held.extend(home.locks.glob("flow-run-*"))
+        return (Failed if fails else Completed)(name="Trained", data={})
+
+    monkeypatch.setattr(retraining, "_retrained", train)
+    with FlowLease(home) as lease:
+        flow = retraining.retrain.with_options(on_running=[lease.begin])
+        ended = flow(str(tmp_path / "nightly.yaml"), return_state=True)
+    assert ended.name == "Trained"
+    (path,) = held
+    assert path.stem == f"flow-run-{ended.state_details.flow_run_id}"
+    assert not list(home.locks.glob("flow-run-*"))
