@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +43,17 @@ def fsync(path: Path) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Synced and renamed into its folder, which is there: it survives a kill, and a loss of power."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(value))
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(json.dumps(value))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+    except OSError:
+        # On a full disk each process that tries would leave one more.
+        with suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 def is_locked(path: Path) -> bool:

@@ -5,6 +5,8 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,24 +71,30 @@ def run(args: argparse.Namespace) -> int:
     Raises: UserError, StageFailed.
     """
     from flows.stack.boot import install, unit_to_start
+    from flows.stack.failed_starts import failure_told
     from flows.stack.starting import bring_up
 
     state = home()
-    _take_environment(state)
-    wanted = wanted_settings(args, state)
+    foreground = args.foreground and not args.at_boot
+    # Nobody reads the errors of what a unit starts.
+    failing = partial(failure_told, state) if foreground else nullcontext
+    with failing():
+        _take_environment(state)
+        wanted = wanted_settings(args, state)
+        if foreground:
+            _refuse_for_good(state, wanted)
     if args.at_boot:
         for line in install(state, wanted):
             print(line)
         return 0
-    if args.foreground:
-        _refuse_for_good(state, wanted)
     for note in _notes():
         _say(note)
     unit = None if args.foreground else unit_to_start(state, wanted, _say)
     before = supervisor.find(state)
     # Ctrl-C and SIGTERM end a half-started stack as they end a running one.
     with stop_signals():
-        found = bring_up(state, wanted, _say, unit)
+        with failing():
+            found = bring_up(state, wanted, _say, unit)
         if args.foreground:
             return _stay(state, before, lambda: _tell(found, as_json=args.json))
         _tell(found, as_json=args.json)

@@ -2,6 +2,7 @@
 
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ Kind = Literal[
     "part-restarts",
     "part-hung",
     "worker-silent",
+    "start-failed",
 ]
 """What can have happened. Each has its line in the table of `docs/operations.md`."""
 ENDS: frozenset[Kind] = frozenset({"crashed", "failed", "budget"})
@@ -37,8 +39,12 @@ REMEMBERED = timedelta(days=400)
 """The same of everything that may go on: a verdict judged again each night, a schedule that stays silent."""
 STEP = timedelta(hours=1)
 """Between two notes of how far somebody has looked."""
+MOST_HELD = 100
+"""So many alerts wait for a disk or for those who are away, when no disk takes them; the newest."""
 LONGEST_PAUSE_SECONDS = 900.0
 """Between two attempts to reach a receiver that is away."""
+Notice = tuple[str, str, str, dict[str, Any]]
+"""As `Notices.send` takes it: id, event, time, entry."""
 _NAMESPACE = uuid.UUID("6a9a3d7e-6f0e-4b52-9d6c-0d4c1f6a2b11")
 
 
@@ -93,8 +99,10 @@ class Alerts:
         self.since = now or datetime.now(UTC)
         self._told: dict[str, str] = {}
         """Alert -> until when it is remembered, ISO 8601 in UTC."""
-        self._sent: set[str] = set()
-        """Alerts that were told while no disk took what is to be remembered: full, or read-only."""
+        self._sent: dict[str, str] = {}
+        """The same of those that were told while no disk took it: full, or read-only."""
+        self._held: deque[Notice] = deque(maxlen=MOST_HELD)
+        """What no outbox took, and some have and others have not."""
         self._clock, self._next_delivery, self._pause = clock, 0.0, 0.0
         self._told_here, self._tried = 0, 0
         with self._alone():
@@ -111,7 +119,9 @@ class Alerts:
     def tell(self, alert: Alert) -> bool:
         """Put the alert into the outbox; False when it was told before.
 
-        Raises: OSError where the outbox cannot be written and a receiver is away.
+        Where the outbox cannot be written it is sent at once, and `deliver` has what the others get.
+
+        Raises: OSError where nobody took it then.
         """
         with self._alone():
             if self.is_told(alert.kind, alert.subject):
@@ -121,20 +131,21 @@ class Alerts:
             entry = {"name": alert.name, "kind": alert.kind, "text": alert.text, **alert.details}
             notice = (alert.id, EVENT, at.isoformat(), entry)
             try:
-                # As a word, the time stands behind the numbers of promotions.
-                self._notices.keep(str(time.time_ns()), *notice)
+                self._notices.keep(_order(), *notice)
             except OSError:
                 # The disk is full or read-only, which somebody must hear of.
                 if not self._notices.send(*notice):
-                    raise
-                self._sent.add(alert.id)
+                    if not self._notices.is_taken(alert.id):
+                        raise
+                    # Raised, it would be told by the next look again, and hide what that has to tell after it.
+                    self._held.append(notice)
+                self._sent[alert.id] = _seconds(at + alert.remembered)
                 return True
             self._told_here += 1
             today = _seconds(at)
             self._told = {it: until for it, until in self._told.items() if until > today}
-            self._told[alert.id] = _seconds(at + alert.remembered)
-            if not self._keep():
-                self._sent.add(alert.id)
+            self._sent[alert.id] = _seconds(at + alert.remembered)
+            self._keep()
         return True
 
     def look_from(self, moment: datetime) -> None:
@@ -156,10 +167,28 @@ class Alerts:
         if told == self._tried and self._clock() < self._next_delivery:
             return 0
         self._tried = told
-        waiting = self._notices.deliver(attempts=1)
-        self._pause = min(LONGEST_PAUSE_SECONDS, 2 * self._pause + 15.0) if waiting else 0.0
-        self._next_delivery = self._clock() + self._pause
+        # Also where the disk lets nobody deliver.
+        waiting = 1
+        try:
+            held = self._hand_over()
+            waiting = held + self._notices.deliver(attempts=1)
+        finally:
+            self._pause = min(LONGEST_PAUSE_SECONDS, 2 * self._pause + 15.0) if waiting else 0.0
+            self._next_delivery = self._clock() + self._pause
         return waiting
+
+    def _hand_over(self) -> int:
+        """Put what is held into the outbox, or send it to those who were away; returns how much is still held."""
+        for notice in list(self._held):
+            try:
+                self._notices.keep(_order(), *notice)
+            except OSError:
+                if not self._notices.send(*notice):
+                    continue
+            # It may have made room for a newer one meanwhile.
+            with suppress(ValueError):
+                self._held.remove(notice)
+        return len(self._held)
 
     def _recall(self) -> bool:
         """Read what was told meanwhile; False where the memory is not there or is damaged."""
@@ -170,13 +199,12 @@ class Alerts:
             return False
         return True
 
-    def _keep(self) -> bool:
-        """Whether the disk took it."""
-        try:
-            keep(self._path, {"since": self.since.isoformat(), "until": self._told})
-        except OSError:
-            return False
-        return True
+    def _keep(self) -> None:
+        """Remember over a restart; what the disk does not take now, by the next call that it does."""
+        told = {**self._told, **self._sent}
+        with suppress(OSError):
+            keep(self._path, {"since": self.since.isoformat(), "until": told})
+            self._told, self._sent = told, {}
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -191,6 +219,11 @@ class Alerts:
 def memory_of(home: Home) -> Path:
     """The file in which a home's alerts are remembered."""
     return folder(home) / "alerts.json"
+
+
+def _order() -> str:
+    """As a word, the time stands behind the numbers of promotions."""
+    return str(time.time_ns())
 
 
 def _seconds(at: datetime) -> str:

@@ -89,8 +89,8 @@ def parts(settings: StackSettings) -> list[Part]:
                 priority=20,
             )
         )
-    # Stopped first: what ends on purpose must not be taken for dead.
-    found.append(Part("watchdog", "Watchdog", "flows.watchdog", needs=(prefect,), priority=30))
+    # Stopped first: what ends on purpose must not be taken for dead. It needs no other part: it looks after them.
+    found.append(Part("watchdog", "Watchdog", "flows.watchdog", priority=30))
     return found
 
 
@@ -113,7 +113,7 @@ def part_environment(
     if part.name == "prefect":
         return {
             **server_environment(home, environ, api_url=settings.prefect_api),
-            **(_connection_settings(environ) if databases.server else {}),
+            **(connection_settings(environ) if databases.server else {}),
             **prefect_server_settings(databases),
         }
     if part.name == "mlflow":
@@ -124,7 +124,7 @@ def part_environment(
     return client_of_stack(home, settings, databases, environ)
 
 
-def _connection_settings(environ: Mapping[str, str]) -> dict[str, str]:
+def connection_settings(environ: Mapping[str, str]) -> dict[str, str]:
     """What a pooler before PostgreSQL, or a server that wakes slowly, needs of Prefect's server."""
     names = (SQLALCHEMY, "PREFECT_SERVER_DATABASE_CONNECTION_TIMEOUT")
     return {name: value for name, value in environ.items() if name.startswith(names)}

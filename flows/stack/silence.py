@@ -40,6 +40,8 @@ class Silence:
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
     """A stack that was off for a week first gets the time to catch up."""
     state: Home = field(default_factory=home)
+    _answered: bool | None = field(default=None, init=False)
+    """Whether Prefect has ever answered, None before the first question."""
     _successes: Successes = field(init=False)
     _unread: set[str] = field(default_factory=set, init=False)
     """Schedules that are not understood, and were named in the log."""
@@ -53,7 +55,7 @@ class Silence:
         # It started by a clock that was ahead.
         self.started = min(self.started, datetime.now(UTC))
         where = {"deployments": {"name": {"any_": [RETRAIN, WATCH]}}}
-        found = self.api.ask("POST", "/deployments/filter", where)
+        found = self._ask("/deployments/filter", where)
         if trains := [it["id"] for it in found if it["name"] == RETRAIN]:
             self._successes.read(trains)
         clocked = set()
@@ -64,6 +66,18 @@ class Silence:
         for deployment, schedule in _active(found, WATCH):
             if schedule.get("slug") not in clocked:
                 self._watched(schedule, partial(self._look_at_data, deployment["id"], schedule))
+
+    def _ask(self, path: str, where: Json) -> list[Json]:
+        """As the API; what is begun while Prefect is away begins with its first answer: nothing could run before."""
+        try:
+            found: list[Json] = self.api.ask("POST", path, where)
+        except LoralineError:
+            self._answered = bool(self._answered)
+            raise
+        if self._answered is False:
+            self.started = datetime.now(UTC)
+        self._answered = True
+        return found
 
     def _watched(self, schedule: Json, look: Callable[[], None]) -> None:
         """Look at one schedule; one that nobody understands hides no other."""

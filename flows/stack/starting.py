@@ -18,6 +18,7 @@ from flows.stack.databases import (
 )
 from flows.stack.deploying import apply
 from flows.stack.exposure import refuse_open
+from flows.stack.failed_starts import attended, forget
 from flows.stack.in_use import refuse_in_use
 from flows.stack.migrating import migrate
 from flows.stack.one_stack import only_stack
@@ -137,6 +138,14 @@ def _start(home: Home, settings: StackSettings, where: Databases, say: Say) -> S
 def _started_by(unit: Unit, home: Home, settings: StackSettings, say: Say) -> StackState:
     """As `_start`; the unit's own `loraline up` needs the lock for it."""
     say(f"Starting {unit.name}, which has an environment of its own and not this shell's.")
+    with attended(home):
+        state = _state_under(unit, home, say)
+    with _alone(home, HEALTHY_SECONDS):
+        return _deployed(home, settings, state, say)
+
+
+def _state_under(unit: Unit, home: Home, say: Say) -> StackState:
+    """Start the unit, and wait until its stack is healthy; else it is stopped."""
     try:
         unit.start()
         deadline = time.monotonic() + HEALTHY_SECONDS
@@ -148,13 +157,11 @@ def _started_by(unit: Unit, home: Home, settings: StackSettings, say: Say) -> St
                 )
             time.sleep(0.5)
         say(f"Waiting until each part is healthy (logs: {home.logs}).")
-        state = _wait_until_healthy(home, say)
+        return _wait_until_healthy(home, say)
     except BaseException:
         with suppress(StageFailed):
             unit.stop()
         raise
-    with _alone(home, HEALTHY_SECONDS):
-        return _deployed(home, settings, state, say)
 
 
 def _ready(home: Home, settings: StackSettings, say: Say) -> StackState:
@@ -164,6 +171,7 @@ def _ready(home: Home, settings: StackSettings, say: Say) -> StackState:
 
 def _deployed(home: Home, settings: StackSettings, state: StackState, say: Say) -> StackState:
     assert state.supervisor_pid is not None
+    forget(home)
     pid = state.supervisor_pid
     urls: dict[ServerName, str] = {"prefect": settings.prefect_api, "mlflow": settings.mlflow_url}
     # Named only now: a run that reads it may use both at once.

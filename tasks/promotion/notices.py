@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -31,7 +32,32 @@ _RECEIVERS = "receivers.json"
 ATTEMPTS = 3
 """So often a command sends a notice before it leaves it to the next one."""
 _RETRY_SECONDS = (0.5, 2.0)
+MOST_TAKEN = 10_000
+"""So many deliveries a process remembers, the newest: some megabytes, and more than a full disk lasts."""
 _log = logging.getLogger(__name__)
+
+
+class Taken:
+    """Who took which notice, as long as this process lives: where a disk takes nothing, nothing else knows."""
+
+    def __init__(self, most: int = MOST_TAKEN) -> None:
+        """Forgets the oldest beyond `most`."""
+        self._most = most
+        self._pairs: dict[tuple[str, str], None] = {}
+        # One thread may deliver while another one tells.
+        self._lock = threading.Lock()
+
+    def add(self, notice_id: str, name: str) -> None:
+        """The receiver of this name took it."""
+        with self._lock:
+            self._pairs[notice_id, name] = None
+            while len(self._pairs) > self._most:
+                del self._pairs[next(iter(self._pairs))]
+
+    def __contains__(self, pair: tuple[str, str]) -> bool:
+        """Whether a notice was taken by a receiver, as `(id, name)`."""
+        with self._lock:
+            return pair in self._pairs
 
 
 @dataclass(frozen=True)
@@ -41,6 +67,9 @@ class Notices:
     folder: Path
     targets: Mapping[str, Target] = field(default_factory=dict)
     """By a name that shows no secret: `prefect`, `webhook-<12 digits of the address's sha256>`."""
+    others: frozenset[str] = frozenset()
+    """Receivers that are left to other processes of this home: what is kept waits for them, too."""
+    taken: Taken = field(default_factory=Taken, repr=False, compare=False)
 
     def put(self, entry: Entry) -> None:
         """Keep the notice of an entry of the promotion log until everybody took it."""
@@ -63,24 +92,34 @@ class Notices:
             "occurred": occurred,
             "entry": entry,
             # Others of this home may know receivers that this process does not, as a worker's webhooks.
-            "waiting": sorted({*self.targets, *self._known()}) or [ANYBODY],
+            "waiting": sorted({*self.targets, *self.others, *self._known()}) or [ANYBODY],
         }
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / f"{order}-{notice_id}.json", notice)
 
     def send(self, notice_id: str, event: str, occurred: str, entry: Mapping[str, Any]) -> bool:
-        """Send a notice that cannot be kept, where no disk has room for it; whether everybody known took it."""
+        """Send a notice that cannot be kept, where no disk has room for it, to whom has not taken it yet.
+
+        Returns whether everybody known has it. A second call of this process sends it to the others only.
+        """
         notice = {"id": notice_id, "event": event, "occurred": occurred, "entry": entry}
-        taken = bool(self.targets)
-        for name, target in self.targets.items():
+        left = [name for name in self.targets if (notice_id, name) not in self.taken]
+        for name in list(left):
+            target = self.targets[name]
             try:
                 target.send(notice)
             except TargetFailed as error:
-                taken = False
                 _log.warning(
                     "Notice %s was not taken by %s (%s): %s", notice_id, name, target.shown, error
                 )
-        return taken
+            else:
+                self.taken.add(notice_id, name)
+                left.remove(name)
+        return bool(self.targets) and not left
+
+    def is_taken(self, notice_id: str) -> bool:
+        """Whether anybody took it from this process."""
+        return any((notice_id, name) in self.taken for name in self.targets)
 
     def deliver(
         self, *, attempts: int = ATTEMPTS, sleep: Callable[[float], None] = time.sleep
@@ -109,19 +148,14 @@ class Notices:
         try:
             notice: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             waiting, occurred = list(notice["waiting"]), datetime.fromisoformat(notice["occurred"])
+            notice["id"] = str(notice["id"])
         except (OSError, ValueError, KeyError, TypeError):
             _log.warning("%s is no notice; it is left where it is", path)
             return False
         if ANYBODY in waiting and self.targets:
             waiting = sorted(self.targets)
         for name in list(waiting):
-            target = self.targets.get(name)
-            # One that this process knows no address of waits for a process that does.
-            if (
-                target is not None
-                and name not in round_.away
-                and _sent(target, notice, name, round_)
-            ):
+            if self._has_it(name, notice, round_):
                 waiting.remove(name)
                 # On a full disk those behind it are told all the same. An empty list is never written.
                 with suppress(OSError):
@@ -140,6 +174,17 @@ class Notices:
         if not waiting:
             path.unlink(missing_ok=True)
         return not waiting
+
+    def _has_it(self, name: str, notice: dict[str, Any], round_: "_Round") -> bool:
+        """Whether the receiver took the notice, now or before in this process."""
+        if (notice["id"], name) in self.taken:
+            return True
+        target = self.targets.get(name)
+        # One that this process knows no address of waits for a process that does.
+        if target is None or name in round_.away or not _sent(target, notice, name, round_):
+            return False
+        self.taken.add(notice["id"], name)
+        return True
 
     def _known(self) -> list[str]:
         """Who was told by any process of this home in the last days."""

@@ -1,6 +1,7 @@
 """A promotion is told at least once, with an id, to whom it concerns; and no secret is told to anybody else."""
 
 import base64
+import errno
 import hashlib
 import hmac
 import json
@@ -8,6 +9,7 @@ import logging
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,9 @@ from typing import Any
 import pytest
 
 from tasks.home import Home
+from tasks.promotion import notices as notices_module
 from tasks.promotion.delivery import signature
-from tasks.promotion.notices import Notices, notices_of
+from tasks.promotion.notices import Notices, Taken, notices_of
 from tasks.promotion.promoting import promote
 from tasks.tracking import Tracker
 
@@ -270,3 +273,71 @@ def test_a_secret_that_is_no_base64_is_told_in_words_and_stops_no_promotion(
     assert receiver.got == []
     assert "no base64" in caplog.text
     assert "geheim" not in caplog.text
+
+
+def full(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_what_cannot_be_kept_is_sent_once_to_each_while_one_of_them_is_away(
+    tmp_path: Path, receiver: Receiver
+) -> None:
+    """As with a webhook that its owner has deleted: it answers 404 all night."""
+    addresses = f"{receiver.url}/a {receiver.url}/b"
+    home = Home(tmp_path)
+    notices = outbox(home, LORALINE_WEBHOOKS=addresses)
+    notice = ("id", "loraline.alert", "2026-01-01T00:00:00+00:00", {"name": "a"})
+    receiver.statuses = [404, 200, 404, 404, 200]
+    assert [notices.send(*notice) for _ in range(5)] == [False, False, False, True, True]
+    assert [path for path, _, _ in receiver.got] == ["/a", "/b", "/a", "/a", "/a"]
+    assert notices.is_taken("id")
+    assert not notices.is_taken("other")
+
+
+def test_on_a_full_disk_a_waiting_notice_is_sent_once_to_each_who_takes_it(
+    tmp_path: Path, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_both = outbox(Home(tmp_path), LORALINE_WEBHOOKS=f"http://127.0.0.1:9/ {receiver.url}/up")
+    now = datetime.now(UTC).isoformat()
+    with_both.keep("1", "id", "loraline.alert", now, {"name": "a"})
+    monkeypatch.setattr(notices_module, "write_json", full)
+    for _ in range(3):
+        assert with_both.deliver(attempts=1) == 1
+    assert len(receiver.got) == 1
+    # Written down as soon as there is room.
+    monkeypatch.undo()
+    assert with_both.deliver(attempts=1) == 1
+    (kept,) = waiting(Home(tmp_path))
+    assert len(kept["waiting"]) == 1
+    assert len(receiver.got) == 1
+
+
+def test_what_was_sent_without_a_disk_is_delivered_by_the_outbox_to_the_others_only(
+    tmp_path: Path, receiver: Receiver
+) -> None:
+    home = Home(tmp_path)
+    notices = outbox(home, LORALINE_WEBHOOKS=f"{receiver.url}/a {receiver.url}/b")
+    now = datetime.now(UTC).isoformat()
+    receiver.statuses = [404, 200]
+    assert not notices.send("id", "loraline.alert", now, {"name": "a"})
+    notices.keep("1", "id", "loraline.alert", now, {"name": "a"})
+    assert notices.deliver(attempts=1) == 0
+    assert sorted(path for path, _, _ in receiver.got) == ["/a", "/a", "/b"]
+
+
+def test_so_many_deliveries_are_remembered_and_no_more() -> None:
+    taken = Taken(most=3)
+    for number in range(5):
+        taken.add(str(number), "a")
+    assert [(str(number), "a") in taken for number in range(5)] == [False, False, True, True, True]
+
+
+def test_a_disk_that_is_full_is_not_filled_with_drafts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tasks import files
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        files.write_json(tmp_path / "a.json", {})
+    assert not list(tmp_path.iterdir())

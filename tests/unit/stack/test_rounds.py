@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,13 @@ import pytest
 
 from flows.stack import abandoned, supervisor
 from flows.stack.alerts import Alert, Alerts
+from flows.stack.api import PrefectApi
 from flows.stack.aside import LONG_SECONDS, Aside
+from flows.stack.leftovers import STACK
+from flows.stack.part_process import count_start
+from flows.stack.restarts import PARTS
 from flows.stack.round_limit import EXIT_CODE
+from flows.stack.settings import StackSettings, folder, write_settings
 from flows.watchdog import checks
 from tasks import run_lease
 from tasks.errors import StageFailed
@@ -82,6 +88,70 @@ def test_an_mlflow_that_hangs_keeps_no_check_waiting(
     # What the watchdog itself waits: two attempts, and a pause.
     assert 2 * abandoned.ANSWER_SECONDS + 5 < 30
     assert abandoned.CLIENT["MLFLOW_HTTP_REQUEST_TIMEOUT"] == str(abandoned.ANSWER_SECONDS)
+
+
+def test_a_watchdog_that_begins_before_prefect_tells_nothing_and_then_works(
+    prefect: Any, state: Home, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a reboot: the runs of before are dead, and their servers are starting."""
+    with socket.create_server(("127.0.0.1", 0)) as reserved:
+        port = reserved.getsockname()[1]
+    monkeypatch.setenv(STACK, str(state.root))
+    write_settings(state, StackSettings(project=state.root, prefect_port=port, mlflow_port=port))
+    for part in PARTS:
+        count_start(state, part)
+    state.locks.mkdir(parents=True)
+    run_lease.take(state, "0" * 32).release()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+    environ = {"PREFECT_API_URL": f"http://127.0.0.1:{port}/api", STACK: str(state.root)}
+    all_checks = checks(state, environ)
+    since = (folder(state) / "alerts.json").read_text()
+    for now in (0.0, 1000.0):
+        for check in all_checks:
+            check.take_turn(now)
+    assert not list((state.root / "outbox").glob("[0-9]*.json"))
+    assert not [it for it in caplog.records if it.exc_info]
+    failing = {it.name for it in all_checks if "does not answer" in it.failing}
+    assert {"reaper", "crashes", "silence", "old runs", "plans"} <= failing
+    assert not {"restarts", "hangs", "delivery"} & failing
+    # What nobody has answered changes nothing of what is remembered.
+    assert (folder(state) / "alerts.json").read_text() == since
+    run = prefect.add("CRASHED")
+    run["end_time"] = (datetime.now(UTC) + timedelta(seconds=1)).isoformat()
+    for check in all_checks:
+        if isinstance(getattr(check.look, "api", None), PrefectApi):
+            check.look.api = prefect.api  # type: ignore[attr-defined]
+    crashes = next(it for it in all_checks if it.name == "crashes")
+    crashes.take_turn(2000.0)
+    assert len(list((state.root / "outbox").glob("[0-9]*.json"))) == 1
+
+
+def test_the_watchdog_waits_for_no_other_part(state: Home) -> None:
+    """The real process, as the supervisor starts it: no server answers, and none ever will."""
+    write_settings(state, StackSettings(project=state.root, prefect_port=1, mlflow_port=2))
+    beat = folder(state) / "watchdog.json"
+    marks = {**state.environment(), STACK: str(state.root), "PYTHONPATH": "."}
+    watchdog = subprocess.Popen(
+        [sys.executable, "-P", "-m", "flows.stack.part_process", "watchdog"],
+        env={**os.environ, **marks},
+        cwd=Path(__file__).resolve().parents[3],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        # With its parent it ends its group.
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not beat.exists() and watchdog.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert beat.exists()
+        assert watchdog.poll() is None
+    finally:
+        watchdog.kill()
+        said, _ = watchdog.communicate()
+    assert "Traceback" not in said
 
 
 def test_a_receiver_that_is_away_is_asked_once_a_round_and_the_other_gets_everything(

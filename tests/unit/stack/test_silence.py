@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 
 from flows.stack.alerts import Alerts
+from flows.stack.api import PrefectApi
 from flows.stack.crashes import Crashes
 from flows.stack.recipes import variable_of
 from flows.stack.silence import Silence, fire_times
 from flows.stack.successes import NOTHING_DUE
 from tasks.artifacts import NOTHING_NEW, Outcome
+from tasks.errors import ServerAway
 from tasks.home import Home
 from tasks.progress import announce
 from tasks.retention.ledger import recorded
@@ -42,6 +44,32 @@ def test_two_periods_without_success_are_told_once(prefect: Any, alerts: Alerts)
     alerts.deliver()
     assert [e["payload"]["name"] for e in prefect.events] == ["small"]
     assert "2 periods" in prefect.events[0]["payload"]["text"]
+
+
+def test_a_watchdog_that_began_before_prefect_gives_its_runs_the_time_to_catch_up(
+    prefect: Any, alerts: Alerts
+) -> None:
+    schedule = a_schedule(200, cron="0 * * * *", timezone="UTC")
+    prefect.deployments.append({"id": "d", "name": "retrain", "schedules": [schedule]})
+    before = datetime.now(UTC) - timedelta(days=2)
+    look = Silence(PrefectApi("http://127.0.0.1:9/api"), alerts, started=before)
+    for _ in range(2):
+        with pytest.raises(ServerAway):
+            look()
+    # Prefect is there after two days.
+    look.api = look._successes.api = prefect.api
+    look()
+    alerts.deliver()
+    assert not prefect.events
+    # One that only was away for a moment begins nothing anew.
+    look.started = before
+    look.api = PrefectApi("http://127.0.0.1:9/api")
+    with pytest.raises(ServerAway):
+        look()
+    look.api = prefect.api
+    look()
+    alerts.deliver()
+    assert [e["payload"]["name"] for e in prefect.events] == ["small"]
 
 
 def test_a_schedule_that_was_paused_once_is_still_told_apart_from_others(

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from flows.stack import supervisor
+from flows.stack import memory, supervisor
 from flows.stack.abandoned import Abandoned
 from flows.stack.alerts import Alert, Alerts
 from flows.stack.api import PrefectApi
@@ -43,6 +43,7 @@ from flows.stack.stops import NEWEST, note_stop, was_cut_off
 from flows.watchdog import Check, watch
 from tasks import run_lease
 from tasks.errors import StageFailed
+from tasks.files import write_json
 from tasks.home import Home
 from tasks.marked import WORKER
 from tasks.promotion.notices import Notices, notices_of
@@ -491,6 +492,24 @@ def test_a_killed_command_line_run_is_closed_in_mlflow_and_in_prefect(
     assert run["state"]["type"] == "RUNNING"
 
 
+def test_a_command_line_run_that_was_killed_before_it_trained_is_closed(
+    prefect: Any, state: Home
+) -> None:
+    killed, living = (prefect.add("RUNNING", work_pool_name=None) for _ in range(2))
+    script = (
+        "import os, signal, sys; from pathlib import Path; from tasks.home import Home\n"
+        "from tasks import run_lease\n"
+        "lease = run_lease.take(Home(Path(sys.argv[1])), sys.argv[2], 'flow-run')\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    subprocess.run([sys.executable, "-c", script, str(state.root), killed["id"]])
+    lease = run_lease.take(state, living["id"], "flow-run")
+    Abandoned(prefect.api, state, set)()
+    assert [run["state"]["type"] for run in (killed, living)] == ["CRASHED", "RUNNING"]
+    assert [path.stem for path in state.locks.glob("flow-run-*")] == [f"flow-run-{living['id']}"]
+    run_lease.give_back(state, living["id"], lease, "flow-run")
+
+
 def test_a_run_that_cannot_be_closed_in_mlflow_keeps_no_other_from_it(
     prefect: Any, state: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -500,7 +519,11 @@ def test_a_run_that_cannot_be_closed_in_mlflow_keeps_no_other_from_it(
     for run in runs:
         tags = {"loraline.prefect_flow_run_id": run["id"]}
         ids.append(tracker.open_run("small", "killed", tags=tags, params={}))
-    monkeypatch.setattr(run_lease, "abandoned", lambda _: sorted(ids))
+    monkeypatch.setattr(
+        run_lease,
+        "abandoned",
+        lambda _, kind="mlflow-run": sorted(ids) if kind == "mlflow-run" else [],
+    )
     deleted, refused_one, *others = sorted(ids)
     tracker.client.delete_run(deleted)
     close = Tracker.close_abandoned
@@ -751,6 +774,42 @@ def test_a_disk_without_room_for_the_outbox_keeps_no_alert_back(
     with pytest.raises(OSError, match="No space left"):
         away.tell(waiting)
     assert not away.is_told(waiting.kind, waiting.subject)
+
+
+def test_on_a_full_disk_with_a_receiver_away_the_others_hear_of_each_crash_once(
+    state: Home, prefect: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tasks.promotion import notices
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    clock = Clock()
+    gone = {"LORALINE_WEBHOOKS": "http://127.0.0.1:9/gone"}
+    receivers = notices_of(state, prefect_api=prefect.url, environ=gone)
+    yesterday = datetime.now(UTC) - timedelta(days=1)
+    alerts = Alerts(state.root / "alerts.json", receivers, now=yesterday, clock=clock)
+    room = write_json
+    for module in (notices, memory):
+        monkeypatch.setattr(module, "write_json", full)
+    look = Crashes(prefect.api, alerts)
+    first, second = prefect.add("CRASHED"), prefect.add("CRASHED")
+    for _ in range(5):
+        look()
+        alerts.deliver()
+        clock.now += 900
+    told = [event["payload"]["flow_run"] for event in prefect.events]
+    assert sorted(told) == sorted([first["id"], second["id"]])
+    # With room on the disk the one that was away gets both, nobody else does, and a restart changes nothing.
+    for module in (notices, memory):
+        monkeypatch.setattr(module, "write_json", room)
+    assert alerts.deliver() == 2
+    found = [json.loads(it.read_text()) for it in (state.root / "outbox").glob("[0-9]*.json")]
+    assert [len(it["waiting"]) for it in found] == [1, 1]
+    alerts.look_from(yesterday + timedelta(hours=2))
+    Crashes(prefect.api, Alerts(state.root / "alerts.json", receivers))()
+    assert len(list((state.root / "outbox").glob("[0-9]*.json"))) == 2
+    assert len(prefect.events) == 2
 
 
 def test_a_receiver_that_is_away_is_asked_less_and_less_often(
