@@ -25,6 +25,8 @@ Say = Callable[[str], None]
 UI_URL = "http://127.0.0.1:4200"
 """Where `loraline ui` shows, later, what an embedded server recorded."""
 
+ORIGINS = ("PREFECT_SERVER_CORS_ALLOWED_ORIGINS", "PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS")
+"""Prefect's setting under its two names: whose pages may call the API. A page of the server itself always may."""
 RUNS_KEPT_DAYS = 90
 RETENTION = {
     # The default keeps flow runs, their logs and their artifacts for ever.
@@ -187,6 +189,9 @@ def server_environment(
             **RETENTION,
         }
     )
+    if not any(environment.get(name) for name in ORIGINS):
+        # Prefect's default has any page on the Internet call the API from the browser of whoever opens it.
+        environment[ORIGINS[0]] = (api_url or UI_URL).removesuffix("/api")
     if api_url:
         environment["PREFECT_API_URL"] = api_url
     return dict(environment)

@@ -18,6 +18,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from flows.own_pages import answer_own_pages_only
 from flows.sqlite_transactions import begin_in_turn
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def main(arguments: list[str]) -> None:
             _serve_embedded()
         case ["module", name, *rest]:
             if name == "prefect":
-                begin_in_turn()
+                prepare_prefect()
             become(name, rest)
         case ["mlflow", database, *rest]:
             _prepare(database)
@@ -45,6 +46,12 @@ def main(arguments: list[str]) -> None:
                 f"usage: python -P -m {__spec__.name} embedded | module NAME ARGUMENTS | "
                 "mlflow DATABASE ARGUMENTS"
             )
+
+
+def prepare_prefect() -> None:
+    """What Prefect's server lacks, for the one that starts in this process."""
+    begin_in_turn()
+    answer_own_pages_only()
 
 
 def become(module: str, arguments: Sequence[str]) -> None:
@@ -80,7 +87,7 @@ def _serve_embedded() -> None:
     import uvicorn
     from prefect.server.api.server import create_app
 
-    begin_in_turn()
+    prepare_prefect()
     app = create_app(ephemeral=True, final=True)
     config = uvicorn.Config(app, log_level="error", lifespan="on", timeout_graceful_shutdown=5)
     asyncio.run(_serve(uvicorn.Server(config), listener))

@@ -16,8 +16,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from flows.server_lock import ServerLock
-from flows.server_process import become, end_with_parent
-from flows.sqlite_transactions import begin_in_turn
+from flows.server_process import become, end_with_parent, prepare_prefect
 from flows.stack import leftovers
 from flows.stack.databases import databases, refuse_other_database
 from flows.stack.one_stack import hold
@@ -156,7 +155,7 @@ def _become(part: Part, state: Home, settings: StackSettings) -> None:
     os.environ.update(environment)
     say(f"starting: {part.module} {' '.join(part.arguments)}")
     if part.name == "prefect":
-        begin_in_turn()
+        prepare_prefect()
     become(part.module, part.arguments)
 
 

@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from flows.connection import ORIGINS as PREFECT_ORIGINS
 from flows.scheduled_recipes import recipe_files
 from flows.stack.exposure import MLFLOW_PASSWORDS, PREFECT_PASSWORD
 from flows.stack.own_names import HOSTS, ORIGINS
+from flows.stack.parts import connection_settings
 from tasks.addresses import without_passwords
 from tasks.errors import LoralineError
 from tasks.recipe_file import read_document
@@ -60,6 +62,7 @@ KEPT = (
     "MLFLOW_HTTP_REQUEST_TIMEOUT",
     HOSTS,
     ORIGINS,
+    *PREFECT_ORIGINS,
 )
 """What a part reads and everybody may: a unit's text is no secret. Not a value that holds a password."""
 SECRETS = (
@@ -82,15 +85,22 @@ SECRETS = (
 def kept(environ: Mapping[str, str]) -> dict[str, str]:
     """What goes into the unit."""
     return {
-        name: environ[name] for name in KEPT if environ.get(name) and not _is_secret(environ, name)
+        name: environ[name]
+        for name in _wanted(environ)
+        if environ.get(name) and not _is_secret(environ, name)
     }
 
 
 def not_in_file(environ: Mapping[str, str], file: Mapping[str, str], project: Path) -> list[str]:
     """The names of secrets that are set here and that the unit would not have, in the order of the page."""
     names = dict.fromkeys((*SECRETS, *_named_by_recipes(project, environ)))
-    names.update(dict.fromkeys(name for name in KEPT if _is_secret(environ, name)))
+    names.update(dict.fromkeys(name for name in _wanted(environ) if _is_secret(environ, name)))
     return [name for name in names if environ.get(name) and name not in file]
+
+
+def _wanted(environ: Mapping[str, str]) -> tuple[str, ...]:
+    """KEPT, and what Prefect's server is told of its connections to PostgreSQL: names of Prefect's, without end."""
+    return (*KEPT, *connection_settings(environ))
 
 
 def _is_secret(environ: Mapping[str, str], name: str) -> bool:

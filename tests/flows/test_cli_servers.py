@@ -215,6 +215,7 @@ def test_ctrl_c_ends_both_servers_and_removes_the_stack_file(ui: Ui) -> None:
 EMBEDDED = """
 import os, sys, time
 from pathlib import Path
+import httpx
 from flows.connection import prefect_connection
 from tasks.home import home
 
@@ -232,6 +233,11 @@ with prefect_connection(state, "loraline run small.yaml", print) as connection:
         return double(21)
 
     assert small() == 42
+    # A body without a type, which a browser sends for any page.
+    for origin, code in (("https://evil.example.com", 403), (connection.url.removesuffix("/api"), 200)):
+        asked = {"Origin": origin}
+        answer = httpx.post(f"{connection.url}/flows/filter", content=b"{}", headers=asked)
+        assert answer.status_code == code, answer.text
     Path(sys.argv[1]).write_text(connection.url)
     while len(sys.argv) > 2:
         time.sleep(0.1)

@@ -265,6 +265,58 @@ def test_a_servers_environment_holds_nothing_of_another_server(state: Home) -> N
     assert ours["PREFECT_SERVER_DATABASE_CONNECTION_URL"].endswith(f"{state.prefect}/prefect.db")
 
 
+CORS = "PREFECT_SERVER_CORS_ALLOWED_ORIGINS"
+ASK_AS_A_PAGE = """
+import sys
+from prefect.server.api.server import create_app
+from starlette.testclient import TestClient
+
+client = TestClient(create_app(), base_url=sys.argv[1])
+for origin in sys.argv[2:]:
+    asked = {"Origin": origin, "Access-Control-Request-Method": "POST",
+             "Access-Control-Request-Headers": "content-type"}
+    allowed = client.options("/api/flows/", headers=asked).status_code
+    answer = client.get("/api/health", headers={"Origin": origin})
+    print(allowed, answer.status_code, answer.headers.get("access-control-allow-origin"))
+"""
+
+
+def asked_as_pages(environment: dict[str, str], server: str, *origins: str) -> list[list[str]]:
+    """For pages of these origins: the answers to "may I send JSON?" and to a question, and who may read that."""
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", ASK_AS_A_PAGE, server, *origins],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    return [line.split() for line in done.stdout.splitlines()]
+
+
+def test_no_foreign_page_sends_json_to_a_prefect_of_ours_and_its_own_works_through_a_tunnel(
+    state: Home,
+) -> None:
+    server = "http://127.0.0.1:4321"
+    environment = server_environment(state, os.environ, api_url=f"{server}/api")
+    foreign, own, tunnel = asked_as_pages(
+        environment, server, "https://evil.example", server, "http://127.0.0.1:14321"
+    )
+    # A browser sends no JSON to elsewhere, and lets no page read an answer, without being allowed to.
+    assert foreign == ["400", "200", "None"]
+    assert own == ["200", "200", server]
+    # Of a page's own origin a browser asks nothing before; the server must only not refuse it.
+    assert tunnel[1] == "200"
+
+
+def test_whose_pages_may_call_prefect_is_a_person_s_to_say(state: Home) -> None:
+    assert server_environment(state, {})[CORS] == "http://127.0.0.1:4200"
+    assert server_environment(state, {CORS: ""})[CORS] == "http://127.0.0.1:4200"
+    assert server_environment(state, {CORS: "https://ours.example"})[CORS] == "https://ours.example"
+    other_name = {"PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS": "https://ours.example"}
+    assert CORS not in server_environment(state, other_name)
+
+
 def test_a_protected_server_is_given_its_password_by_the_client(state: Home) -> None:
     connection = Connection("embedded", "http://127.0.0.1:1/api", "")
     environ = {"PREFECT_SERVER_API_AUTH_STRING": "me:secret"}

@@ -154,6 +154,27 @@ def test_every_variable_that_the_code_reads_reaches_the_unit_or_is_told() -> Non
     assert not set(KEPT) & set(SECRETS)
 
 
+def test_the_unit_keeps_how_prefect_s_server_connects_to_postgresql(tmp_path: Path) -> None:
+    prefix = "PREFECT_SERVER_DATABASE_"
+    settings = {
+        f"{prefix}SQLALCHEMY_CONNECT_ARGS_STATEMENT_CACHE_SIZE": "0",
+        f"{prefix}SQLALCHEMY_POOL_SIZE": "20",
+        f"{prefix}CONNECTION_TIMEOUT": "30",
+    }
+    # Those of another server, which no part of the stack is given.
+    other = {f"{prefix}CONNECTION_URL": "postgresql+asyncpg://else", f"{prefix}TIMEOUT": "1"}
+    assert kept({**settings, **other}) == settings
+    secret = {f"{prefix}SQLALCHEMY_SOMETHING": "postgresql://me:geheim@db"}
+    assert kept(secret) == {}
+    assert not_in_file(secret, {}, tmp_path) == list(secret)
+
+
+@pytest.mark.parametrize("prefix", ["PREFECT_SERVER", "PREFECT_SERVER_API"])
+def test_the_unit_keeps_whose_pages_may_call_prefect(prefix: str) -> None:
+    given = {f"{prefix}_CORS_ALLOWED_ORIGINS": "https://dashboard.example"}
+    assert kept(given) == given
+
+
 def test_the_unit_keeps_what_is_no_secret_and_names_what_its_file_lacks(
     state: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,7 +190,7 @@ def test_the_unit_keeps_what_is_no_secret_and_names_what_its_file_lacks(
         "https_proxy": "http://proxy:3128",
         "HTTP_PROXY": "http://me:geheim@proxy:3128",
         "ALL_PROXY": "me:geheim@proxy:3128",
-        "LORALINE_LOCK_DATABASE": "postgresql://me:geheim@db/locks",
+        "LORALINE_LOCK_DATABASE": "postgresql://db/locks?password=geheim",
         "LORALINE_WEBHOOKS": "https://hooks.example/geheim",
         "HF_TOKEN": "geheim",
         "AWS_SECRET_ACCESS_KEY": "geheim",
