@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import time
+import uuid
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,6 +35,8 @@ LONGEST_VALUE = 6000
 """MLflow stores at most this many characters of a parameter."""
 LONGEST_DIGEST = 36
 """MLflow stores at most this many characters of a dataset's digest; the whole one is in its profile."""
+OPENING_TAG = "loraline.opening"
+"""Unlike that of any other opening of a run: MLflow's client asks again where an answer was lost."""
 _log = logging.getLogger(__name__)
 
 
@@ -176,21 +179,33 @@ class Tracker:
             except StageFailed as error:
                 # What is refused once is refused again, and is no reason to do without a new run.
                 _log.warning("%s", error)
+        opening = uuid.uuid4().hex
         with self.explained(f"open a run in the experiment {experiment!r}"):
+            experiment_id = self.experiment_id(experiment)
             run = client.create_run(
-                self.experiment_id(experiment),
+                experiment_id,
                 run_name=run_name,
                 tags={
                     "mlflow.user": current_user(),
                     "mlflow.source.name": "loraline",
                     "mlflow.source.type": "JOB",
                     **{key: str(value) for key, value in tags.items()},
+                    OPENING_TAG: opening,
                 },
             )
             run_id = str(run.info.run_id)
         self._leases[run_id] = run_lease.take(self.home, run_id)
+        self._close_twins(run_id, experiment_id, opening)
         self.log_params(run_id, params)
         return run_id
+
+    def _close_twins(self, run_id: str, experiment_id: str, opening: str) -> None:
+        """Give the runs whose answer was lost a status: nobody knows of them, and they have no lease."""
+        with self.explained("look for a run whose answer was lost"):
+            same = f"tags.`{OPENING_TAG}` = {filter_text(opening)}"
+            for run in self.client.search_runs([experiment_id], filter_string=same):
+                if run.info.run_id != run_id:
+                    self.client.set_terminated(run.info.run_id, status="KILLED")
 
     def find_run(self, experiment: str, tags: Mapping[str, str]) -> str | None:
         """The newest run of the experiment that bears all these tags, or None."""

@@ -35,9 +35,10 @@ def chain_of(entries: Sequence[Logged]) -> Chain:
 
 
 def state_of(entries: Sequence[Logged]) -> str:
-    """sha256 (hex) of entries as MLflow holds them, damaged ones too."""
+    """sha256 (hex) of entries as MLflow holds them, damaged ones and twins too."""
+    held = [one for it in entries for one in (it, *it.twins)]
     return digest(
-        sorted([it.run_id, it.hash or "", it.content_hash or "", it.deleted] for it in entries)
+        sorted([it.run_id, it.hash or "", it.content_hash or "", it.deleted] for it in held)
     )
 
 

@@ -2,8 +2,8 @@
 
 import json
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tasks.errors import UserError
@@ -37,6 +37,8 @@ class Logged:
     """Whether the aliases were moved. An entry is written first, and completed by whoever comes next."""
     deleted: bool
     """Whether somebody deleted the run; MLflow keeps such runs until `mlflow gc`."""
+    twins: "tuple[Logged, ...]" = ()
+    """Copies that were never carried out: MLflow's client asks again where an answer was lost, and both came."""
 
 
 def experiment_name(name: str) -> str:
@@ -45,13 +47,14 @@ def experiment_name(name: str) -> str:
 
 
 def read_log(tracker: Tracker, name: str) -> list[Logged]:
-    """Every entry, deleted runs too, by number; entries that cannot be read come last."""
+    """Every entry once, deleted runs too, by number; entries that cannot be read come last."""
     client = tracker.client
     with tracker.explained(f"read the promotion log of {name!r}"):
         found = client.get_experiment_by_name(experiment_name(name))
         if found is None:
             return []
         entries = [_logged(run) for run in _runs(client, str(found.experiment_id))]
+    entries = _with_their_twins(entries)
     return sorted(entries, key=lambda it: (it.number is None, it.number or 0, it.run_id))
 
 
@@ -151,6 +154,26 @@ def _runs(client: Any, experiment_id: str) -> Iterator[Any]:
         token = page.token
         if not token:
             return
+
+
+def _with_their_twins(entries: Iterable[Logged]) -> list[Logged]:
+    """One of each entry: the one that was carried out, else any.
+
+    Only what is the same to the letter counts as a twin, and says nothing that the other one does not.
+    """
+    found: dict[tuple[object, ...], Logged] = {}
+    for it in sorted(entries, key=lambda one: (not one.done, one.deleted, one.run_id)):
+        sound = it.entry is not None and it.content_hash == it.hash
+        key = (it.number, it.content_hash) if sound else (it.run_id,)
+        first = found.setdefault(key, it)
+        if first is it:
+            continue
+        if it.done:
+            # Carried out twice: by no client of ours, so the audit names it.
+            found[(it.run_id,)] = it
+        else:
+            found[key] = replace(first, twins=(*first.twins, it))
+    return list(found.values())
 
 
 def _logged(run: Any) -> Logged:

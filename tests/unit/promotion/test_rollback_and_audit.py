@@ -156,6 +156,108 @@ def test_an_entry_that_was_added_by_hand_is_named(tracker: Tracker, three: str) 
     assert [it.number for it in audit(tracker, three).problems] == [4]
 
 
+def twin_of(tracker: Tracker, name: str, number: int, *, sorts: str) -> str:
+    """A copy of the entry that was never carried out, as a lost answer leaves it; returns its run's id."""
+    run = runs_of(tracker, name)[number - 1]
+    # Ids are drawn, so the order is too: again until it is the wanted one.
+    while True:
+        twin = log.append(tracker, run.entry)
+        if (twin.run_id > run.run_id) == (sorts == "after"):
+            return twin.run_id
+        tracker.client.delete_tag(twin.run_id, log.ENTRY_TAG)
+        tracker.client.delete_tag(twin.run_id, log.HASH_TAG)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+@pytest.mark.parametrize("sorts", ["before", "after"])
+def test_an_entry_whose_answer_was_lost_once_stops_nothing(
+    tracker: Tracker, three: str, loads: Any, nobody: Any, aliases: Any, sorts: str, number: int
+) -> None:
+    twin_of(tracker, three, number, sorts=sorts)
+    found = audit(tracker, three)
+    assert (found.problems, found.notes) == ([], [])
+    assert [it.number for it in found.entries] == [1, 2, 3]
+    roll_back(tracker, three, reason="worse", verify=loads, notices=nobody)
+    assert aliases(tracker, three) == {"champion": "2", "previous": "1"}
+    found = audit(tracker, three)
+    assert found.problems == []
+    assert [it.number for it in found.entries] == [1, 2, 3, 4]
+
+
+def test_of_two_copies_that_are_both_begun_one_is_completed(
+    tracker: Tracker, three: str, loads: Any, nobody: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append = log.append
+
+    def killed(tracker: Tracker, entry: Any) -> Any:
+        append(tracker, entry)
+        append(tracker, entry)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as during:
+        during.setattr(log, "append", killed)
+        with pytest.raises(KeyboardInterrupt):
+            roll_back(tracker, three, reason="worse", verify=loads, notices=nobody)
+    found = audit(tracker, three)
+    assert found.problems == []
+    assert "Entry 4 was begun" in found.notes[0]
+    with pytest.raises(StageFailed, match="is version 2 now"):
+        promote(tracker, three, "1", reason="x", force=True, verify=loads, notices=nobody)
+    found = audit(tracker, three)
+    assert (found.problems, found.notes) == ([], [])
+    assert [it.number for it in found.entries] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("sorts", ["before", "after"])
+def test_a_copy_hides_no_change_of_the_entry_that_was_carried_out(
+    tracker: Tracker, three: str, loads: Any, nobody: Any, sorts: str
+) -> None:
+    twin_of(tracker, three, 3, sorts=sorts)
+    carried_out = next(it for it in runs_of(tracker, three) if it.number == 3 and it.done)
+    value = {**json.loads(carried_out.entry.text), "actor": "mallory"}
+    tracker.client.set_tag(carried_out.run_id, log.ENTRY_TAG, canonical(value))
+    tracker.client.set_tag(carried_out.run_id, log.HASH_TAG, digest(value))
+    assert audit(tracker, three).problems != []
+    with pytest.raises(StageFailed, match="--accept"):
+        roll_back(tracker, three, reason="night", verify=loads, notices=nobody)
+
+
+@pytest.mark.parametrize("sorts", ["before", "after"])
+def test_a_copy_does_not_stand_in_for_a_deleted_entry(
+    tracker: Tracker, three: str, sorts: str
+) -> None:
+    twin_of(tracker, three, 2, sorts=sorts)
+    run = next(it for it in runs_of(tracker, three) if it.number == 2)
+    assert run.done
+    tracker.client.delete_run(run.run_id)
+    assert f"restore --run-id {run.run_id}" in audit(tracker, three).problems[0].told
+
+
+@pytest.mark.parametrize("sorts", ["before", "after"])
+def test_a_copy_that_was_carried_out_or_altered_is_named(
+    tracker: Tracker, three: str, sorts: str
+) -> None:
+    twin = twin_of(tracker, three, 2, sorts=sorts)
+    tracker.client.set_tag(twin, log.HASH_TAG, "0" * 64)
+    assert audit(tracker, three).problems != []
+    tracker.client.set_tag(twin, log.HASH_TAG, runs_of(tracker, three)[1].content_hash)
+    assert audit(tracker, three).problems == []
+    tracker.client.set_terminated(twin, status="FINISHED")
+    assert "two entries of this number" in audit(tracker, three).problems[0].told
+
+
+def test_a_log_that_was_accepted_with_a_copy_in_it_stays_accepted(
+    tracker: Tracker, three: str, loads: Any, nobody: Any
+) -> None:
+    run_id = twin_of(tracker, three, 3, sorts="after")
+    alter_newest(tracker, three)
+    accept(tracker, three, reason="no backup", notices=nobody)
+    assert audit(tracker, three).problems == []
+    # Of the whole: it may not change, the copy neither.
+    tracker.client.delete_tag(run_id, log.ENTRY_TAG)
+    assert audit(tracker, three).problems != []
+
+
 def test_nothing_is_written_behind_a_damaged_end(
     tracker: Tracker, three: str, loads: Any, nobody: Any, aliases: Any
 ) -> None:

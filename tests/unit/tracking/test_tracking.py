@@ -8,6 +8,7 @@ import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -144,6 +145,27 @@ def test_long_and_repeated_parameters_are_no_error(tracker: Tracker) -> None:
     assert params["text"].endswith("...")
     assert params["many.k249"] == "249"
     assert params["new_name"] == "null"
+
+
+@pytest.mark.parametrize("answered", [0, 1])
+def test_a_run_whose_answer_was_lost_does_not_stay_running(
+    tracker: Tracker, monkeypatch: pytest.MonkeyPatch, answered: int
+) -> None:
+    """MLflow's client repeats the request, and both were carried out."""
+    create, made = tracker.client.create_run, []
+
+    def twice(*args: Any, **kwargs: Any) -> Any:
+        made.extend([create(*args, **kwargs), create(*args, **kwargs)])
+        return made[answered]
+
+    other = open_run(tracker)
+    monkeypatch.setattr(tracker.client, "create_run", twice)
+    run_id = open_run(tracker)
+    status = {run.info.run_id: tracker.client.get_run(run.info.run_id).info.status for run in made}
+    assert run_id == made[answered].info.run_id
+    assert status[run_id] == "RUNNING"
+    assert status[made[1 - answered].info.run_id] == "KILLED"
+    assert tracker.client.get_run(other).info.status == "RUNNING"
 
 
 def test_a_run_is_found_again_by_its_tags(tracker: Tracker) -> None:
