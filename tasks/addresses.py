@@ -7,16 +7,68 @@ import urllib.error
 import urllib.request
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
-_USER_INFO = re.compile(r"://[^/@\s]+@")
+# A word from `://` on, or up to the next address of a list in it.
+_ADDRESS = re.compile(r"""://((?:(?![,;|"'<>()][a-z][a-z0-9+.-]*://)\S)+)""", re.IGNORECASE)
+_HOST = re.compile(r"(?:\[[^\]]*\]|[^:@\[\]]*)(?::\d*)?")
+_PASSWORD = re.compile(r"""(passw(?:or)?d)=(?:'[^']*'|"[^"]*"|[^\s&]+)""", re.IGNORECASE)
+_BADLY_ENCODED = re.compile(r"\s|%(?![0-9a-f]{2})|%00", re.IGNORECASE)
+_OF_A_USER = ("user", "password", "sslpassword")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _NOBODY_BEHIND = (502, 503, 504)
 """With these a proxy or a gateway says that it reaches no server."""
 _PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
 
+WHAT_TO_ENCODE = (
+    "Percent-encode what its user name and its password have of @ : / ? # [ ] % and spaces: @ is %40, "
+    "/ is %2F, % is %25."
+)
+"""The way out where `is_ambiguous` says yes."""
+
+
 def without_passwords(text: str) -> str:
-    """The text with `://user:password@` taken out of every address in it."""
-    return _USER_INFO.sub("://", text)
+    """The text with `://user:password@` and `password=...` taken out of every address in it.
+
+    A password may have unencoded signs: up to the last `@` of the word all of it goes, a path too.
+    """
+    return _PASSWORD.sub(r"\1=", _ADDRESS.sub(_without_user, text))
+
+
+def _without_user(found: re.Match[str]) -> str:
+    address = found[1]
+    authority = re.split("[/?#]", address, maxsplit=1)[0]
+    user, at, _ = authority.rpartition("@")
+    if at and ":" not in user:
+        # A name or a token: what comes after the host is a path, and may have an `@` of its own.
+        return f"://{address[len(user) + 1 :]}"
+    web = found.string[: found.start()].lower().endswith(("http", "https"))
+    if ":" not in authority or (web and _HOST.fullmatch(authority)):
+        return found[0]
+    return f"://{address.rpartition('@')[2]}"
+
+
+def is_ambiguous(url: str) -> bool:
+    """Whether an unencoded sign in its user name or password has a database's address read in several ways.
+
+    Its driver then takes a part of the password for the host, or quotes it in a message of its own
+    (postgresql.org, "Connection URIs").
+    """
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return True
+    # Not as `urlsplit` has it, which leaves tabs and line ends away.
+    authority = re.split("[/?#]", url.partition("://")[2], maxsplit=1)[0]
+    user, _, hosts = authority.rpartition("@")
+    parameters = parts.query.split("&")
+    named = [it for it in parameters if it.partition("=")[0] in _OF_A_USER]
+    # Users of managed servers have an `@`. Without a path libpq takes it for the one before the host.
+    others = [it for it in parameters if it not in named or not parts.path]
+    return (
+        any(_BADLY_ENCODED.search(it) for it in (authority, *named))
+        or any("@" in it for it in (user, parts.path, parts.fragment, *others))
+        or not all(_HOST.fullmatch(host) for host in hosts.split(","))
+    )
 
 
 def answers(url: str, timeout_seconds: float = 10.0) -> int:

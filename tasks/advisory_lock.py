@@ -5,7 +5,7 @@ import os
 from typing import Any
 from urllib.parse import urlsplit
 
-from tasks.addresses import without_passwords
+from tasks.addresses import WHAT_TO_ENCODE, is_ambiguous, without_passwords
 from tasks.database_outage import is_database_away
 from tasks.errors import ServerAway, StageFailed, UserError
 
@@ -52,9 +52,10 @@ class AdvisoryLock:
     def acquire(self, wait_seconds: float = 0.0) -> bool:
         """Take the lock, or give up after `wait_seconds`.
 
-        Raises: UserError without the driver; ServerAway when the server cannot be reached; StageFailed
-        when it refuses.
+        Raises: UserError without the driver, or for an address that can be read in several ways; ServerAway
+        when the server cannot be reached; StageFailed when it refuses.
         """
+        self._refuse_ambiguous()
         try:
             import psycopg
         except ImportError as error:
@@ -92,6 +93,7 @@ class AdvisoryLock:
         """
         import psycopg
 
+        self._refuse_ambiguous()
         try:
             with psycopg.connect(self._database, connect_timeout=10) as connection:
                 found = connection.execute(_HOLDER, (self.key,)).fetchone()
@@ -123,6 +125,14 @@ class AdvisoryLock:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+    def _refuse_ambiguous(self) -> None:
+        """Before the driver has it: that one's words about such an address have a part of the password."""
+        if is_ambiguous(self._database):
+            raise UserError(
+                "The address of the PostgreSQL whose lock keeps others away (LORALINE_LOCK_DATABASE, else that "
+                f"of MLflow's or the stack's database) cannot be read as one. {WHAT_TO_ENCODE} Nothing was begun."
+            )
 
     def _failed(self, error: Exception) -> StageFailed:
         kind, what = (

@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from flows.stack.environment_file import environment_file
 from flows.stack.prefect_address import encoded, parameters, prefect_address
 from flows.stack.settings import POSTGRES, Database, StackSettings
-from tasks.addresses import without_passwords
+from tasks.addresses import WHAT_TO_ENCODE, is_ambiguous
 from tasks.errors import UserError
 from tasks.home import Home
 
@@ -120,18 +120,28 @@ def write_ahead(path: Path) -> None:
 
 
 def _refuse_unfit(url: str) -> None:
-    shown = without_passwords(url)
+    """No more of the address than host and port is shown: what looks harmless may be half of a password."""
+    way_out = "Set it to postgresql://user:password@host:5432, or take it away to use SQLite."
+    if is_ambiguous(url):
+        raise UserError(f"{POSTGRES} cannot be read as one address. {WHAT_TO_ENCODE} {way_out}")
     parts = urlsplit(url)
     if parts.scheme not in ("postgresql", "postgres") or not parts.hostname:
-        raise UserError(
-            f"{POSTGRES} is {shown}, which is no address of a PostgreSQL server. "
-            "Set it to postgresql://user:password@host:5432, or take it away to use SQLite."
-        )
+        raise UserError(f"{POSTGRES} is no address of a PostgreSQL server. {way_out}")
+    if not _has_one_port(parts):
+        raise UserError(f"{POSTGRES} names no single host and port. {way_out}")
     if parts.path not in ("", "/"):
         raise UserError(
-            f"{POSTGRES} is {shown}, with a database. Leave {parts.path!r} away: the stack keeps two, "
-            f"{PREFECT_DATABASE} and {MLFLOW_DATABASE}."
+            f"{POSTGRES}, at {server_place(url)}, names a database. Leave {parts.path!r} away: the stack "
+            f"keeps two, {PREFECT_DATABASE} and {MLFLOW_DATABASE}."
         )
+
+
+def _has_one_port(parts: SplitResult) -> bool:
+    try:
+        return parts.port is None or parts.port > 0
+    except ValueError:
+        # Several hosts, or a number that is none of a port.
+        return False
 
 
 def _address(url: str, scheme: str, name: str) -> str:

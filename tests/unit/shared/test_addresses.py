@@ -6,7 +6,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from tasks.addresses import answers, unreachable, without_passwords
+from tasks.addresses import answers, is_ambiguous, unreachable, without_passwords
 
 
 @pytest.fixture
@@ -35,6 +35,79 @@ def test_passwords_are_taken_out_of_every_address() -> None:
     assert without_passwords(text) == (
         "GET https://host:5/api failed; see postgresql://db/x, not a@b.org"
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("at postgresql://me:Zk9/geheim@db:5432, down", "at postgresql://db:5432, down"),
+        ("postgresql://me:pa@geheim@db/x", "postgresql://db/x"),
+        ("postgresql://me:1?a=geheim@db", "postgresql://db"),
+        ("postgresql://me:a#geheim@db", "postgresql://db"),
+        ("postgresql://me:12/geheim@db", "postgresql://db"),
+        ("(postgresql://me:a://geheim@db)", "(postgresql://db)"),
+        ("https://u:a/geheim@h1/x,https://u:geheim@h2/y", "https://h1/x,https://h2/y"),
+        ("postgresql://db/x?password=geheim&a=1 down", "postgresql://db/x?password=&a=1 down"),
+        ("db/x?a=1&sslpassword=geheim", "db/x?a=1&sslpassword="),
+        ("host=db password='ge heim' user=me", "host=db password= user=me"),
+    ],
+)
+def test_a_password_with_unencoded_signs_or_as_a_parameter_is_taken_out(
+    text: str, shown: str
+) -> None:
+    assert without_passwords(text) == shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "http://127.0.0.1:5000/#/a@b",
+        "http://[::1]:5000/a@b",
+        "git+https://github.com/x@v1",
+        "s3://bucket/a@b.jsonl",
+        "postgresql://a:1,b:2/db",
+        "see http://h:80, or ask a@b.org",
+    ],
+)
+def test_an_at_sign_that_ends_no_password_stays(text: str) -> None:
+    assert without_passwords(text) == text
+
+
+def test_the_path_behind_a_token_stays() -> None:
+    assert without_passwords("https://geheim@host/x@v1") == "https://host/x@v1"
+
+
+@pytest.mark.parametrize(
+    "password", ["a@b", "a/b", "1/b", "a?b", "1?a=b", "a#b", "a[b", "a[b]c", "100%b", "a b", "%00b"]
+)
+def test_an_unencoded_sign_in_a_password_makes_an_address_ambiguous(password: str) -> None:
+    assert is_ambiguous(f"postgresql://me:{password}@db:5432")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://me:p%40s%2Fs:!@db.example:6432?sslmode=require",
+        "postgresql://me@[::1]:5432/x",
+        "postgresql://a:1,b:2/db",
+        "postgresql:///db?host=/run/postgresql",
+        "postgresql://db/?user=me@server&password=a@b",
+        "postgresql://me:x@db?sslrootcert=/a b/c.pem&application_name=100%",
+    ],
+)
+def test_an_address_that_all_read_alike_is_not_ambiguous(url: str) -> None:
+    assert not is_ambiguous(url)
+
+
+@pytest.mark.parametrize(
+    "query", ["?password=a@b", "/?password=100%b", "/?password=a b", "/?sslrootcert=a@b"]
+)
+def test_a_parameter_can_make_an_address_ambiguous_too(query: str) -> None:
+    assert is_ambiguous(f"postgresql://db{query}")
+
+
+def test_a_tab_that_urlsplit_leaves_away_makes_an_address_ambiguous() -> None:
+    assert is_ambiguous("postgresql://me:a\tb@db")
 
 
 def test_a_server_behind_an_address_with_credentials_is_found(port: int) -> None:

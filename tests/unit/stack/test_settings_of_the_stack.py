@@ -123,6 +123,18 @@ def test_one_setting_gives_both_postgresql_addresses(state: Home) -> None:
         ("mysql://a:geheim@b", "no address of a PostgreSQL server"),
         ("postgresql:///", "no address of a PostgreSQL server"),
         ("postgresql://a:geheim@b/things", "Leave '/things' away"),
+        ("postgresql://a:geheim@b:5/things", "at b:5, names a database"),
+        ("postgresql://a:Zk9/geheim@b:5432", "Percent-encode"),
+        ("postgresql://a:12/geheim@b:5432", "Percent-encode"),
+        ("postgresql://a:pa@geheim@b", "Percent-encode"),
+        ("postgresql://a:1?x=geheim@b", "Percent-encode"),
+        ("postgresql://a:x[geheim]@b", "Percent-encode"),
+        ("postgresql://a:100%geheim@b", "Percent-encode"),
+        ("postgresql://a:my geheim@b", "Percent-encode"),
+        ("postgresql://b/prod?password=geheim", "Leave '/prod' away"),
+        ("postgresql://a:geheim@b:1,c:2", "no single host and port"),
+        ("postgresql://a:geheim@b:99999", "no single host and port"),
+        ("geheim", "no address of a PostgreSQL server"),
     ],
 )
 def test_an_unfit_postgresql_setting_is_refused_without_its_password(
