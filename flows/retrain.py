@@ -7,6 +7,7 @@ from prefect import State, flow
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Crashed
 
+from flows import run_leases
 from flows.block_secrets import secrets_of
 from flows.bridging import bridged_run
 from flows.orderly import NotNow, orderly, refuse_outdated, repeats
@@ -19,6 +20,7 @@ from flows.verdict_page import show_verdict
 from tasks.dataset.task import compare_with_champion, prepare_dataset, replay_rows
 from tasks.errors import Interrupted, Killed
 from tasks.evaluation.task import evaluate_adapter
+from tasks.home import home
 from tasks.promotion.task import promote_version
 from tasks.registration.task import find_champion, register_adapter, verifier
 from tasks.tokenization.task import tokenize_dataset
@@ -48,6 +50,8 @@ def retrain(
     `Crashed`: the watchdog starts it once more.
     """
     try:
+        if unattended() is None:
+            run_leases.begin(home(), str(flow_run.id))
         with failure_told(recipe):
             recipe = recipe_of_run(recipe)
             refuse_outdated(recipe)

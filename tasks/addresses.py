@@ -5,7 +5,7 @@ import socket
 import ssl
 import urllib.error
 import urllib.request
-from urllib.parse import SplitResult, urlsplit, urlunsplit
+from urllib.parse import SplitResult, quote, urlsplit, urlunsplit
 
 # A word from `://` on, or up to the next address of a list in it.
 _ADDRESS = re.compile(r"""://((?:(?![,;|"'<>()][a-z][a-z0-9+.-]*://)\S)+)""", re.IGNORECASE)
@@ -29,7 +29,9 @@ WHAT_TO_ENCODE = (
 def without_passwords(text: str) -> str:
     """The text with `://user:password@` and `password=...` taken out of every address in it.
 
-    A password may have unencoded signs: up to the last `@` of the word all of it goes, a path too.
+    A password may have unencoded signs: up to the last `@` of the word all of it goes, a path and its host too.
+    Not in an address of the web, whose path may have an `@`: there a password with a `/` and digits before
+    it looks like a port.
     """
     return _PASSWORD.sub(r"\1=", _ADDRESS.sub(_without_user, text))
 
@@ -41,10 +43,25 @@ def _without_user(found: re.Match[str]) -> str:
     if at and ":" not in user:
         # A name or a token: what comes after the host is a path, and may have an `@` of its own.
         return f"://{address[len(user) + 1 :]}"
-    web = found.string[: found.start()].lower().endswith(("http", "https"))
+    web = (
+        found.string[max(0, found.start() - 5) : found.start()].lower().endswith(("http", "https"))
+    )
     if ":" not in authority or (web and _HOST.fullmatch(authority)):
         return found[0]
     return f"://{address.rpartition('@')[2]}"
+
+
+def with_signs_encoded(url: str) -> str:
+    """The same address of a database with `#`, `?`, `[` and `]` of its password percent-encoded.
+
+    Drivers take them as they stand (libpq looks for `@` and `/` alone), and `urlsplit` does not.
+    """
+    scheme, mark, rest = url.partition("://")
+    user, at, behind = rest.partition("@")
+    if not at or ":" not in user or "/" in user or re.search(r"\?\w+=", user):
+        return url
+    user = re.sub(r"[#?[\]]", lambda sign: quote(sign[0]), user)
+    return f"{scheme}{mark}{user}@{behind}"
 
 
 def is_ambiguous(url: str) -> bool:

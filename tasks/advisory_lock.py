@@ -5,7 +5,7 @@ import os
 from typing import Any
 from urllib.parse import urlsplit
 
-from tasks.addresses import WHAT_TO_ENCODE, is_ambiguous, without_passwords
+from tasks.addresses import WHAT_TO_ENCODE, is_ambiguous, with_signs_encoded, without_passwords
 from tasks.database_outage import is_database_away
 from tasks.errors import ServerAway, StageFailed, UserError
 
@@ -35,7 +35,7 @@ class AdvisoryLock:
 
         `application` is what the server's lists of sessions show. Default: `text`.
         """
-        self._database, self._text = database, text
+        self._database, self._text = with_signs_encoded(database), text
         self._application = application or text
         self._connection: Any = None
 

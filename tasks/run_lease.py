@@ -1,6 +1,7 @@
 """Who still writes a run: a kernel file lock per run, which the death of its process frees."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Literal
 
 from filelock import FileLock, Timeout
@@ -19,10 +20,21 @@ def take(home: Home, run_id: str, kind: Kind = "mlflow-run") -> FileLock:
     return lease
 
 
+def note_stopped(home: Home, run_id: str) -> None:
+    """Note that a person ended the process of a flow run."""
+    _stopped(home, run_id).touch()
+
+
+def was_stopped(home: Home, run_id: str) -> bool:
+    """Whether a person ended the process of a flow run that is `abandoned`."""
+    return _stopped(home, run_id).exists()
+
+
 def give_back(home: Home, run_id: str, lease: FileLock, kind: Kind = "mlflow-run") -> None:
     """End the lease: the run has its final status."""
     lease.release()
     (home.locks / f"{kind}-{run_id}.lock").unlink(missing_ok=True)
+    _stopped(home, run_id).unlink(missing_ok=True)
 
 
 def abandoned(home: Home, kind: Kind = "mlflow-run") -> Iterator[str]:
@@ -36,3 +48,7 @@ def abandoned(home: Home, kind: Kind = "mlflow-run") -> Iterator[str]:
         run_id = path.stem.removeprefix(f"{kind}-")
         yield run_id
         give_back(home, run_id, lease, kind)
+
+
+def _stopped(home: Home, run_id: str) -> Path:
+    return home.locks / f"stopped-{run_id}"

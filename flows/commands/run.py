@@ -8,14 +8,12 @@ import shlex
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self, TextIO
+from typing import Any, TextIO
 
-from filelock import FileLock
-
+from flows import run_leases
 from flows.failures import Failure, explain
 from flows.program import program
 from flows.signals import stop_signals
-from tasks import run_lease
 from tasks.artifacts import Outcome
 from tasks.errors import Interrupted
 from tasks.home import Home, home
@@ -113,8 +111,8 @@ class Attempt:
             from flows.heartbeats import without_heartbeats
             from flows.retrain import retrain
 
-            with without_heartbeats(), FlowLease(state) as lease:
-                result = retrain.with_options(on_running=[lease.begin])(
+            with without_heartbeats(), run_leases.leased():
+                result = retrain(
                     recipe=str(path), overrides=list(self.args.overrides), force=self.args.force
                 )
         return Outcome.model_validate(result)
@@ -123,27 +121,6 @@ class Attempt:
         """Keep the outcome as far as the flow has got, for the answer of a run that fails later."""
         if event["event"] == "outcome":
             self._known = event["outcome"]
-
-
-class FlowLease:
-    """Lets the watchdog tell a flow run of this process that was killed from one that still runs."""
-
-    def __init__(self, state: Home) -> None:
-        self._home = state
-        self._held: dict[str, FileLock] = {}
-
-    def begin(self, flow: object, flow_run: Any, state: object) -> None:
-        """Hold the flow run; a hook of Prefect's for the flow's start."""
-        if (run_id := str(flow_run.id)) not in self._held:
-            self._held[run_id] = run_lease.take(self._home, run_id, "flow-run")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """The flow has told Prefect how it ended."""
-        for run_id, lease in self._held.items():
-            run_lease.give_back(self._home, run_id, lease, "flow-run")
 
 
 def again(args: argparse.Namespace) -> str:
@@ -165,6 +142,7 @@ def _write(outcome: Outcome, answer: TextIO) -> None:
 
 def _answer_at_once(args: argparse.Namespace, attempt: Attempt, answer: TextIO) -> None:
     # A second Ctrl-C: programs that read standard output get their object all the same.
+    run_leases.note_stopped()
     if args.json:
         _write(attempt.failed(explain(KeyboardInterrupt())), answer)
 

@@ -54,5 +54,10 @@ class Abandoned:
 
     def _end(self, flow_run: str) -> None:
         for run in self.api.flow_runs({"id": {"any_": [flow_run]}}):
-            if run["state"]["type"] in UNFINISHED:
+            if run["state"]["type"] not in UNFINISHED:
+                continue
+            if run_lease.was_stopped(self.home, flow_run):
+                # Nobody need be told of that.
+                self.api.end_flow_run(flow_run, "CANCELLED", "A person ended its process.")
+            else:
                 end_run(self.api, run)

@@ -8,7 +8,9 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator
+import sys
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -19,6 +21,7 @@ from filelock import FileLock
 from flows.stack import supervisor
 from flows.stack.alerts import Alert, Alerts, memory_of
 from flows.stack.configuration import SHORT_FOLDER
+from flows.stack.exposure import NO_RESTART
 from flows.stack.memory import keep
 from flows.stack.settings import folder
 from tasks.errors import Interrupted, LoralineError
@@ -31,6 +34,8 @@ MOST_REASONS = 10
 """So many are told of one row: a text that differs each time is no news each time."""
 LONGEST_TEXT = 1500
 """Characters of a reason: the end of a log is part of it, and its ways out stand at both ends."""
+INSISTING_SECONDS = (5.0, 10.0, 15.0, 30.0, *[60.0] * 9)
+"""Between attempts to tell why a start failed that nothing repeats."""
 _log = logging.getLogger(__name__)
 
 
@@ -71,14 +76,28 @@ def tell_failure(home: Home, error: Exception) -> None:
     row, reason = read_row(home), _essence(error)
     # First: what nobody remembers would be told by every start.
     kept_here = _keep(home, row)
-    alerts = Alerts(memory_of(home), _notices(home))
+    notices = _notices(home)
+    alerts = Alerts(memory_of(home), notices)
     if reason not in row.told and len(row.told) < MOST_REASONS:
-        alerts.tell(_alert(home, error, f"{row.since} {reason}"))
+        alert = _alert(home, error, f"{row.since} {reason}")
+        alerts.tell(alert)
         _keep(home, replace(row, told=[*row.told, reason]))
+        if error.__dict__.get("exit_code") == NO_RESTART and not sys.stderr.isatty():
+            # No later start delivers it, and the network may not be up yet.
+            _insist(notices, alert.id)
     if kept_here:
         # Whoever was away at the first one, as a network that comes up after us. A disk that takes nothing
         # forgets who took it.
         alerts.deliver()
+
+
+def _insist(notices: Notices, notice_id: str, sleep: Callable[[float], None] = time.sleep) -> None:
+    """Deliver until every receiver that this process knows has it, for ten minutes at most."""
+    for pause in INSISTING_SECONDS:
+        notices.deliver(attempts=1)
+        if all((notice_id, name) in notices.taken for name in notices.targets):
+            return
+        sleep(pause)
 
 
 def read_row(home: Home) -> Row:

@@ -169,7 +169,7 @@ def _with_their_twins(entries: Iterable[Logged]) -> list[Logged]:
         if first is it:
             continue
         if it.done:
-            # Carried out twice: by no client of ours, so the audit names it.
+            # Carried out twice, as a release before twins were known could: the audit names it.
             found[(it.run_id,)] = it
         else:
             found[key] = replace(first, twins=(*first.twins, it))

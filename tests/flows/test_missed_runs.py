@@ -1,11 +1,13 @@
 """After a downtime one run catches up for all that were missed, whichever a worker starts first."""
 
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tasks.errors import StageFailed
 from tasks.home import Home
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -267,26 +269,30 @@ def test_a_person_is_never_told_that_a_later_run_is_due(
     assert state.name == "Trained"
 
 
-@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize(
+    ("error", "is_left"), [(None, 0), (StageFailed("no"), 0), (ConnectionError("Prefect?"), 1)]
+)
 def test_a_run_of_the_command_line_has_a_lease_for_as_long_as_it_lasts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception | None, is_left: int
 ) -> None:
-    from prefect.states import Completed, Failed
+    from prefect.states import Completed
 
     import flows.retrain as retraining
-    from flows.commands.run import FlowLease
+    from flows import run_leases
 
-    home, held = Home(tmp_path / "home"), []
+    home, held = Home(tmp_path / "loraline-home"), []
 
     def train(*_: object) -> Any:
         held.extend(home.locks.glob("flow-run-*"))
-        return (Failed if fails else Completed)(name="Trained", data={})
+        if error:
+            raise error
+        return Completed(name="Trained", data={})
 
     monkeypatch.setattr(retraining, "_retrained", train)
-    with FlowLease(home) as lease:
-        flow = retraining.retrain.with_options(on_running=[lease.begin])
-        ended = flow(str(tmp_path / "nightly.yaml"), return_state=True)
-    assert ended.name == "Trained"
-    (path,) = held
-    assert path.stem == f"flow-run-{ended.state_details.flow_run_id}"
-    assert not list(home.locks.glob("flow-run-*"))
+    with suppress(StageFailed, ConnectionError), run_leases.leased():
+        retraining.retrain(str(tmp_path / "nightly.yaml"))
+    assert len(held) == 1
+    run_leases.note_stopped()
+    left = [path.name.partition("-")[0] for path in home.locks.glob("*")]
+    assert sorted(left) == ["flow", "stopped"] * is_left
+    run_leases._held.clear()

@@ -25,7 +25,7 @@ from tasks import files
 from tasks.errors import StageFailed, UserError
 from tasks.home import Home
 from tasks.promotion import notices
-from tasks.promotion.delivery import Target, webhook_target
+from tasks.promotion.delivery import Target, TargetFailed, webhook_target
 from tasks.promotion.notices import notices_of
 from tests.webhook import webhook
 
@@ -256,6 +256,27 @@ def test_a_start_that_systemd_does_not_repeat_is_told_as_well(
     monkeypatch.delenv("PREFECT_SERVER_API_AUTH_STRING", raising=False)
     assert started("--host", "0.0.0.0") == NO_RESTART
     assert "ssh -L" in texts(told)[0]
+
+
+@pytest.mark.parametrize(("attempts", "count"), [(3, 1), (99, 0)])
+def test_where_no_later_start_tells_it_a_receiver_that_is_away_is_waited_for(
+    state: Home, told: Told, monkeypatch: pytest.MonkeyPatch, attempts: int, count: int
+) -> None:
+    monkeypatch.delenv("PREFECT_SERVER_API_AUTH_STRING", raising=False)
+    send, tried = Target.send, []
+
+    def after_some(self: Target, notice: Any) -> None:
+        tried.append(notice)
+        if len(tried) < attempts:
+            raise TargetFailed("the network is not up yet")
+        send(self, notice)
+
+    monkeypatch.setattr(Target, "send", after_some)
+    monkeypatch.setattr(failed_starts, "INSISTING_SECONDS", [0.0] * 9)
+    assert started("--host", "0.0.0.0") == NO_RESTART
+    assert len(told) == count
+    # What the last attempt does not deliver waits for the next start.
+    assert len(tried) == (3 if count else 10)
 
 
 def test_a_webhook_that_only_the_file_of_the_stack_names_is_told(

@@ -495,18 +495,21 @@ def test_a_killed_command_line_run_is_closed_in_mlflow_and_in_prefect(
 def test_a_command_line_run_that_was_killed_before_it_trained_is_closed(
     prefect: Any, state: Home
 ) -> None:
-    killed, living = (prefect.add("RUNNING", work_pool_name=None) for _ in range(2))
+    killed, living, stopped = (prefect.add("RUNNING", work_pool_name=None) for _ in range(3))
     script = (
         "import os, signal, sys; from pathlib import Path; from tasks.home import Home\n"
         "from tasks import run_lease\n"
         "lease = run_lease.take(Home(Path(sys.argv[1])), sys.argv[2], 'flow-run')\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    subprocess.run([sys.executable, "-c", script, str(state.root), killed["id"]])
+    for run in (killed, stopped):
+        subprocess.run([sys.executable, "-c", script, str(state.root), run["id"]])
+    run_lease.note_stopped(state, stopped["id"])
     lease = run_lease.take(state, living["id"], "flow-run")
     Abandoned(prefect.api, state, set)()
-    assert [run["state"]["type"] for run in (killed, living)] == ["CRASHED", "RUNNING"]
-    assert [path.stem for path in state.locks.glob("flow-run-*")] == [f"flow-run-{living['id']}"]
+    states = [run["state"]["type"] for run in (killed, living, stopped)]
+    assert states == ["CRASHED", "RUNNING", "CANCELLED"]
+    assert [path.stem for path in state.locks.glob("*")] == [f"flow-run-{living['id']}"]
     run_lease.give_back(state, living["id"], lease, "flow-run")
 
 
