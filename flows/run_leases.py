@@ -4,7 +4,7 @@ A worker's run is told by its process, which bears the run's id from its start.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from filelock import FileLock
 
@@ -18,7 +18,9 @@ _held: dict[str, tuple[Home, FileLock]] = {}
 def begin(home: Home, run_id: str) -> None:
     """Hold the flow run for as long as this process lives, or the block of `leased` lasts."""
     if run_id not in _held:
-        _held[run_id] = home, run_lease.take(home, run_id, "flow-run")
+        # A disk that takes nothing is told by the run itself, in words.
+        with suppress(OSError):
+            _held[run_id] = home, run_lease.take(home, run_id, "flow-run")
 
 
 @contextmanager

@@ -167,15 +167,19 @@ class Stack:
         found: dict[str, Any] = until(ended, seconds)
         return found
 
+    def repetitions_of(self, run: str) -> list[str]:
+        """The runs that the watchdog started of the recipe of a crashed one."""
+        recipe = self.run(run)["parameters"]["recipe"]
+        runs = self.api.flow_runs(AGAIN)
+        return [str(it["id"]) for it in runs if it["parameters"].get("recipe") == recipe]
+
     def repetition_of(self, run: str) -> str:
         """The run that the watchdog started for a crashed one."""
-        recipe = self.run(run)["parameters"]["recipe"]
 
         def found() -> str | None:
-            runs = self.api.flow_runs(AGAIN)
-            ids = [it["id"] for it in runs if it["parameters"].get("recipe") == recipe]
+            ids = self.repetitions_of(run)
             assert len(ids) < 2
-            return str(ids[0]) if ids else None
+            return ids[0] if ids else None
 
         return str(until(found))
 

@@ -21,7 +21,7 @@ import pytest
 from flows.stack import leftovers, supervisor
 from flows.stack.stops import was_cut_off
 from tasks.stack import running
-from tests.running_stack import AGAIN, Stack, running_stack, until
+from tests.running_stack import Stack, running_stack, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 PARTS = ("prefect", "mlflow", "worker", "registry-worker", "watchdog")
@@ -136,7 +136,7 @@ def test_a_run_whose_worker_died_can_still_be_cancelled(stack: Stack) -> None:
     until(lambda: run not in leftovers.living_flow_runs(), 30)
     # For a moment it is what its own process reported when that was ended.
     until(lambda: stack.state(run) == "CANCELLED", 60)
-    assert not stack.api.flow_runs(AGAIN)
+    assert not stack.repetitions_of(run)
     # Not in the way of those that count what lies there.
     shutil.rmtree(stack.home.work)
     until(lambda: stack.status()["healthy"])
@@ -178,7 +178,7 @@ def test_a_cancelled_run_is_gone_with_every_descendant_within_half_a_minute(stac
     # Somebody wanted it: nobody is alarmed, and nothing starts it again.
     time.sleep(20)
     assert stack.alerts_of(run) == []
-    assert not stack.api.flow_runs(AGAIN)
+    assert not stack.repetitions_of(run)
     shutil.rmtree(stack.home.work)
 
 
