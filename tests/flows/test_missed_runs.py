@@ -10,7 +10,7 @@ import pytest
 from tasks.errors import StageFailed
 from tasks.home import Home
 
-pytestmark = pytest.mark.usefixtures("prefect_server")
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("prefect_server")]
 
 
 def missed(

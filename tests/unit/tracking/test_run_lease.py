@@ -68,6 +68,7 @@ def test_a_killed_run_that_was_deleted_for_good_stops_nobody(tmp_path: Path) -> 
     assert not list(home.locks.glob("mlflow-run-*"))
 
 
+@pytest.mark.long
 def test_a_killed_run_that_may_not_be_closed_stops_nobody(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
