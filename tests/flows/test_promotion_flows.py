@@ -18,6 +18,7 @@ import pytest
 from tasks.artifacts import Version
 from tasks.home import Home
 from tasks.tracking import Tracker
+from tests.delivered import all_delivered
 
 pytestmark = pytest.mark.long
 
@@ -149,6 +150,7 @@ def test_a_flow_promotes_another_goes_back_and_both_leave_an_artifact(tracker: T
     moved = promote("a", "2", "better", by="ada", return_state=True)
     assert (moved.name, moved.message) == ("Completed", "#2 promotion: version 2 instead of 1")
     assert champion(tracker) == "2"
+    all_delivered()
     artifact = Artifact.get("loraline-promotion")
     assert artifact is not None
     assert "| rougeL | passed |  |  |  |  |  |" in str(artifact.data)
@@ -177,6 +179,7 @@ def name_of(state: Any) -> str:
     """The name of the flow run that ended in this state."""
     from prefect.client.orchestration import get_client
 
+    all_delivered()
     with get_client(sync_client=True) as client:
         return str(client.read_flow_run(state.state_details.flow_run_id).name)
 

@@ -10,6 +10,7 @@ from uuid import UUID
 import pytest
 
 from tasks.artifacts import Adapter, Outcome, Tokens
+from tests.delivered import all_delivered
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -56,6 +57,7 @@ def artifacts_of(run_id: UUID) -> list[Any]:
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 
+    all_delivered()
     with get_client(sync_client=True) as client:
         mine = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]))
         return list(client.read_artifacts(artifact_filter=mine, limit=200))
