@@ -111,9 +111,8 @@ def refuse_outdated(recipe: str) -> None:
         return
     # Whoever presses Retry has mended something, and means this run: what failed later, or gave way to what
     # did, has done it for nobody.
-    is_retried = here.run_count > 1
-    others = (it for it in later if it.id != here.id and not (is_retried and _came_to_nothing(it)))
-    newer = next((it for it in others if not _given_up(it)), None)
+    is_passed_over = _came_to_nothing if here.run_count > 1 else _given_up
+    newer = next((it for it in later if it.id != here.id and not is_passed_over(it)), None)
     if newer is not None:
         raise NotNow(
             f"{recipe} was due at {here.expected_start_time:%Y-%m-%d %H:%M} and is late; the run "
@@ -198,8 +197,8 @@ def _given_up(run: FlowRun) -> bool:
 
 def _came_to_nothing(run: FlowRun) -> bool:
     state = run.state
-    return state is not None and (
-        state.is_failed() or state.is_crashed() or state.name == NotNow.NAME
+    return _given_up(run) or (
+        state is not None and (state.is_failed() or state.is_crashed() or state.name == NotNow.NAME)
     )
 
 

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ from tasks.home import Home
 from tasks.tracking import Tracker
 from tasks.training.checkpoints import MANIFEST
 from tasks.turn import _holder, is_taken
+from tests.loopback import free_port
 from tests.webhook import webhook
 
 ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
@@ -254,12 +254,6 @@ def running_stack(cli: Any, **environment: str) -> Iterator[Stack]:
             cli("down")
     left = leftovers.processes(found.home)
     assert not left, [p.cmdline() for p in left]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def until(what: Callable[[], Any], seconds: float = 480) -> Any:

@@ -16,7 +16,8 @@ import psutil
 import pytest
 
 from flows.stack import leftovers
-from tests.running_stack import Stack, free_port, until
+from tests.loopback import free_port
+from tests.running_stack import Stack, until
 from tests.webhook import webhook
 
 SYSTEMD = Path("/lib/systemd/systemd")

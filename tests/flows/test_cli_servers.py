@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -21,16 +20,9 @@ import pytest
 from flows.server_lock import ServerLock
 from tasks.home import Home
 from tasks.stack import Server, running, write_stack
+from tests.loopback import free_port
 
 pytestmark = pytest.mark.long
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-        assert isinstance(port, int)
-        return port
 
 
 @dataclass

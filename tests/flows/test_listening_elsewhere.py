@@ -24,7 +24,8 @@ from flows.stack.parts import part_environment, parts
 from flows.stack.settings import StackSettings
 from tasks.home import Home
 from tasks.stack import answers
-from tests.running_stack import free_port, until
+from tests.loopback import free_port
+from tests.running_stack import until
 
 
 def own_address() -> str:

@@ -27,6 +27,7 @@ from tasks.home import Home
 from tasks.promotion import notices
 from tasks.promotion.delivery import Target, TargetFailed, webhook_target
 from tasks.promotion.notices import notices_of
+from tests.loopback import free_port
 from tests.webhook import webhook
 
 AWAY = "http://127.0.0.1:9/away"
@@ -57,12 +58,6 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
     )
     write_settings(home, settings)
     return home
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture

@@ -18,7 +18,8 @@ from flows.stack.parts import parts
 from flows.stack.settings import StackSettings, folder, read_settings, write_settings
 from flows.stack.state import PartState, stack_state
 from tasks.home import Home
-from tests.running_stack import free_port, until
+from tests.loopback import free_port
+from tests.running_stack import until
 
 ROOT = Path(__file__).resolve().parents[3]
 DYING = """

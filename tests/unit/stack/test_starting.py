@@ -25,6 +25,7 @@ from flows.stack.state import stack_state
 from tasks.errors import StageFailed, UserError
 from tasks.home import Home
 from tasks.stack import Server, read_stack, running, start_ticks, write_stack
+from tests.loopback import free_port
 
 
 def quiet(_: str) -> None:
@@ -37,12 +38,6 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
     monkeypatch.setenv("LORALINE_HOME", str(home.root))
     home.prepare()
     return home
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture
