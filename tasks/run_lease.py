@@ -1,6 +1,7 @@
 """Who still writes a run: a kernel file lock per run, which the death of its process frees."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -8,8 +9,9 @@ from filelock import FileLock, Timeout
 
 from tasks.home import Home
 
-Kind = Literal["mlflow-run", "flow-run"]
-"""A run in MLflow, or one in Prefect that no worker started: a worker's process bears its run's id."""
+Kind = Literal["mlflow-run", "opening", "flow-run"]
+"""A run in MLflow; the opening of one, whose id is not known yet; or a run in Prefect that no worker started:
+a worker's process bears its run's id."""
 
 
 def take(home: Home, run_id: str, kind: Kind = "mlflow-run") -> FileLock:
@@ -18,6 +20,18 @@ def take(home: Home, run_id: str, kind: Kind = "mlflow-run") -> FileLock:
     lease = FileLock(home.locks / f"{kind}-{run_id}.lock")
     lease.acquire(timeout=0)
     return lease
+
+
+@contextmanager
+def until_done(home: Home, run_id: str, kind: Kind) -> Iterator[None]:
+    """Hold it for a block, and give it back where the block ends well; else it is `abandoned`."""
+    lease = take(home, run_id, kind)
+    try:
+        yield
+    except BaseException:
+        lease.release()
+        raise
+    give_back(home, run_id, lease, kind)
 
 
 def note_stopped(home: Home, run_id: str) -> None:
@@ -38,7 +52,7 @@ def give_back(home: Home, run_id: str, lease: FileLock, kind: Kind = "mlflow-run
 
 
 def abandoned(home: Home, kind: Kind = "mlflow-run") -> Iterator[str]:
-    """Runs whose process ended without giving them a status; each is named once."""
+    """Runs whose process ended without giving them a status; each is named once, or until it could be closed."""
     for path in sorted(home.locks.glob(f"{kind}-*.lock")):
         lease = FileLock(path)
         try:

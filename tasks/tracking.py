@@ -7,7 +7,7 @@ import re
 import time
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -36,7 +36,8 @@ LONGEST_VALUE = 6000
 LONGEST_DIGEST = 36
 """MLflow stores at most this many characters of a dataset's digest; the whole one is in its profile."""
 OPENING_TAG = "loraline.opening"
-"""Unlike that of any other opening of a run: MLflow's client asks again where an answer was lost."""
+"""The experiment's id and what no other opening of a run has: an answer may be lost, and MLflow's client
+asks again."""
 _log = logging.getLogger(__name__)
 
 
@@ -170,41 +171,58 @@ class Tracker:
         as KILLED first.
         """
         client = self.client
-        # A lease stays until MLflow took the end of its run: nobody else knows of it.
-        for left in run_lease.abandoned(self.home):
-            try:
-                self.close_abandoned(left)
-            except ServerAway:
-                raise
-            except StageFailed as error:
-                # What is refused once is refused again, and is no reason to do without a new run.
-                _log.warning("%s", error)
-        opening = uuid.uuid4().hex
-        with self.explained(f"open a run in the experiment {experiment!r}"):
+        self._close_left()
+        doing = f"open a run in the experiment {experiment!r}"
+        with self.explained(doing):
             experiment_id = self.experiment_id(experiment)
-            run = client.create_run(
-                experiment_id,
-                run_name=run_name,
-                tags={
-                    "mlflow.user": current_user(),
-                    "mlflow.source.name": "loraline",
-                    "mlflow.source.type": "JOB",
-                    **{key: str(value) for key, value in tags.items()},
-                    OPENING_TAG: opening,
-                },
-            )
+        opening = f"{experiment_id}-{uuid.uuid4().hex}"
+        with run_lease.until_done(self.home, opening, "opening"):
+            with self.explained(doing):
+                run = client.create_run(
+                    experiment_id,
+                    run_name=run_name,
+                    tags={
+                        "mlflow.user": current_user(),
+                        "mlflow.source.name": "loraline",
+                        "mlflow.source.type": "JOB",
+                        **{key: str(value) for key, value in tags.items()},
+                        OPENING_TAG: opening,
+                    },
+                )
             run_id = str(run.info.run_id)
-        self._leases[run_id] = run_lease.take(self.home, run_id)
-        self._close_twins(run_id, experiment_id, opening)
+            self._leases[run_id] = run_lease.take(self.home, run_id)
+            self.close_opened(opening, but=run_id)
         self.log_params(run_id, params)
         return run_id
 
-    def _close_twins(self, run_id: str, experiment_id: str, opening: str) -> None:
-        """Give the runs whose answer was lost a status: nobody knows of them, and they have no lease."""
+    def _close_left(self) -> None:
+        # A lease stays until MLflow took the end of its run: nobody else knows of it.
+        closers: dict[run_lease.Kind, Callable[[str], object]] = {
+            "mlflow-run": self.close_abandoned,
+            "opening": self.close_opened,
+        }
+        for kind, close in closers.items():
+            for left in run_lease.abandoned(self.home, kind):
+                try:
+                    close(left)
+                except ServerAway:
+                    raise
+                except StageFailed as error:
+                    # What is refused once is refused again, and is no reason to do without a new run.
+                    _log.warning("%s", error)
+
+    def close_opened(self, opening: str, but: str | None = None) -> None:
+        """Give the runs of one opening whose answer was lost the status KILLED: nobody knows of them.
+
+        `but` is the run whose answer came. Raises: as `close_abandoned`.
+        """
         with self.explained("look for a run whose answer was lost"):
-            same = f"tags.`{OPENING_TAG}` = {filter_text(opening)}"
-            for run in self.client.search_runs([experiment_id], filter_string=same):
-                if run.info.run_id != run_id:
+            for run in self.client.search_runs(
+                [opening.partition("-")[0]],
+                filter_string=f"tags.`{OPENING_TAG}` = {filter_text(opening)} "
+                "and attributes.status = 'RUNNING'",
+            ):
+                if run.info.run_id != but:
                     self.client.set_terminated(run.info.run_id, status="KILLED")
 
     def find_run(self, experiment: str, tags: Mapping[str, str]) -> str | None:

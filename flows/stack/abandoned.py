@@ -49,6 +49,13 @@ class Abandoned:
             if not flow_run or flow_run in self.living():
                 continue
             self._end(flow_run)
+        for opening in run_lease.abandoned(self.home, "opening"):
+            try:
+                Tracker(self.home).close_opened(opening)
+            except ServerAway:
+                raise
+            except StageFailed as error:
+                refused = error
         if refused is not None:
             raise refused
 

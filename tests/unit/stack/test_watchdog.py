@@ -42,7 +42,7 @@ from flows.stack.silent_workers import SilentWorkers
 from flows.stack.stops import NEWEST, note_stop, was_cut_off
 from flows.watchdog import Check, watch
 from tasks import run_lease
-from tasks.errors import StageFailed
+from tasks.errors import ServerAway, StageFailed
 from tasks.files import write_json
 from tasks.home import Home
 from tasks.marked import WORKER
@@ -543,6 +543,26 @@ def test_a_run_that_cannot_be_closed_in_mlflow_keeps_no_other_from_it(
     assert [status[it] for it in others] == ["KILLED", "KILLED"]
     # That of the deleted one is over all the same.
     assert sorted(run["state"]["type"] for run in runs) == ["CRASHED"] * 3 + ["RUNNING"]
+
+
+def test_a_run_that_mlflow_made_without_its_answer_arriving_is_closed(
+    prefect: Any, state: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker, made = Tracker(state), []
+    create = tracker.client.create_run
+
+    def carried_out(*args: Any, **kwargs: Any) -> None:
+        made.append(create(*args, **kwargs).info.run_id)
+        raise ConnectionError("Remote end closed connection without response")
+
+    with monkeypatch.context() as away:
+        away.setattr(tracker.client, "create_run", carried_out)
+        with pytest.raises(ServerAway):
+            tracker.open_run("small", "lost", tags={}, params={})
+    Abandoned(prefect.api, state, set)()
+    (lost,) = made
+    assert tracker.client.get_run(lost).info.status == "KILLED"
+    assert list(state.locks.glob("opening-*")) == []
 
 
 def test_one_crash_is_one_alert_and_one_repetition_over_restarts(

@@ -59,6 +59,39 @@ def test_a_server_that_is_away_costs_no_killed_run_its_end(
     assert tracker.client.get_run(run_id).info.status == "KILLED"
 
 
+def lost_answer(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """MLflow makes the run, and is away before it can say so. Returns the ids of the runs made so."""
+    create, made = MlflowClient.create_run, []
+
+    def carried_out(*args: Any, **kwargs: Any) -> Any:
+        made.append(create(*args, **kwargs).info.run_id)
+        raise ConnectionError("Remote end closed connection without response")
+
+    monkeypatch.setattr(MlflowClient, "create_run", carried_out)
+    return made
+
+
+def test_a_run_that_nobody_was_told_of_is_closed_by_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = Home(tmp_path / "home")
+    tracker = Tracker(home)
+    living = tracker.open_run("docs", "living", tags={}, params={})
+    with monkeypatch.context() as away:
+        made = lost_answer(away)
+        with pytest.raises(ServerAway):
+            tracker.open_run("docs", "lost", tags={}, params={})
+        # The look for it meets the same outage: it is not forgotten.
+        away.setattr(MlflowClient, "search_runs", refused)
+        with pytest.raises(ServerAway):
+            tracker.open_run("docs", "lost", tags={}, params={})
+    assert tracker.client.get_run(made[0]).info.status == "RUNNING"
+    third = tracker.open_run("other", "third", tags={}, params={})
+    statuses = [tracker.client.get_run(r).info.status for r in (*made, living, third)]
+    assert statuses == ["KILLED", "RUNNING", "RUNNING"]
+    assert not list(home.locks.glob("opening-*"))
+
+
 def test_a_killed_run_that_was_deleted_for_good_stops_nobody(tmp_path: Path) -> None:
     home = Home(tmp_path / "home")
     home.locks.mkdir(parents=True)
@@ -79,7 +112,7 @@ def test_a_killed_run_that_may_not_be_closed_stops_nobody(
     assert f"close the run {run_id}" in caplog.text
 
 
-def refused(*_: Any) -> Any:
+def refused(*_: Any, **__: Any) -> Any:
     raise MlflowException("API request failed") from ConnectionError("refused")
 
 
