@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from flows.own_pages import answer_own_pages_only
 from flows.sqlite_transactions import begin_in_turn
+from flows.unused_memory import keep_returning
 
 if TYPE_CHECKING:
     import uvicorn
@@ -56,6 +57,7 @@ def prepare_prefect() -> None:
 
 def become(module: str, arguments: Sequence[str]) -> None:
     """Run the module in this process as `python -m` does, until it ends."""
+    keep_returning()
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
