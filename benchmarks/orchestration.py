@@ -185,24 +185,24 @@ def _soak(result: Result, folder: Path, runs: int) -> None:
         it.run_on_schedule(recipe, 2)
         database = it.database_mb
         processes = {part: it.process(part) for part in ("worker", "prefect")}
-        memory = {part: [it.memory_mb(pid)] for part, pid in processes.items()}
+        before = {part: it.memory_mb(pid) for part, pid in processes.items()}
+        halves = {part: ([before[part]], [before[part]]) for part in processes}
 
         def look(done: int) -> None:
-            if done >= runs // 2 and len(memory["worker"]) == 1:
-                for part, pid in processes.items():
-                    memory[part].append(it.memory_mb(pid))
+            for part, pid in processes.items():
+                halves[part][done >= runs // 2].append(it.memory_mb(pid))
 
         ends = it.run_on_schedule(recipe, runs, look)
         result.values["soak_runs"] = sum(ends.values())
         result.values |= {f"soak_runs_{name.lower()}": count for name, count in ends.items()}
         growth = it.database_mb - database
         result.values["database_kb_per_run"] = 1000 * growth / sum(ends.values())
-        for part, pid in processes.items():
-            before, half = memory[part]
-            after = it.memory_mb(pid)
-            result.values[f"soak_{part}_memory_growth_mb"] = after - before
+        for part, halfway in halves.items():
+            # Garbage comes and goes with each run: the level is that of the last minute and a half.
+            half, end = (statistics.median(readings[-45:]) for readings in halfway)
+            result.values[f"soak_{part}_memory_growth_mb"] = end - before[part]
             # What fills once (caches, pools of connections) has filled by then.
-            result.values[f"soak_{part}_memory_growth_of_second_half_mb"] = after - half
+            result.values[f"soak_{part}_memory_growth_of_second_half_mb"] = end - half
         result.values["database_lock_errors"] = it.lock_errors
 
 

@@ -18,12 +18,12 @@ def _keep_returning() -> None:
     time.sleep(SECONDS_BETWEEN)
     # Each client of Prefect's API that a run leaves behind holds 2 MB of certificates, in memory of which Python's
     # collector does not know: among all that a server has imported, it would look for the few objects of a client
-    # after hundreds of runs. What there is now is needed to the end, and is looked through no more.
+    # after hundreds of runs. What there is now is needed to the end; without it a look takes a millisecond.
     gc.collect()
     gc.freeze()
-    # Counts what is left to look through, by which the next full collections are timed.
-    gc.collect()
-    while trim is not None:
-        # Without it the heaps of threads keep the most that they ever held, each for itself.
-        trim(0)
+    while True:
+        gc.collect()
+        if trim is not None:
+            # Without it the heaps of threads keep the most that they ever held, each for itself.
+            trim(0)
         time.sleep(SECONDS_BETWEEN)
