@@ -3,7 +3,7 @@
 import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any, Literal
@@ -35,6 +35,8 @@ from tasks.turn import Taken, Turn, adapter_turn
 _log = logging.getLogger(__name__)
 SELDOM_SECONDS = 3600.0
 """How long a run that is due once a week or a month waits for another one of its adapter."""
+_LONGEST_PERIOD = timedelta(days=366)
+_NEWEST_FIRST = FlowRunSort.EXPECTED_START_TIME_DESC
 
 
 class NotNow(Exception):
@@ -91,33 +93,51 @@ def orderly(run: RunRecord) -> Iterator[Turn]:
 
 
 def refuse_outdated(recipe: str) -> None:
-    """Let one run catch up for all that were missed: of a schedule's due runs only the newest does anything.
+    """Let one run catch up for all that were missed: of a schedule's due runs only one does anything, the newest
+    when the first of them began.
 
     Prefect starts every run that came due while no worker lived. Whichever starts first, each sees
     for itself whether a later one is due or was.
 
-    Raises: NotNow when this is not the newest.
+    Raises: NotNow when this is another one.
     """
     here = _this_run()
     if here is None or started_by() != "schedule" or here.expected_start_time is None:
         return
     try:
-        later = _of_its_schedule(
-            here, here.expected_start_time, _now(), FlowRunSort.EXPECTED_START_TIME_DESC
-        )
+        found = _of_its_schedule(here, here.expected_start_time, _now(), _NEWEST_FIRST)
+        # Whoever presses Retry has mended something, and means this run: what failed later, or gave way to
+        # what did, has done it for nobody.
+        is_passed_over = _came_to_nothing if here.run_count > 1 else _given_up
+        newer = [it for it in found if it.id != here.id and not is_passed_over(it)]
+        gives_way = bool(newer) and not _was_relied_on(here, newer)
     except Exception:
         # Better twice than never: the turn and the store keep the second one harmless.
         _log.warning("Prefect does not say which runs are due; this one goes on", exc_info=True)
         return
-    # Whoever presses Retry has mended something, and means this run: what failed later, or gave way to what
-    # did, has done it for nobody.
-    is_passed_over = _came_to_nothing if here.run_count > 1 else _given_up
-    newer = next((it for it in later if it.id != here.id and not is_passed_over(it)), None)
-    if newer is not None:
+    if gives_way:
         raise NotNow(
             f"{recipe} was due at {here.expected_start_time:%Y-%m-%d %H:%M} and is late; the run "
-            f"{newer.name}, due at {newer.expected_start_time:%Y-%m-%d %H:%M} UTC, does it for both."
+            f"{newer[0].name}, due at {newer[0].expected_start_time:%Y-%m-%d %H:%M} UTC, does it for both."
         )
+
+
+def _was_relied_on(here: FlowRun, newer: Sequence[FlowRun]) -> bool:
+    """Whether a run that was due before this one gave way to it.
+
+    It does so for both then, however late it is. Where other adapters keep the worker for longer than the
+    schedule's period, a later one is always due, and none would ever train.
+    """
+    due = here.expected_start_time
+    assert due is not None
+    ends = [
+        run.end_time
+        for run in _of_its_schedule(here, due - _LONGEST_PERIOD, due, _NEWEST_FIRST)
+        if run.id != here.id and run.state_name == NotNow.NAME and run.end_time is not None
+    ]
+    dues = [run.expected_start_time for run in newer if run.expected_start_time is not None]
+    # Of the runs that were due by that end, this one was the newest.
+    return any(due <= end and not any(it <= end for it in dues) for end in ends)
 
 
 def _patience_seconds() -> float:
@@ -149,7 +169,7 @@ def _of_its_schedule(
                 expected_start_time=FlowRunFilterExpectedStartTime(after_=after, before_=before),
             ),
             sort=sort,
-            limit=20,
+            limit=200,
         )
 
 
