@@ -60,13 +60,18 @@ class Applied:
 
 
 def apply_deployments(
-    home: Home, recipes: Sequence[Path], *, file: DeploymentFile | None = None
+    home: Home,
+    recipes: Sequence[Path],
+    *,
+    away: Sequence[Path] = (),
+    file: DeploymentFile | None = None,
 ) -> Applied:
     """Make the deployments and the schedules of `recipes` what the files say.
 
     A folder among `recipes` stands for all recipes in it, and then schedules of recipes that are gone
     or want none any more are retired, wherever those lie; otherwise only those of the named recipes are
-    touched. Whether a schedule is paused is never changed, also where its recipe bears another name now.
+    touched. Of folders that are `away` the schedules stay, and are named. Whether a schedule is paused is never
+    changed, also where its recipe bears another name now.
     The server is the one of this process's environment (`flows.standing_server`); `home` is prepared for it.
 
     Raises: UserError when the shipped deployments do not fit their flows; StageFailed when the server
@@ -86,7 +91,7 @@ def apply_deployments(
             _apply_fixed(client, deployment, identity, applied)
             _apply_triggers(client, deployment, identity, applied)
             if deployment.name in (RETRAIN, WATCH):
-                folders = [path for path in recipes if path.is_dir()]
+                folders = [*(path for path in recipes if path.is_dir()), *away]
                 refused |= _apply_recipes(client, deployment, identity, wanted, folders, applied)
         changed, problems = apply_notifications(client, os.environ)
     applied.changed += changed

@@ -24,7 +24,11 @@ def apply(
     try:
         from flows.deploying import apply_deployments
 
-        applied = apply_deployments(home, [folder] if folder.is_dir() else [])
+        if folder.is_dir():
+            applied = apply_deployments(home, [folder])
+        else:
+            # A project without recipes, or one whose disk is not mounted.
+            applied = apply_deployments(home, [], away=[folder])
     except Exception as error:
         from flows.failures import explain
 

@@ -9,6 +9,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from flows import recipe_memory
+from flows.stack.settings import StackSettings
 from tasks.home import Home
 
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures("prefect_server")]
@@ -189,6 +190,30 @@ def test_the_last_recipe_of_all_is_retired_with_its_folder(
     assert not any(recipes.iterdir())
     assert "retired" in str(apply(tmp_path, recipes).changed)
     assert "last-of-all" not in schedules()
+
+
+def test_a_stack_whose_recipes_are_away_keeps_their_schedules_and_says_so(
+    tmp_path: Path, recipes: Path, starter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.stack import deploying as at_the_start
+
+    monkeypatch.delenv("PREFECT_PROFILE", raising=False)
+    settings, said = StackSettings(project=recipes.parent), []
+
+    def start() -> list[str]:
+        said.clear()
+        return at_the_start.apply(Home(tmp_path / "home"), settings, {}, said.append)
+
+    recipe = write(recipes, "went-with-all", NIGHTLY, starter)
+    assert start() == []
+    assert "went-with-all" in schedules()
+    recipe.parent.rename(tmp_path / "unmounted")
+    (problem,) = start()
+    assert problem.startswith(f"{recipe} is away with its folder")
+    assert said == [f"Not deployed: {problem}"]
+    assert "went-with-all" in schedules()
+    (tmp_path / "unmounted").rename(recipe.parent)
+    assert start() == []
 
 
 def test_a_folder_that_is_empty_may_be_where_a_disk_is_not_mounted(
