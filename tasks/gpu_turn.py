@@ -131,9 +131,10 @@ def hidden_gpus() -> Iterator[None]:
 
 
 def gpus() -> tuple[str, ...]:
-    """The NVIDIA GPUs that this process may use, by UUID, in CUDA's order; empty where there are none.
+    """The NVIDIA GPUs that this process may use, by UUID, in the driver's order; empty where there are none.
 
-    A slice of a GPU (MIG) is a device of its own.
+    A number in CUDA_VISIBLE_DEVICES is the driver's, by bus, whatever CUDA_DEVICE_ORDER is: CUDA's own, the
+    fastest first, is known only to who opens the devices. A slice of a GPU (MIG) is a device of its own.
 
     Raises: NoGpuTurn when the driver is there and does not say which: a run that went on would
     compute beside whoever holds their locks.
