@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,22 @@ class Stack:
         while found := leftovers.processes(self.home):
             kill(found)
 
+    def schedules_go_on(self, slug: str = "every-minute", since: datetime | None = None) -> None:
+        """Wait for the good end of a run of this schedule that came due since then, or from now on."""
+        since = since or datetime.now(UTC)
+        done = {
+            "expected_start_time": {"after_": since.isoformat()},
+            "state": {"type": {"any_": ["COMPLETED"]}},
+        }
+        until(
+            lambda: [
+                run
+                for run in self.api.flow_runs(done)
+                if (run["created_by"] or {}).get("display_value") == slug
+            ],
+            300,
+        )
+
     def stop_part(self, name: str) -> None:
         """End a part and let nobody start it again; its port is closed then."""
         self._supervisorctl("stop", name)
@@ -189,8 +206,9 @@ class Stack:
 
     def steps_of(self, run: str, total: int) -> list[int]:
         """The training steps that the run's log tells of."""
-        pattern = re.compile(rf"step (\d+) of {total}\b")
-        return [int(step) for line in self.log_of(run) for step in pattern.findall(line)]
+        pattern = re.compile(rf"step ([\d,]+) of {total:,}\b")
+        found = (step for line in self.log_of(run) for step in pattern.findall(line))
+        return [int(step.replace(",", "")) for step in found]
 
     def checkpoints(self) -> list[Path]:
         """Complete ones of the trainings that are under way."""

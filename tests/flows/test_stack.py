@@ -101,6 +101,19 @@ def test_a_killed_part_is_started_again_and_counted(stack: Stack, name: str) -> 
     until(lambda: stack.part(name)["restarts"] == before["restarts"] + 1)
     until(lambda: stack.status()["healthy"])
     assert stack.part(name)["pid"] != before["pid"]
+    stack.schedules_go_on()
+
+
+def test_the_schedule_of_a_recipe_goes_on_after_its_worker_was_killed(stack: Stack) -> None:
+    recipe = stack.write_recipe("often")
+    without = recipe.read_text()
+    recipe.write_text(without + 'schedule: {cron: "* * * * *"}\n')
+    assert stack.cli("deploy", str(recipe)).returncode == 0
+    stack.kill_part("worker")
+    stack.schedules_go_on("often")
+    recipe.write_text(without)
+    assert "retired" in stack.cli("deploy", str(recipe)).stdout
+    assert stack.tracker.client.search_model_versions("name = 'often'")
 
 
 def test_a_supervisor_that_hangs_is_told_by_a_status_that_does_not(stack: Stack) -> None:
@@ -123,6 +136,7 @@ def test_a_killed_supervisor_takes_its_parts_along_and_up_starts_them_again(stac
     assert found["running"] is False
     assert "was killed" in found["message"]
     assert stack.up()["healthy"] is True
+    stack.schedules_go_on()
 
 
 def test_a_run_whose_worker_died_can_still_be_cancelled(stack: Stack) -> None:
@@ -188,6 +202,33 @@ def cancel(stack: Stack, run: str) -> None:
     stack.api.ask("POST", f"/flow_runs/{run}/set_state", body)
 
 
+@pytest.mark.parametrize(("limit", "hangs"), [("timeout_minutes", False), ("stall_minutes", True)])
+def test_a_training_beyond_its_limits_is_gone_and_told_once(
+    stack: Stack, limit: str, hangs: bool
+) -> None:
+    name = limit.replace("_", "-")
+    recipe = stack.write_recipe(name, max_steps="max_steps: 5000", seed=f"name: {name}\nseed: 11")
+    text = recipe.read_text()
+    recipe.write_text(text.replace("training:\n", f"training:\n  {limit}: 0.5\n"))
+    stack.told.clear()
+    run = stack.start("retrain", {"recipe": str(recipe)})
+    (trainer,) = until(lambda: stack.trainers_of(run))
+    began = time.monotonic()
+    if hangs:
+        until(lambda: stack.steps_of(run, 5000))
+        trainer.suspend()
+        began = time.monotonic()
+    # Half a minute of patience, and half a minute for the end.
+    until(lambda: not psutil.pid_exists(trainer.pid), 60 - (time.monotonic() - began))
+    until(lambda: not stack.processes_of(run), 60)
+    assert not stack.is_trained(name)
+    ended = stack.end_of(run, 60)
+    assert ended["type"] == "FAILED"
+    assert f"training.{limit}" in ended["message"]
+    until(lambda: stack.alerts_of(run) == ["failed"], 60)
+    assert not stack.repetitions_of(run)
+
+
 def test_a_machine_that_dies_in_a_training_ends_in_a_finished_one_and_one_alert(
     stack: Stack,
 ) -> None:
@@ -201,12 +242,7 @@ def test_a_machine_that_dies_in_a_training_ends_in_a_finished_one_and_one_alert(
     healthy, at = time.monotonic(), datetime.now(UTC)
     until(lambda: stack.state(first) == "CRASHED", 120)
     assert time.monotonic() - healthy < 120
-    # Schedules go on: what became due since then was done.
-    done_since = {
-        "expected_start_time": {"after_": at.isoformat()},
-        "state": {"type": {"any_": ["COMPLETED"]}},
-    }
-    until(lambda: stack.api.flow_runs(done_since), 180)
+    stack.schedules_go_on(since=at)
     assert stack.tracker.client.get_run(mlflow_run).info.status == "KILLED"
     again = stack.repetition_of(first)
     done = stack.end_of(again)
