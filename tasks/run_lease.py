@@ -51,6 +51,20 @@ def give_back(home: Home, run_id: str, lease: FileLock, kind: Kind = "mlflow-run
     _stopped(home, run_id).unlink(missing_ok=True)
 
 
+def is_held(home: Home, run_id: str) -> bool:
+    """Whether a living process writes the MLflow run."""
+    path = home.locks / f"mlflow-run-{run_id}.lock"
+    if not path.exists():
+        return False
+    lease = FileLock(path)
+    try:
+        lease.acquire(timeout=0)
+    except Timeout:
+        return True
+    lease.release()
+    return False
+
+
 def abandoned(home: Home, kind: Kind = "mlflow-run") -> Iterator[str]:
     """Runs whose process ended without giving them a status; each is named once, or until it could be closed."""
     for path in sorted(home.locks.glob(f"{kind}-*.lock")):

@@ -214,7 +214,8 @@ class Tracker:
     def close_opened(self, opening: str, but: str | None = None) -> None:
         """Give the runs of one opening whose answer was lost the status KILLED: nobody knows of them.
 
-        `but` is the run whose answer came. Raises: as `close_abandoned`.
+        `but` is the run whose answer came. One that is written stays: its opening may have ended well in the moment
+        in which it was looked at. Raises: as `close_abandoned`.
         """
         with self.explained("look for a run whose answer was lost"):
             for run in self.client.search_runs(
@@ -222,8 +223,9 @@ class Tracker:
                 filter_string=f"tags.`{OPENING_TAG}` = {filter_text(opening)} "
                 "and attributes.status = 'RUNNING'",
             ):
-                if run.info.run_id != but:
-                    self.client.set_terminated(run.info.run_id, status="KILLED")
+                run_id = run.info.run_id
+                if run_id != but and not run_lease.is_held(self.home, run_id):
+                    self.client.set_terminated(run_id, status="KILLED")
 
     def find_run(self, experiment: str, tags: Mapping[str, str]) -> str | None:
         """The newest run of the experiment that bears all these tags, or None."""

@@ -92,6 +92,20 @@ def test_a_run_that_nobody_was_told_of_is_closed_by_the_next_one(
     assert not list(home.locks.glob("opening-*"))
 
 
+def test_a_run_that_is_written_is_not_taken_for_one_that_nobody_was_told_of(
+    tmp_path: Path,
+) -> None:
+    """The watchdog may look between the end of its opening and that of the opening's lease."""
+    tracker = Tracker(Home(tmp_path / "home"))
+    living = tracker.open_run("docs", "living", tags={}, params={})
+    opening = tracker.tags_of(living)["loraline.opening"]
+    tracker.close_opened(opening)
+    assert tracker.client.get_run(living).info.status == "RUNNING"
+    del tracker._leases[living]
+    tracker.close_opened(opening)
+    assert tracker.client.get_run(living).info.status == "KILLED"
+
+
 def test_a_killed_run_that_was_deleted_for_good_stops_nobody(tmp_path: Path) -> None:
     home = Home(tmp_path / "home")
     home.locks.mkdir(parents=True)
