@@ -120,7 +120,7 @@ def test_whatever_goes_wrong_while_deploying_is_told_and_not_raised(
     """What is raised there stops a stack whose servers are healthy."""
     from flows.stack.deploying import apply
 
-    def fails(*_: object) -> None:
+    def fails(*_: object, **__: object) -> None:
         raise ValueError("a library's own")
 
     monkeypatch.setattr("flows.deploying.apply_deployments", fails)
