@@ -7,6 +7,7 @@ from typing import Literal
 
 from filelock import FileLock, Timeout
 
+from tasks.files import is_locked
 from tasks.home import Home
 
 Kind = Literal["mlflow-run", "opening", "flow-run"]
@@ -54,15 +55,8 @@ def give_back(home: Home, run_id: str, lease: FileLock, kind: Kind = "mlflow-run
 def is_held(home: Home, run_id: str) -> bool:
     """Whether a living process writes the MLflow run."""
     path = home.locks / f"mlflow-run-{run_id}.lock"
-    if not path.exists():
-        return False
-    lease = FileLock(path)
-    try:
-        lease.acquire(timeout=0)
-    except Timeout:
-        return True
-    lease.release()
-    return False
+    # Asked of a file that is not there, it would be made.
+    return path.exists() and is_locked(path)
 
 
 def abandoned(home: Home, kind: Kind = "mlflow-run") -> Iterator[str]:
