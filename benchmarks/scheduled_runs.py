@@ -4,19 +4,19 @@ import contextlib
 import json
 import os
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from flows.stack.api import PrefectApi
+from flows.stack.api import Json, PrefectApi
 
 ROOT = Path(__file__).resolve().parent.parent
-SECONDS_BETWEEN = 8
-"""From one due run to the next: about what a worker needs to start one's process and end it."""
 ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 
@@ -27,11 +27,12 @@ class Stack:
     folder: Path
     api: PrefectApi
 
-    @property
-    def database_mb(self) -> float:
-        """Of Prefect's database with its journal."""
-        files = (self.folder / ".loraline" / "prefect").glob("prefect.db*")
-        return sum(it.stat().st_size for it in files) / 1e6
+    def database_kb(self, tables: str = "%") -> float:
+        """Of Prefect's database what is in use, its journal's part too, by tables and indexes of such names."""
+        file = self.folder / ".loraline" / "prefect" / "prefect.db"
+        with closing(sqlite3.connect(file, timeout=60)) as database:
+            sql = "SELECT sum(pgsize) FROM dbstat WHERE name LIKE ?"
+            return float(database.execute(sql, (tables,)).fetchone()[0]) / 1e3
 
     def process(self, part: str) -> int:
         """Id of a part's process."""
@@ -67,18 +68,15 @@ class Stack:
             raise SystemExit(f"The first run ended {state}")
 
     def run_on_schedule(
-        self, recipe: Path, count: int, look: Callable[[int], None] = lambda _: None
-    ) -> dict[str, int]:
-        """Have this many due runs done by the worker; how many ended in which state, by its name.
+        self, recipe: Path, count: int, seconds: float, look: Callable[[int], None]
+    ) -> list[Json]:
+        """Have this many runs done by the worker, of which one is due every so many seconds: their final states.
 
         `look` hears every two seconds how many there are.
         """
         path = f"/deployments/{self.deployment()}/schedules"
         schedule = {
-            "schedule": {
-                "interval": SECONDS_BETWEEN,
-                "anchor_date": datetime.now(UTC).isoformat(),
-            },
+            "schedule": {"interval": seconds, "anchor_date": datetime.now(UTC).isoformat()},
             "parameters": {"recipe": str(recipe)},
             "active": True,
             "slug": "soak",
@@ -89,8 +87,7 @@ class Stack:
             look(len(found))
             time.sleep(2)
         self.api.ask("DELETE", f"{path}/{made}")
-        names = [run["state"]["name"] for run in found]
-        return {name: names.count(name) for name in sorted({*names})}
+        return [run["state"] for run in found]
 
 
 @contextlib.contextmanager
