@@ -1,13 +1,17 @@
-"""`loraline gc`: remove stage outputs, checkpoints, logs and reports that nothing needs; without --yes it only says which."""
+"""`loraline gc`: remove what nothing needs, on disk, in Prefect and in MLflow; without --yes it only says what."""
 
 import argparse
 import json
+import logging
 from typing import TYPE_CHECKING, Any
 
-from tasks.home import home
+from tasks.errors import StageFailed
+from tasks.home import Home, home
 
 if TYPE_CHECKING:
     from tasks.retention.collecting import Plan
+
+_log = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,37 +45,57 @@ def run(args: argparse.Namespace) -> int:
             done = collect(here, tracker, keep_runs=args.keep_runs, asked=True)
         else:
             done = plan(here, tracker, keep_runs=args.keep_runs)
+        ended = _long_ended(here, delete=args.yes)
         if args.json:
-            out.write(json.dumps(_as_json(done)) + "\n")
+            out.write(json.dumps(_as_json(done, ended)) + "\n")
             return 0
+        verb = "gone " if done.removed else "goes "
         for goes in done.goes:
             name = goes.path.relative_to(here.root)
-            out.write(
-                f"  {'gone ' if done.removed else 'goes '} {goes.bytes / 1e6:9.1f} MB  {name}\n"
-            )
+            out.write(f"  {verb} {goes.bytes / 1e6:9.1f} MB  {name}\n")
         if runs := len(done.deleted_runs):
             which = "that were deleted"
             if not done.removed:
                 which += f": those of them that were so {RESTORABLE_DAYS} days ago"
-            out.write(f"  {'gone ' if done.removed else 'goes '} {runs} MLflow runs {which}\n")
-        if not done.goes and not done.deleted_runs:
+            out.write(f"  {verb} {runs} MLflow runs {which}\n")
+        if ended:
+            out.write(f"  {verb} {len(ended)} Prefect runs that ended {RUNS_KEPT_DAYS} days ago\n")
+        if not (done.goes or done.deleted_runs or ended):
             out.write("Everything here is needed.\n")
         else:
             told = "were removed" if done.removed else "would go; --yes removes them"
             out.write(f"{len(done.goes)} things, {done.bytes / 1e9:.2f} GB, {told}.\n")
-        out.write(
-            f"Prefect's server deletes its own runs, {RUNS_KEPT_DAYS} days after their end.\n"
-        )
+        if ended is None:
+            out.write(
+                f"Prefect's server deletes its own runs, {RUNS_KEPT_DAYS} days after their end.\n"
+            )
     return 0
 
 
-def _as_json(done: "Plan") -> dict[str, Any]:
+def _long_ended(here: Home, *, delete: bool) -> list[str] | None:
+    """Runs in Prefect that go, or went; None where no server of this home's answers: a full disk must not wait for it."""
+    from flows.stack.long_ended import long_ended, own_prefect
+
+    try:
+        if (api := own_prefect(here)) is None:
+            return None
+        found = long_ended(api)
+        if delete:
+            api.delete_flow_runs(found)
+    except StageFailed as error:
+        _log.warning("%s", error)
+        return None
+    return found
+
+
+def _as_json(done: "Plan", ended: list[str] | None) -> dict[str, Any]:
     goes = [{"kind": it.kind, "path": str(it.path), "bytes": it.bytes} for it in done.goes]
     return {
         "removed": done.removed,
         "bytes": done.bytes,
         "goes": goes,
         "deleted_mlflow_runs": done.deleted_runs,
+        "long_ended_prefect_runs": ended,
         "stays": done.stays,
     }
 

@@ -16,6 +16,7 @@ from flows.stack.old_runs import NOTHING_FOUND, OldRuns
 from flows.stack.streaks import streaks
 from flows.stack.successes import NOTHING_DUE
 from tasks.errors import StageFailed
+from tasks.home import Home
 from tests.running_stack import running_stack, until
 
 DAYS_AGO_2 = timedelta(days=2)
@@ -165,15 +166,35 @@ def test_a_stack_forgets_an_old_run_with_its_logs_and_artifacts_and_keeps_a_youn
     with running_stack(loraline(tmp_path), **often) as stack:
         old, young = (ended_run(stack.api) for _ in range(2))
         assert what_is_left(stack.api, old) == what_is_left(stack.api, young) == [1, 1, 1]
-        with closing(sqlite3.connect(stack.home.prefect / "prefect.db", timeout=60)) as database:
-            for run_id, days in ((old, RUNS_KEPT_DAYS + 1), (young, RUNS_KEPT_DAYS - 1)):
-                # A day's time stays what it is.
-                then = f"date(end_time, '-{days} days') || substr(end_time, 11)"
-                sql = f"UPDATE flow_run SET end_time = {then} WHERE id = ?"
-                assert database.execute(sql, (run_id,)).rowcount == 1
-            database.commit()
+        age(stack.home, old, RUNS_KEPT_DAYS + 1)
+        age(stack.home, young, RUNS_KEPT_DAYS - 1)
         until(lambda: what_is_left(stack.api, old) == [0, 0, 0], 240)
         assert what_is_left(stack.api, young) == [1, 1, 1]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_who_collects_is_told_of_them_and_need_not_wait(loraline: Any, tmp_path: Path) -> None:
+    cli = loraline(tmp_path)
+    with running_stack(cli) as stack:
+        old, young = (ended_run(stack.api) for _ in range(2))
+        age(stack.home, old, RUNS_KEPT_DAYS + 1)
+        age(stack.home, young, RUNS_KEPT_DAYS - 1)
+        assert cli.json("gc")["long_ended_prefect_runs"] == [old]
+        assert "goes  1 Prefect runs that ended 90 days ago" in cli("gc").stdout
+        assert what_is_left(stack.api, old)[0] == 1
+        assert cli.json("gc", "--yes")["long_ended_prefect_runs"] == [old]
+        assert cli.json("gc")["long_ended_prefect_runs"] == []
+        assert [what_is_left(stack.api, it)[0] for it in (old, young)] == [0, 1]
+
+
+def age(home: Home, run_id: str, days: int) -> None:
+    """Have it ended so long ago, at the same time of the day."""
+    with closing(sqlite3.connect(home.prefect / "prefect.db", timeout=60)) as database:
+        then = f"date(end_time, '-{days} days') || substr(end_time, 11)"
+        sql = f"UPDATE flow_run SET end_time = {then} WHERE id = ?"
+        assert database.execute(sql, (run_id,)).rowcount == 1
+        database.commit()
 
 
 def ended_run(api: PrefectApi) -> str:

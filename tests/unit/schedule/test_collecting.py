@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from flows.cli import main
+from flows.stack.api import PrefectApi
 from tasks.artifacts import STAGES, Outcome, StageTiming
 from tasks.errors import StageFailed
 from tasks.home import Home
@@ -192,6 +193,26 @@ def test_the_command_says_who_deletes_old_runs_of_prefect(
     assert main(["gc", *arguments]) == 0
     told = capfd.readouterr().out.splitlines()
     assert told[-1] == "Prefect's server deletes its own runs, 90 days after their end."
+
+
+@pytest.mark.parametrize("arguments", [[], ["--yes"]])
+def test_a_server_that_does_not_answer_does_not_keep_the_disk_full(
+    home: Home,
+    versions: dict[tuple[str, str], Registered],
+    arguments: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("LORALINE_HOME", str(home.root))
+    monkeypatch.setattr("tasks.tracking.reachable_tracker", lambda _: TRACKER)
+    away = PrefectApi("http://127.0.0.1:9/api")
+    monkeypatch.setattr("flows.stack.long_ended.own_prefect", lambda _: away)
+    assert main(["gc", "--json", *arguments]) == 0
+    told = capfd.readouterr()
+    assert "Prefect does not answer" in told.err
+    done = json.loads(told.out)
+    assert done["long_ended_prefect_runs"] is None
+    assert done["removed"] is bool(arguments)
 
 
 def test_each_adapter_keeps_its_own_last_runs(
