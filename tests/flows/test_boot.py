@@ -247,3 +247,18 @@ def test_what_up_starts_is_watched_and_a_restart_reads_the_changed_secrets(
     assert machine("systemctl", "--user", "restart", UNIT).returncode == 0
     again = until(lambda: (found := healthy(stack)) != first and found, 180)
     assert psutil.Process(again).environ()["LORALINE_WEBHOOK_SECRET"] == "rotated"
+
+
+def test_a_unit_that_was_disabled_starts_nothing_with_the_machine(
+    stack: Stack, machine: Machine
+) -> None:
+    """As on a machine that was replaced and is switched on again."""
+    until(lambda: healthy(stack), 180)
+    done = machine("systemctl", "--user", "disable", "--now", UNIT)
+    assert done.returncode == 0, done.stderr
+    assert not leftovers.processes(stack.home)
+    machine.stop()
+    machine.start()
+    time.sleep(15)
+    assert not leftovers.processes(stack.home)
+    assert machine("systemctl", "--user", "is-active", UNIT).stdout.strip() == "inactive"

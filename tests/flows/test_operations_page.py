@@ -48,24 +48,24 @@ STORY = [
     "loraline down",
 ]
 """What an operator types, in this order, in a folder with one scheduled recipe."""
+POSTGRES = re.findall(r"^(?:pg_dump|pg_restore|psql) .*$", PAGE, re.MULTILINE)
+"""That test types whatever stands there."""
+(CURL,) = re.findall(r"^curl .*$", PAGE, re.MULTILINE)
 ELSEWHERE = {
+    CURL: "test_with_passwords_both_servers_may_listen_to_others_and_ask_them",
     "loraline up --at-boot": "test_the_unit_is_written_enabled_and_one_that_systemd_accepts",
     "loraline rollback NAME --reason 'what is wrong'": (
         "test_a_person_promotes_goes_back_and_the_log_says_so"
     ),
-    "curl": "test_with_passwords_both_servers_may_listen_to_others_and_ask_them",
     "loraline up --foreground": "test_in_the_foreground_it_stays_until_it_is_told_to_end",
     "pip install 'mlflow[auth]'": "test_with_passwords_both_servers_may_listen_to_others_and_ask_them",
     "export LORALINE_POSTGRES=postgresql://user:password@host:5432": (
         "test_a_whole_stack_keeps_its_data_in_postgresql"
     ),
     **dict.fromkeys(
-        ("export PGHOST=host PGPORT=5432 PGUSER=user", "umask"),
+        ("export PGHOST=host PGPORT=5432 PGUSER=user", "umask 077", *POSTGRES),
         "test_the_documented_backup_of_both_databases_can_be_put_back",
     ),
-    "pg_dump": "test_the_documented_backup_of_both_databases_can_be_put_back",
-    "psql": "test_the_documented_backup_of_both_databases_can_be_put_back",
-    "pg_restore": "test_the_documented_backup_of_both_databases_can_be_put_back",
     # A mention in a sentence, without its argument.
     "loraline run": "test_everything_passes_with_the_network_unreachable",
     "loraline ui": "test_cli_servers",
@@ -77,20 +77,30 @@ ELSEWHERE = {
         ("loraline up --database postgresql", "loraline up --database sqlite"),
         "test_another_database_is_begun_anew_when_it_is_asked_for",
     ),
-    "mlflow": (
+    "mlflow runs restore --run-id ID": (
         "test_what_was_deleted_today_can_be_restored_whatever_its_age_and_what_was_long_ago_is_gone"
     ),
-    "systemctl": "test_what_the_user_stops_stays_so_until_it_is_started",
+    **dict.fromkeys(
+        ("systemctl --user start loraline.service", "systemctl --user restart loraline.service"),
+        "test_what_the_user_stops_stays_so_until_it_is_started",
+    ),
+    "systemctl --user disable --now loraline.service": (
+        "test_a_unit_that_was_disabled_starts_nothing_with_the_machine"
+    ),
     "loraline versions": "test_with_passwords_both_servers_may_listen_to_others_and_ask_them",
+    "ssh -L 4200:127.0.0.1:4200 -L 5000:127.0.0.1:5000 the-machine": (
+        "test_the_tunnel_is_one_to_both_servers_and_to_nothing_else"
+    ),
+    "journalctl --user --unit loraline.service --lines 50": (
+        "test_the_journal_is_asked_for_the_unit_in_words_that_it_knows"
+    ),
+    "sudo loginctl enable-linger USER": "test_lingering_is_a_thing_that_can_be_enabled",
+    **dict.fromkeys(
+        ("git pull", "make install"),
+        "test_a_clone_is_brought_up_to_date_and_installed_as_the_page_says",
+    ),
 }
-"""Command or program -> the test that runs it."""
-NOT_HERE = {
-    "ssh -L 4200:127.0.0.1:4200 -L 5000:127.0.0.1:5000 the-machine": "needs a second machine",
-    "journalctl --user --unit loraline.service --lines 50": "needs systemd's journal",
-    "sudo loginctl enable-linger USER": "needs a machine that a person logs in to",
-    "git pull": "needs a newer version",
-    "make install": "begins each checkout in which these tests run",
-}
+"""Command -> the test that runs it."""
 slow = pytest.mark.slow
 
 
@@ -108,13 +118,9 @@ def commands(page: str) -> set[str]:
 def test_every_command_of_the_page_is_run_by_a_test() -> None:
     found = commands(PAGE)
     assert {"loraline up", "CUDA_VISIBLE_DEVICES= loraline predict ..."} <= found
-    unknown = {
-        command
-        for command in found - set(STORY) - set(NOT_HERE)
-        if command not in ELSEWHERE and command.split()[0] not in ELSEWHERE
-    }
+    unknown = found - {*STORY, *ELSEWHERE}
     assert not unknown, "commands that no test runs; add them to STORY"
-    gone = {it for it in (*STORY, *NOT_HERE) if not it.startswith("#")} - found
+    gone = {it for it in (*STORY, *ELSEWHERE) if not it.startswith("#")} - found
     assert not gone, "commands that the page no longer names"
     files = list((ROOT / "tests").rglob("test_*.py"))
     tests = "\n".join(path.read_text(encoding="utf-8") for path in files)
@@ -231,7 +237,6 @@ def own_network() -> str:
     return ""
 
 
-(CURL,) = re.findall(r"^curl .*$", PAGE, re.MULTILINE)
 SECURED = f"""
 set -e
 ip link set lo up
