@@ -202,15 +202,15 @@ def test_a_server_that_does_not_answer_does_not_keep_the_disk_full(
     arguments: list[str],
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setenv("LORALINE_HOME", str(home.root))
     monkeypatch.setattr("tasks.tracking.reachable_tracker", lambda _: TRACKER)
     away = PrefectApi("http://127.0.0.1:9/api")
     monkeypatch.setattr("flows.stack.long_ended.own_prefect", lambda _: away)
     assert main(["gc", "--json", *arguments]) == 0
-    told = capfd.readouterr()
-    assert "Prefect does not answer" in told.err
-    done = json.loads(told.out)
+    assert "Prefect does not answer" in caplog.text
+    done = json.loads(capfd.readouterr().out)
     assert done["long_ended_prefect_runs"] is None
     assert done["removed"] is bool(arguments)
 
