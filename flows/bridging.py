@@ -5,7 +5,7 @@ from typing import TypeVar
 
 from prefect import get_run_logger
 
-from flows.run_alerts import unattended
+from flows.unattended import unattended
 from tasks.outage import SECONDS_BETWEEN, bridged
 
 T = TypeVar("T")

@@ -13,9 +13,10 @@ from flows.bridging import bridged_run
 from flows.orderly import NotNow, orderly, refuse_outdated, repeats
 from flows.recipe_form import Override
 from flows.recipe_memory import RecipePath, recipe_of_run
-from flows.run_alerts import failure_told, tell_refusal, unattended
+from flows.run_alerts import failure_told, tell_refusal
 from flows.run_names import first_name, this_cause
 from flows.run_record import PrefectRun, RunRecord
+from flows.unattended import unattended
 from flows.verdict_page import show_verdict
 from tasks.dataset.task import compare_with_champion, prepare_dataset, replay_rows
 from tasks.errors import Interrupted, Killed

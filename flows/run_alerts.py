@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from prefect.context import FlowRunContext
 from prefect.settings import PREFECT_API_URL
 
 from flows.orderly import NotNow
 from flows.recipe_heading import heading_of
-from flows.stack.alerts import Alert, Alerts, Kind, memory_of
+from flows.stack.alerts import Alert, Alerts, Kind, attempt_of, memory_of
+from flows.unattended import unattended
 from tasks.errors import Interrupted, Killed, OverBudget
 from tasks.home import home
 from tasks.promotion.task import home_notices
@@ -46,7 +46,8 @@ def failure_told(recipe: str) -> Iterator[None]:
             kind, what = _KINDS.get(type(error), ("failed", "failed"))
             name = _name(run, recipe)
             text = f"The retraining {run.name} {what}: {str(error)[:1000] or type(error).__name__}"
-            _tell(Alert(kind, str(run.id), name, text, _details(run)))
+            attempt = attempt_of(str(run.id), run.run_count)
+            _tell(Alert(kind, attempt, name, text, _details(run)))
         raise
 
 
@@ -57,13 +58,6 @@ def tell_refusal(run: "RunRecord", report: "Report") -> None:
     details = {**_details(flow_run), "mlflow_run": run.outcome.mlflow_run_id}
     text = f"{run.name}: {run.outcome.reason} The champion stays."
     _tell(Alert("refused", report.fingerprint, run.recipe.name, text, details))
-
-
-def unattended() -> "FlowRun | None":
-    """This flow run, when a deployment started it: from a schedule, an event or a form."""
-    context = FlowRunContext.get()
-    run = context.flow_run if context is not None else None
-    return run if run is not None and run.deployment_id is not None else None
 
 
 def _is_watched() -> bool:

@@ -119,7 +119,9 @@ def _repetition(client: "SyncPrefectClient", run: "FlowRun") -> "FlowRun | None"
         return None
     found = client.read_flow_runs(
         flow_run_filter=FlowRunFilter(
-            idempotency_key=FlowRunFilterIdempotencyKey(any_=[repetition_key(str(run.id))]),
+            idempotency_key=FlowRunFilterIdempotencyKey(
+                any_=[repetition_key(str(run.id), run.run_count)]
+            ),
             start_time=FlowRunFilterStartTime(is_null_=False),
         ),
         limit=1,

@@ -32,7 +32,7 @@ Kind = Literal[
 ]
 """What can have happened. Each has its line in the table of `docs/operations.md`."""
 ENDS: frozenset[Kind] = frozenset({"crashed", "failed", "budget"})
-"""How a run ends badly. It does so once: the run tells of itself where it can, else the watchdog does."""
+"""How an attempt of a run ends badly, once: the run tells of itself where it can, else the watchdog does."""
 RUNS_REMEMBERED = timedelta(days=8)
 """So long it is known that a run's end was told: longer than anybody looks back for ended runs."""
 REMEMBERED = timedelta(days=400)
@@ -76,6 +76,11 @@ class Alert:
 def identity(kind: Kind, subject: str) -> str:
     """The id of the alert of this kind on this subject."""
     return str(uuid.uuid5(_NAMESPACE, f"{'run' if kind in ENDS else kind} {subject}"))
+
+
+def attempt_of(run_id: str, run_count: int | None) -> str:
+    """What the end of a run is about: Retry makes another attempt of it, which ends for itself, under the same id."""
+    return f"{run_id} attempt {run_count}" if run_count and run_count > 1 else run_id
 
 
 class Alerts:

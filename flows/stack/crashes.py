@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from flows.recipe_heading import heading_of
-from flows.stack.alerts import RUNS_REMEMBERED, Alert, Alerts
+from flows.stack.alerts import RUNS_REMEMBERED, Alert, Alerts, attempt_of
 from flows.stack.api import Json, PrefectApi
 from flows.stack.recipes import recipe_of_run
 from flows.stack.streaks import Streak, series_of, streaks
@@ -28,14 +28,14 @@ _AGAIN_KEY = "again-"
 _log = logging.getLogger(__name__)
 
 
-def repetition_key(run_id: str) -> str:
-    """Idempotency key of the run in which a crashed one goes on: there is one at most."""
-    return f"{_AGAIN_KEY}{run_id}"
+def repetition_key(run_id: str, run_count: int | None = None) -> str:
+    """Idempotency key of the run in which a crashed attempt goes on: there is one at most."""
+    return f"{_AGAIN_KEY}{attempt_of(run_id, run_count)}"
 
 
 def repeated_run(key: str | None) -> str | None:
     """Id of the crashed run that one with this idempotency key goes on with; None where it is no repetition."""
-    return key.removeprefix(_AGAIN_KEY) if key and key.startswith(_AGAIN_KEY) else None
+    return key.removeprefix(_AGAIN_KEY).split()[0] if key and key.startswith(_AGAIN_KEY) else None
 
 
 @dataclass
@@ -58,7 +58,7 @@ class Crashes:
     _looked: datetime | None = None
     """When the last look began that saw everything."""
     _seen: set[str] = field(default_factory=set)
-    """Ended runs that were told by then, or need not be."""
+    """Ended attempts that were told by then, or need not be."""
 
     def __call__(self) -> None:
         """One look. Raises: StageFailed when Prefect does not answer."""
@@ -80,7 +80,7 @@ class Crashes:
         for runs in series.values():
             for streak in streaks(self.api, runs):
                 self._tell_streak(streak)
-        self._looked, self._seen = began, {run["id"] for run in ended}
+        self._looked, self._seen = began, {_attempt(run) for run in ended}
         # A watchdog that is started again need not go through a week's failures.
         self.alerts.look_from(began - OVERLAP)
 
@@ -92,7 +92,7 @@ class Crashes:
         return since if since <= now else now - OVERLAP
 
     def _is_news(self, run: Json) -> bool:
-        if run["id"] in self._seen or run.get("parent_task_run_id"):
+        if _attempt(run) in self._seen or run.get("parent_task_run_id"):
             # A flow inside another: the outer one is told of.
             return False
         if run["state"]["type"] == "FAILED" and not run.get("deployment_id"):
@@ -101,7 +101,7 @@ class Crashes:
         if not run.get("start_time") and self._deployment(run) != RETRAIN:
             # It never began, and its schedule brings the next one soon.
             return False
-        return not self.alerts.is_told(run["state"]["type"].lower(), run["id"])
+        return not self.alerts.is_told(run["state"]["type"].lower(), _attempt(run))
 
     def _tell(self, run: Json) -> None:
         alert = self._alert(run)
@@ -127,7 +127,7 @@ class Crashes:
             _log.exception("What flow run %s is about is not understood", run["id"])
             kind, name = run["state"]["type"].lower(), str(run["name"])
             details = {"flow_run": run["id"], "run_name": name}
-            return Alert(kind, run["id"], name, f"The run {name} {kind}", details)
+            return Alert(kind, _attempt(run), name, f"The run {name} {kind}", details)
 
     def _described(self, run: Json) -> Alert:
         kind = run["state"]["type"].lower()
@@ -135,7 +135,7 @@ class Crashes:
         message = str(run["state"].get("message") or "")[:1000]
         return Alert(
             kind,
-            run["id"],
+            _attempt(run),
             self._name(run, recipe),
             f"The run {run['name']} {kind}" + (f" ({recipe})" if recipe else "") + f": {message}",
             {"flow_run": run["id"], "run_name": run["name"], "ended": run.get("end_time")},
@@ -185,7 +185,7 @@ class Crashes:
                 {
                     "parameters": {**run["parameters"], **({"recipe": recipe} if recipe else {})},
                     "tags": [*others, *marks],
-                    "idempotency_key": repetition_key(run["id"]),
+                    "idempotency_key": repetition_key(run["id"], run.get("run_count")),
                     "state": {
                         "type": "SCHEDULED",
                         "message": f"Goes on where {run['name']} crashed",
@@ -201,3 +201,7 @@ class Crashes:
         _log.warning("Flow run %s %s; %s goes on", run["id"], how, created["id"])
         told = "It was started again, and goes on from its last complete checkpoint."
         return f"The stack was stopped while it ran. {told}" if stopped else told
+
+
+def _attempt(run: Json) -> str:
+    return attempt_of(run["id"], run.get("run_count"))

@@ -87,6 +87,27 @@ def test_a_run_of_a_deployment_tells_how_it_failed(
     assert not list(outbox.glob("[0-9]*.json"))
 
 
+def test_a_run_that_is_retried_tells_of_each_attempt_once(
+    told: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect.client.orchestration import get_client
+    from prefect.flow_engine import run_flow
+    from prefect.states import Scheduled
+
+    from flows.retrain import retrain
+
+    state = ended_by(StageFailed("The disk is full."), tmp_path, monkeypatch)
+    run_id = state.state_details.flow_run_id
+    with get_client(sync_client=True) as client:
+        # As the button does.
+        client.set_flow_run_state(run_id, Scheduled(name="AwaitingRetry"), force=True)
+        run = client.read_flow_run(run_id)
+        again = run_flow(retrain, flow_run=run, parameters=run.parameters, return_type="state")
+        assert client.read_flow_run(run_id).run_count == 2
+    assert (state.type, again.type) == ("FAILED", "FAILED")
+    assert [it["data"]["flow_run"] for it in told] == [str(run_id)] * 2
+
+
 def ended_by(error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The final state of a run of the deployment that the error stops."""
     from flows import retrain

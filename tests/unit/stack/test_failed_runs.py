@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from flows.stack.alerts import RUNS_REMEMBERED, Alert, Alerts
-from flows.stack.crashes import LOOK_BACK, Crashes
+from flows.stack.crashes import LOOK_BACK, Crashes, repeated_run
 from flows.stack.recipes import variable_of
 from tasks.home import Home
 from tasks.promotion.notices import notices_of
@@ -90,6 +90,25 @@ def test_what_fails_each_minute_is_told_once_until_it_has_worked(
     add(prefect, "FAILED", 17)
     look()
     assert [it["flow_run"] for it in told_by(alerts, prefect)] == [first["id"], second["id"]]
+
+
+@pytest.mark.parametrize("first", ["FAILED", "CRASHED"])
+@pytest.mark.parametrize("second", ["FAILED", "CRASHED"])
+def test_what_a_person_retried_is_told_and_repeated_for_itself(
+    prefect: Any, alerts: Alerts, first: str, second: str
+) -> None:
+    look = Crashes(prefect.api, alerts)
+    run = add(prefect, first, 60, slug="support", deployment_id="t", run_count=1)
+    look()
+    run["state"] = {"type": second, "name": second.capitalize(), "message": "once more"}
+    run |= {"run_count": 2, "end_time": NOW.isoformat()}
+    for _ in range(2):
+        look()
+    told = told_by(alerts, prefect)
+    assert [it["kind"] for it in told] == [first.lower(), second.lower()]
+    assert {it["flow_run"] for it in told} == {run["id"]}
+    repeated = [repeated_run(key) for key in prefect.created]
+    assert repeated == [run["id"]] * [first, second].count("CRASHED")
 
 
 def test_two_streaks_that_are_seen_at_once_are_two_alerts(prefect: Any, alerts: Alerts) -> None:
