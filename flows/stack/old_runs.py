@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 from flows.stack.api import PAGE, Json, PrefectApi, utc
 from flows.stack.streaks import newest_success, series_of
-from flows.stack.successes import NOTHING_DUE
+from flows.stack.successes import NOTHING_DUE, Successes
 
 NOTHING_FOUND = {
     "reconcile-registry": (("Completed",), "nothing moved"),
@@ -59,9 +59,19 @@ class OldRuns:
         return gone
 
     def _newest(self, runs: list[Json]) -> set[str]:
-        """Successes after which nothing of the same series succeeded: by them its failures are one streak."""
+        """Successes after which nothing of the same series succeeded: by them its failures are one streak.
+
+        And looks after which none of the same schedule found its data at rest: by them a long wait for a
+        training is told from a long rest.
+        """
         series = {series_of(run): run for run in runs if run["state"]["type"] == "COMPLETED"}
-        found = (newest_success(self.api, run) for run in series.values())
+        found = [newest_success(self.api, run) for run in series.values()]
+        schedules = {
+            (run["deployment_id"], run["created_by"]["id"])
+            for run in runs
+            if run["state"]["name"] == NOTHING_DUE and (run.get("created_by") or {}).get("id")
+        }
+        found += [Successes(self.api).quiet_look(*schedule) for schedule in schedules]
         return {run["id"] for run in found if run is not None}
 
     def _deployments(self) -> dict[str, str]:

@@ -66,6 +66,9 @@ class StandIn:
         match path.strip("/").split("/"):
             case ["api", "flow_runs", "filter"]:
                 return self._found(body)
+            case ["api", "flow_runs", "bulk_delete"]:
+                ids = body["flow_runs"]["id"]["any_"]
+                return {"deleted": [it for it in ids if self.runs.pop(it, None)]}
             case ["api", "flow_runs", run, "set_state"]:
                 assert body["force"] is True
                 self.runs[run]["state"] = body["state"]
@@ -97,6 +100,7 @@ class StandIn:
         parents = where.get("parent_flow_run_id", {}).get("any_")
         after = where.get("end_time", {}).get("after_")
         before = where.get("end_time", {}).get("before_")
+        due_before = where.get("expected_start_time", {}).get("before_")
         deployments = where.get("deployment_id", {}).get("any_")
         creators = where.get("created_by", {}).get("id_")
         names = where.get("state", {}).get("name", {}).get("any_")
@@ -110,6 +114,7 @@ class StandIn:
             and (parents is None or run.get("parent") in parents)
             and (after is None or (run["end_time"] or "") >= after)
             and (before is None or "" < (run["end_time"] or "") <= before)
+            and (due_before is None or run["expected_start_time"] <= due_before)
             and (deployments is None or run["deployment_id"] in deployments)
             and (creators is None or (run.get("created_by") or {}).get("id") in creators)
             and (names is None or run["state"]["name"] in names)

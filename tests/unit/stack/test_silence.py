@@ -10,6 +10,7 @@ import pytest
 from flows.stack.alerts import Alerts
 from flows.stack.api import PrefectApi
 from flows.stack.crashes import Crashes
+from flows.stack.old_runs import OldRuns
 from flows.stack.recipes import variable_of
 from flows.stack.silence import Silence, fire_times
 from flows.stack.successes import NOTHING_DUE
@@ -387,17 +388,8 @@ def test_a_training_that_data_asks_for_in_vain_is_told_of_after_twice_its_days(
     succeeded(prefect, looks["parameters"]["recipe"], 10)
     look = Silence(prefect.api, alerts, started=long_since())
 
-    def found_nothing_due(days_ago: float) -> None:
-        prefect.add(
-            "COMPLETED",
-            deployment_id="w",
-            created_by={"id": "s", "type": "SCHEDULE", "display_value": "small"},
-            state={"type": "COMPLETED", "name": NOTHING_DUE, "message": ""},
-            end_time=long_since(days_ago).isoformat(),
-        )
-
     # Its data was at rest until yesterday: nothing is late.
-    found_nothing_due(1)
+    looked(prefect, NOTHING_DUE, 1)
     look()
     alerts.deliver()
     assert not prefect.events
@@ -409,6 +401,35 @@ def test_a_training_that_data_asks_for_in_vain_is_told_of_after_twice_its_days(
     alerts.deliver()
     assert [e["payload"]["kind"] for e in prefect.events] == ["no-success"]
     assert "no look at its data found nothing due" in prefect.events[0]["payload"]["text"]
+
+
+def test_a_long_rest_is_still_known_when_its_looks_are_forgotten(
+    prefect: Any, alerts: Alerts, tmp_path: Path
+) -> None:
+    looks = watched_by_data(prefect, tmp_path, "{after_days: 7}")
+    succeeded(prefect, looks["parameters"]["recipe"], 28)
+    for days_ago in (3.0, 2.5, 2.4):
+        looked(prefect, NOTHING_DUE, days_ago)
+    # Then came data, and its training takes two days.
+    for days_ago in (2.3, 1.5, 0.5):
+        looked(prefect, "Completed", days_ago)
+    assert OldRuns(prefect.api)() == 2
+    Silence(prefect.api, alerts, started=long_since())()
+    alerts.deliver()
+    assert not prefect.events
+
+
+def looked(prefect: Any, name: str, days_ago: float) -> None:
+    """A look at the recipe's data that ended so."""
+    then = long_since(days_ago).isoformat()
+    prefect.add(
+        "COMPLETED",
+        deployment_id="w",
+        created_by={"id": "s", "type": "SCHEDULE", "display_value": "small"},
+        state={"type": "COMPLETED", "name": name, "message": ""},
+        expected_start_time=then,
+        end_time=then,
+    )
 
 
 @pytest.mark.parametrize(
