@@ -23,6 +23,11 @@ def begin(home: Home, run_id: str) -> None:
             _held[run_id] = home, run_lease.take(home, run_id, "flow-run")
 
 
+def held() -> list[str]:
+    """Ids of the flow runs of this process."""
+    return list(_held)
+
+
 @contextmanager
 def leased() -> Iterator[None]:
     """For a block that runs a flow: its lease ends with it.

@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -94,6 +95,7 @@ class Attempt:
         )
 
     def _flow(self, state: Home, path: Path, name: str) -> Outcome:
+        from flows.cancelled_elsewhere import heeding_cancellation
         from flows.connection import prefect_connection
         from flows.display import logging_to, run_display
 
@@ -106,7 +108,11 @@ class Attempt:
             logging_to(str(self.log), display),
             listening(display.take),
             listening(self._note),
-            prefect_connection(state, again(self.args), display.say, _import_flow),
+            prefect_connection(state, again(self.args), display.say, _import_flow) as server,
+            # Nobody else is a client of the server that such a run starts for itself.
+            nullcontext()
+            if server.kind == "embedded"
+            else heeding_cancellation(run_leases.held, display.say),
         ):
             from flows.heartbeats import without_heartbeats
             from flows.retrain import retrain

@@ -27,11 +27,11 @@ def arguments_of(name: str, *training: str) -> list[str]:
     return ["run", "recipes/small.yaml", *(word for value in sets for word in ("--set", value))]
 
 
-def start(small: Any, arguments: list[str]) -> subprocess.Popen[str]:
+def start(small: Any, arguments: list[str], **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [str(small.python), "-P", "-m", "flows.cli", *arguments, "--json"],
         cwd=small.folder,
-        env=small.environment(),
+        env=small.environment(**environment),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -188,6 +188,37 @@ def test_an_interrupted_training_is_cancelled_in_prefect_and_killed_in_mlflow(sm
     assert state == "CANCELLED"
     client = Tracker(Home(small.folder / ".loraline")).client
     assert client.get_run(answer["mlflow_run_id"]).info.status == "KILLED"
+
+
+def test_a_command_s_training_ends_when_it_is_cancelled_on_prefects_page(
+    small: Any, standing_server: Any
+) -> None:
+    server = standing_server(small.folder)
+    arguments = arguments_of("cancelled", "max_steps=401", "save_steps=5")
+    process = start(small, arguments, PREFECT_API_URL=server.url)
+    work = small.folder / ".loraline" / "work"
+    before = set(work.glob("training-*"))
+    try:
+        wait_for_checkpoint(process, work, before)
+        (run,) = server.api.flow_runs({"state": {"type": {"any_": ["RUNNING"]}}})
+        # As the button does.
+        told = {"state": {"type": "CANCELLING", "name": "Cancelling"}}
+        server.api.ask("POST", f"/flow_runs/{run['id']}/set_state", told)
+        since = time.monotonic()
+        out, err = process.communicate(timeout=120)
+        assert time.monotonic() - since < 60
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 130, err[-3000:]
+    assert "Somebody cancelled this run in Prefect." in err
+    answer = json.loads(out)
+    (run,) = server.api.flow_runs({"id": {"any_": [run["id"]]}})
+    assert run["id"] == answer["prefect_flow_run_id"]
+    assert run["state"]["type"] == "CANCELLED"
+    client = Tracker(Home(small.folder / ".loraline")).client
+    assert client.get_run(answer["mlflow_run_id"]).info.status == "KILLED"
+    assert not list((small.folder / ".loraline" / "locks").glob("flow-run-*"))
 
 
 @pytest.mark.skipif(
