@@ -10,6 +10,7 @@ from prefect.states import Completed
 from pydantic import Field
 
 from flows.approval_forms import answered, created, has_expired, make_way
+from flows.bridging import bridged_run
 from flows.evaluate_version import evaluate
 from tasks.errors import LoralineError
 from tasks.home import home
@@ -60,12 +61,17 @@ def approve(
 
     A suspended run holds no worker: its process ends, and another begins at the top when the form is
     answered. Ends as Promoted, Rejected, Refused (the verdict does not hold for today's champion),
-    Superseded (a newer version waits for its own answer) or Expired.
+    Superseded (a newer version waits for its own answer) or Expired. A server that is away is waited for.
     """
-    tracker = reachable_tracker(home())
     if (newer := make_way(name, version, flow_run.id)) is not None:
         return Completed(name="Superseded", message=f"superseded by v{newer}", data={})
-    question = show_question(tracker, name, version)
+
+    def shown() -> tuple[Tracker, str]:
+        tracker = reachable_tracker(home())
+        return tracker, show_question(tracker, name, version)
+
+    # Also once it is answered, when the run begins at its top again: nobody answers a second time.
+    tracker, question = bridged_run(shown, doing="show what is to be decided")
     given = Approval.with_initial_data(description=question)
     answer = suspend_flow_run(wait_for_input=given, key="approval")
     # Answered late, where no reconciling run has closed the form in time.

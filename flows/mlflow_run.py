@@ -3,10 +3,12 @@
 import json
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from flows.bridging import bridged_run
 from flows.run_facts import RunFacts
 from flows.stage_arguments import StageArguments
 from tasks.artifacts import Artifact, Dataset, Report, Stage
@@ -70,14 +72,17 @@ class MlflowRun:
         status: Literal["FINISHED", "KILLED", "FAILED"] = (
             "FINISHED" if error is None else "KILLED" if stopped else "FAILED"
         )
+        # A good run must not begin anew for its last words: it would find that nothing is left to do.
+        ask = bridged_run if error is None else _once
         try:
             try:
                 if self._machine is not None:
                     self._machine.stop()
                 if self._writer is not None:
-                    self._writer.close()
+                    ask(self._writer.close, doing="send the last metrics to MLflow")
             finally:
-                self._facts.tracker.close_run(self._id, status)
+                close = partial(self._facts.tracker.close_run, self._id, status)
+                ask(close, doing="close its run in MLflow")
         except Exception:
             # The first error is the one that a person must read.
             if error is None:
@@ -236,6 +241,11 @@ class MlflowRun:
         if kind == "step":
             self._sent_steps.add(event["step"])
             self._writer.add(_live(event), event["step"])
+
+
+def _once(attempt: Callable[[], None], *, doing: str) -> None:
+    """As `bridged_run`, without a second attempt."""
+    attempt()
 
 
 def _live(event: Event) -> dict[str, float]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -142,6 +143,64 @@ def test_a_judgement_and_a_look_wait_too(
     assert (judged.calls, looked.calls, len(told)) == (2, 2, 2)
     # The next look is due soon: no longer than that is this one waited for.
     assert sum(watching.SECONDS_BETWEEN) < 120
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_the_last_words_to_mlflow_wait_for_it_where_the_run_went_well(
+    tmp_path: Path,
+    prediction: dict[str, Any],
+    told: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    stopped: bool,
+) -> None:
+    """Begun anew, the run would find nothing left to do, and its first run in MLflow would have no end."""
+    import flows.predict_batch as batch
+    from flows.mlflow_run import MlflowRun
+
+    close, send = Work(), Work()
+    facts: Any = SimpleNamespace(tracker=SimpleNamespace(close_run=close))
+
+    def body(*_: Any, **__: Any) -> dict[str, Any]:
+        run = MlflowRun(facts, None, name=str, opened=print)  # type: ignore[arg-type]
+        run._id, run._writer = "m1", SimpleNamespace(close=send)  # type: ignore[assignment]
+        with run:
+            if stopped:
+                raise UserError("The recipe is wrong.")
+        return {"rows": 2, "model": "models:/a/1"}
+
+    monkeypatch.setattr(batch, "answer_file", body)
+    state = deployed(tmp_path, batch.predict, prediction)
+    if stopped:
+        # The first error is the one that a person must read.
+        assert (close.calls, send.calls, told) == (1, 1, [])
+        assert "The recipe is wrong." in str(state.message)
+    else:
+        assert (close.calls, send.calls) == (2, 2)
+        assert [line.split(":")[0] for line in told] == [
+            "Could not send the last metrics to MLflow",
+            "Could not close its run in MLflow",
+        ]
+
+
+def test_what_a_person_is_to_decide_waits_for_mlflow(
+    tmp_path: Path, told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect.states import Completed
+
+    import flows.approve as approval
+
+    monkeypatch.setenv("LORALINE_HOME", str(tmp_path / "home"))
+    reach = Work()
+    monkeypatch.setattr(approval, "reachable_tracker", reach)
+    monkeypatch.setattr(approval, "show_question", lambda *_: "Is it good?")
+    answer = approval.Approval(decision="reject", reason="No.", name="ada")
+    monkeypatch.setattr(approval, "suspend_flow_run", lambda **_: answer)
+    monkeypatch.setattr(approval, "verifier", lambda _: None)
+    settled = SimpleNamespace(moved=None, outcome="Rejected", told="It was rejected.")
+    monkeypatch.setattr(approval, "carry_out_approval", lambda *_, **__: settled)
+    state = deployed(tmp_path, approval.approve, {"name": "a", "version": "2"})
+    assert (state.type, state.name) == (Completed().type, "Rejected")
+    assert (reach.calls, len(told)) == (2, 1)
 
 
 @pytest.fixture
