@@ -4,11 +4,13 @@ Two would undo each other's work: each retires the schedules of recipes that onl
 own times back, and takes runs from the pools of both.
 """
 
+import hashlib
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from flows.stack.databases import PREFECT_DATABASE, database_address, server_place
 from flows.stack.exposure import NO_RESTART
@@ -45,7 +47,9 @@ def only_stack(home: Home, server: str, say: Say) -> Iterator[None]:
             raise StageFailed(
                 f"PostgreSQL at {server_place(server)}, or a proxy before it, still has the session of this "
                 "home's last stack, which ended without a word. It notices that in minutes: `loraline up` again. "
-                "An administrator ends it at once with pg_terminate_backend."
+                "An administrator ends it at once with pg_terminate_backend. "
+                f"It is connected from {address or 'this machine'}: where that is a copy of this machine, at work "
+                "with a copy of this home, end one of both instead."
             )
     try:
         yield
@@ -101,10 +105,21 @@ def _lock(home: Home, server: str) -> AdvisoryLock:
 
 def _name(home: Home) -> str:
     """`machine:home` as PostgreSQL shows it; of a long path the end, which tells homes apart."""
-    machine = os.uname().nodename[:24]
+    machine = _machine()
     root = str(home.root).encode("ascii", "replace").decode()
     room = _NAME_LENGTH - len(machine) - 1
     return f"{machine}:{root if len(root) <= room else '...' + root[3 - room :]}"
+
+
+def _machine() -> str:
+    """Its name, and what tells it from another of this name: machines are often made of one image."""
+    name = os.uname().nodename[:24]
+    try:
+        installed = Path("/etc/machine-id").read_text().strip()
+    except OSError:
+        return name
+    # Never as it is, says its manual.
+    return f"{name}#{hashlib.sha256(f'loraline {installed}'.encode()).hexdigest()[:8]}"
 
 
 def _refusal(server: str, holder: str, address: str) -> UserError:

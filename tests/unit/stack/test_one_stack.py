@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from flows.stack import one_stack
 from flows.stack.exposure import NO_RESTART
 from flows.stack.one_stack import only_stack
 from flows.stack.postgres import ready_databases
@@ -109,6 +110,20 @@ def test_a_second_up_is_refused_names_the_first_and_has_touched_nothing(
     assert refused.value.exit_code == NO_RESTART
     assert not said
     assert not list(second.logs.glob("*migration*"))
+
+
+def test_another_machine_of_the_same_name_is_another_stack(
+    address: str, first: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Made of one image, and with a copy of the folder, as when a machine was replaced and is switched on again."""
+    with only_stack(first, address, print):
+        monkeypatch.setattr(one_stack, "_machine", lambda: f"{os.uname().nodename[:24]}#0badcafe")
+        with (
+            pytest.raises(UserError, match="has a stack already") as refused,
+            only_stack(first, address, print),
+        ):
+            pass
+    assert refused.value.exit_code == NO_RESTART
 
 
 def test_the_migrations_of_who_holds_the_databases_do_not_wait_for_themselves(
