@@ -89,15 +89,16 @@ def checks(state: Home, environ: dict[str, str]) -> list[Check]:
     alerts = Alerts(memory_of(state), notices)
     project = Path(environ.get("LORALINE_PROJECT", ""))
     return [
-        Check("reaper", LOOK_SECONDS, Reaper(api, state, settings=settings)),
+        # First, and told first: the round in which this process ends for standing still gets no further.
+        Check("restarts", 30, Restarts(state, alerts)),
         # What waits for MLflow or for receivers of alerts does so beside the others.
+        Check("delivery", 15, Aside(alerts.deliver)),
+        Check("reaper", LOOK_SECONDS, Reaper(api, state, settings=settings)),
         Check("abandoned runs", LOOK_SECONDS, Aside(Abandoned(api, state))),
         Check("crashes", 15, Crashes(api, alerts, project, partial(was_cut_off, state))),
         Check("silence", 300, Silence(api, alerts)),
-        Check("restarts", 30, Restarts(state, alerts)),
         Check("hangs", 30, Hangs(state, parts(settings) if settings else [], alerts)),
         Check("silent workers", 30, SilentWorkers(api, state, alerts, settings=settings)),
-        Check("delivery", 15, Aside(alerts.deliver)),
         Check("old runs", OLD_RUNS_SECONDS, OldRuns(api)),
         Check("plans", MISPLANNED_SECONDS, Misplanned(api)),
     ]

@@ -113,9 +113,14 @@ def read_starts(state: Home, name: str) -> Starts | None:
         return None
 
 
+def starts_folder(state: Home) -> Path:
+    """Where starts are noted that a new stack forgets."""
+    return folder(state) / "starts"
+
+
 def forget_starts(state: Home) -> None:
     """Count from nothing: a new stack begins."""
-    for path in (folder(state) / "starts").glob("*.json"):
+    for path in starts_folder(state).glob("*.json"):
         path.unlink(missing_ok=True)
 
 
@@ -160,7 +165,7 @@ def _become(part: Part, state: Home, settings: StackSettings) -> None:
 
 
 def _starts_file(state: Home, name: str) -> Path:
-    return folder(state) / "starts" / f"{name}.json"
+    return starts_folder(state) / f"{name}.json"
 
 
 if __name__ == "__main__":

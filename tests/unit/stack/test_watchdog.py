@@ -23,7 +23,7 @@ from flows.stack.api import PrefectApi
 from flows.stack.crashes import AFTER_STOP, AGAIN, Crashes, repetition_key
 from flows.stack.hangs import PATIENCE_SECONDS, Hangs
 from flows.stack.leftovers import FLOW_RUN, PART, STACK, living_flow_runs
-from flows.stack.part_process import count_start, read_starts
+from flows.stack.part_process import count_start, forget_starts, read_starts
 from flows.stack.parts import POOLS, Part, worker_name
 from flows.stack.reaper import (
     CANCELLING_SECONDS,
@@ -888,6 +888,24 @@ def test_a_part_that_dies_again_and_again_is_told(
     look()
     alerts.deliver()
     assert len(prefect.events) == 2
+
+
+def test_a_watchdog_that_dies_again_and_again_is_told_by_its_next_life(
+    prefect: Any, state: Home, alerts: Alerts
+) -> None:
+    for life in range(MANY + 3):
+        count_start(state, "watchdog")
+        look = Restarts(state, alerts)
+        look()
+        look()
+        alerts.deliver()
+        assert len(prefect.events) == int(life >= MANY)
+    (event,) = prefect.events
+    assert (event["payload"]["kind"], event["payload"]["name"]) == ("part-restarts", "watchdog")
+    # A stack that is begun anew by a person counts from nothing.
+    forget_starts(state)
+    count_start(state, "watchdog")
+    assert Restarts(state, alerts)._lives == 1
 
 
 def test_a_check_that_fails_neither_ends_the_watchdog_nor_fills_its_log(
