@@ -6,21 +6,25 @@ import json
 import os
 import shlex
 import sys
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from flows import run_leases
 from flows.failures import Failure, explain
 from flows.program import program
 from flows.signals import stop_signals
 from tasks.artifacts import Outcome
-from tasks.errors import Interrupted
+from tasks.errors import Interrupted, LoralineError
 from tasks.home import Home, home
 from tasks.preflight import check_recipe
 from tasks.progress import Event, listening
 from tasks.tracking import refuse_unreachable
+
+if TYPE_CHECKING:
+    from flows.connection import Connection
 
 EXIT_CODES = {"registered": 0, "skipped": 0, "awaiting_approval": 0, "failed": 1, "refused": 3}
 
@@ -95,7 +99,6 @@ class Attempt:
         )
 
     def _flow(self, state: Home, path: Path, name: str) -> Outcome:
-        from flows.cancelled_elsewhere import heeding_cancellation
         from flows.connection import prefect_connection
         from flows.display import logging_to, run_display
 
@@ -109,10 +112,7 @@ class Attempt:
             listening(display.take),
             listening(self._note),
             prefect_connection(state, again(self.args), display.say, _import_flow) as server,
-            # Nobody else is a client of the server that such a run starts for itself.
-            nullcontext()
-            if server.kind == "embedded"
-            else heeding_cancellation(run_leases.held, display.say),
+            _looked_after(state, server, display.say),
         ):
             from flows.heartbeats import without_heartbeats
             from flows.retrain import retrain
@@ -157,6 +157,23 @@ def _stopping() -> None:
     sys.stderr.write(
         "\nStopping; a training writes a checkpoint first. Ctrl-C again stops at once.\n"
     )
+
+
+def _looked_after(
+    state: Home, server: "Connection", say: Callable[[str], None]
+) -> AbstractContextManager[None]:
+    """What a worker and a watchdog do for the runs of a deployment."""
+    from flows.cancelled_elsewhere import heeding_cancellation
+    from flows.stack.abandoned import Abandoned
+    from flows.stack.api import PrefectApi
+
+    if server.kind != "embedded":
+        return heeding_cancellation(run_leases.held, say)
+    # Nobody else is a client of it, who could cancel. What was killed before has no end yet, and would be
+    # told months later as news by a stack that is begun then.
+    with suppress(LoralineError):
+        Abandoned(PrefectApi.of(os.environ, server.url), state).end_flow_runs()
+    return nullcontext()
 
 
 def _import_flow() -> None:

@@ -34,8 +34,7 @@ class Abandoned:
     def __call__(self) -> None:
         """One look. Raises: StageFailed when a server does not answer, or, after all others, refuses one."""
         # First, since they need no MLflow: killed before it trained, a run has none there.
-        for flow_run in run_lease.abandoned(self.home, "flow-run"):
-            self._end(flow_run)
+        self.end_flow_runs()
         refused: StageFailed | None = None
         for run_id in run_lease.abandoned(self.home):
             try:
@@ -58,6 +57,11 @@ class Abandoned:
                 refused = error
         if refused is not None:
             raise refused
+
+    def end_flow_runs(self) -> None:
+        """End in Prefect what commands that were killed left there. Raises: StageFailed when it does not answer."""
+        for flow_run in run_lease.abandoned(self.home, "flow-run"):
+            self._end(flow_run)
 
     def _end(self, flow_run: str) -> None:
         for run in self.api.flow_runs({"id": {"any_": [flow_run]}}):

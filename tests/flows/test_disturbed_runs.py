@@ -66,6 +66,11 @@ def test_a_killed_training_goes_on_from_its_checkpoint(small: Any, tmp_path: Pat
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id])
     assert sorted(run.info.status for run in runs) == ["FINISHED", "KILLED"]
+    # A stack that is begun some day has nothing old to tell.
+    database = small.folder / ".loraline" / "prefect" / "prefect.db"
+    with closing(sqlite3.connect(database)) as connection:
+        states = connection.execute("select state_type from flow_run where name like 'killed%'")
+        assert sorted(state for (state,) in states) == ["COMPLETED", "CRASHED"]
 
 
 @pytest.mark.slow
