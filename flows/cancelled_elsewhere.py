@@ -36,15 +36,18 @@ def _watch(
 ) -> None:
     from prefect.client.orchestration import get_client
 
-    with get_client(sync_client=True) as client:
-        while not over.wait(LOOK_SECONDS):
-            try:
-                states = [client.read_flow_run(UUID(run)).state for run in runs()]
-            except Exception:
-                _log.debug("Prefect does not say whether this run is to go on", exc_info=True)
-                continue
-            if any(state is not None and state.is_cancelling() for state in states):
-                say("Somebody cancelled this run in Prefect.")
-                # For Prefect, which listens to SIGTERM itself, that is how a run is crashed.
-                os.kill(os.getpid(), signal.SIGINT)
-                return
+    while not over.wait(LOOK_SECONDS):
+        if not (begun := list(runs())):
+            continue
+        with get_client(sync_client=True) as client:
+            while not over.wait(LOOK_SECONDS):
+                try:
+                    states = [client.read_flow_run(UUID(run)).state for run in begun]
+                except Exception:
+                    _log.debug("Prefect does not say whether this run is to go on", exc_info=True)
+                    continue
+                if any(state is not None and state.is_cancelling() for state in states):
+                    say("Somebody cancelled this run in Prefect.")
+                    # For Prefect, which listens to SIGTERM itself, that is how a run is crashed.
+                    os.kill(os.getpid(), signal.SIGINT)
+                    return
