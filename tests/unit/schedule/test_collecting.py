@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -180,37 +181,43 @@ def test_without_yes_nothing_is_touched(
     assert sorted(home.root.rglob("*")) == before
 
 
-@pytest.mark.parametrize("arguments", [[], ["--yes"]])
-def test_the_command_says_who_deletes_old_runs_of_prefect(
+@pytest.fixture
+def typed(
     home: Home,
     versions: dict[tuple[str, str], Registered],
-    arguments: list[str],
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
-) -> None:
+) -> Callable[..., str]:
+    """What `loraline gc` with these arguments answers."""
     monkeypatch.setenv("LORALINE_HOME", str(home.root))
     monkeypatch.setattr("tasks.tracking.reachable_tracker", lambda _: TRACKER)
-    assert main(["gc", *arguments]) == 0
-    told = capfd.readouterr().out.splitlines()
+
+    def answer(*arguments: str) -> str:
+        assert main(["gc", *arguments]) == 0
+        return capfd.readouterr().out
+
+    return answer
+
+
+@pytest.mark.parametrize("arguments", [[], ["--yes"]])
+def test_the_command_says_who_deletes_old_runs_of_prefect(
+    typed: Callable[..., str], arguments: list[str]
+) -> None:
+    told = typed(*arguments).splitlines()
     assert told[-1] == "Prefect's server deletes its own runs, 90 days after their end."
 
 
 @pytest.mark.parametrize("arguments", [[], ["--yes"]])
 def test_a_server_that_does_not_answer_does_not_keep_the_disk_full(
-    home: Home,
-    versions: dict[tuple[str, str], Registered],
+    typed: Callable[..., str],
     arguments: list[str],
     monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setenv("LORALINE_HOME", str(home.root))
-    monkeypatch.setattr("tasks.tracking.reachable_tracker", lambda _: TRACKER)
     away = PrefectApi("http://127.0.0.1:9/api")
     monkeypatch.setattr("flows.stack.long_ended.own_prefect", lambda _: away)
-    assert main(["gc", "--json", *arguments]) == 0
+    done = json.loads(typed("--json", *arguments))
     assert "Prefect does not answer" in caplog.text
-    done = json.loads(capfd.readouterr().out)
     assert done["long_ended_prefect_runs"] is None
     assert done["removed"] is bool(arguments)
 
