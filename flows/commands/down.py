@@ -13,11 +13,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Return 0, also when nothing ran. Raises: UserError when another command is at work on the stack."""
+    from flows.stack.boot import stop_unit
     from flows.stack.starting import bring_down
     from flows.stack.state import elsewhere
 
     state = home()
-    stopped = bring_down(state, lambda text: print(text, file=sys.stderr))
+    # First: a unit whose starts fail would make a new stack, also where the folder is away to be restored.
+    by_unit = stop_unit(state, _say)
+    stopped = bring_down(state, _say) or by_unit
     if args.json:
         import json
 
@@ -29,3 +32,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(f"No stack of {state.root} was running.{elsewhere(state)}")
     return 0
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)

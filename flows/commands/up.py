@@ -15,7 +15,7 @@ import psutil
 from flows.connection import user_connection
 from flows.signals import stop_signals
 from flows.stack import supervisor
-from flows.stack.settings import StackSettings, read_settings
+from flows.stack.settings import StackSettings, has_settings, read_settings
 from flows.stack.state import StackState
 from tasks.addresses import without_passwords
 from tasks.errors import StageFailed, UserError
@@ -58,6 +58,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="stay until Ctrl-C or SIGTERM, then stop the stack (not one that ran before)",
     )
     parser.add_argument(
+        "--existing",
+        action="store_true",
+        help="refuse where this home had no stack before, as while its disk is not mounted",
+    )
+    parser.add_argument(
         "--at-boot",
         action="store_true",
         help="install and enable a systemd user unit that starts the stack with the machine",
@@ -75,6 +80,11 @@ def run(args: argparse.Namespace) -> int:
     from flows.stack.starting import bring_up
 
     state = home()
+    if args.existing and not has_settings(state):
+        raise UserError(
+            f"{state.root} has had no stack: its settings are not there. Is its disk not mounted, or the folder "
+            "away to be restored? Nothing was made in its place. `loraline up` begins a new stack."
+        )
     foreground = args.foreground and not args.at_boot
     # Nobody reads the errors of what a unit starts.
     failing = partial(failure_told, state) if foreground else nullcontext

@@ -102,6 +102,22 @@ def unit_to_start(home: Home, settings: StackSettings, say: Callable[[str], None
     return found
 
 
+def stop_unit(home: Home, say: Callable[[str], None]) -> bool:
+    """End the home's unit, which may be between two attempts to start the stack; False where it was at rest."""
+    path = unit_path(home)
+    if not path.exists():
+        return False
+    try:
+        found = Unit(path.name, systemd.environment())
+        if not found.is_at_work():
+            return False
+        found.stop()
+    except StageFailed as error:
+        say(f"{path.name} was not stopped, and may start the stack again: {error}.")
+        return False
+    return True
+
+
 def unit(home: Home, settings: StackSettings, environ: dict[str, str]) -> str:
     """The unit's text (systemd.service(5), systemd.exec(5))."""
     lines = (f"Environment={_quoted(f'{name}={value}')}" for name, value in kept(environ).items())
@@ -136,7 +152,7 @@ WantedBy=default.target
 
 def _start() -> str:
     """The unit's command, but for the home."""
-    return _words(sys.executable, "-P", "-m", "flows.cli", "up", "--foreground")
+    return _words(sys.executable, "-P", "-m", "flows.cli", "up", "--foreground", "--existing")
 
 
 def _starts_this_installation(unit: str) -> bool:

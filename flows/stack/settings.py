@@ -1,12 +1,12 @@
 """What a stack was started with; its parts, `loraline status` and `loraline down` read it again."""
 
-import os
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError
 
 from tasks.errors import UserError
+from tasks.files import write_json
 from tasks.home import Home
 from tasks.settings import Settings
 
@@ -68,13 +68,19 @@ def folder(home: Home) -> Path:
     return home.root / "stack"
 
 
+def has_settings(home: Home) -> bool:
+    """Whether the home has had a stack, or was given one for the next boot."""
+    return _file(home).is_file()
+
+
+def _file(home: Home) -> Path:
+    return folder(home) / "settings.json"
+
+
 def write_settings(home: Home, settings: StackSettings) -> None:
     """Keep the settings for whoever asks while the stack runs."""
     folder(home).mkdir(parents=True, exist_ok=True)
-    path = folder(home) / "settings.json"
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(settings.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    temporary.rename(path)
+    write_json(_file(home), settings.model_dump(mode="json"))
 
 
 def read_settings(home: Home) -> StackSettings | None:
@@ -82,7 +88,7 @@ def read_settings(home: Home) -> StackSettings | None:
 
     Raises: UserError when the file is damaged.
     """
-    path = folder(home) / "settings.json"
+    path = _file(home)
     try:
         return StackSettings.model_validate_json(path.read_bytes())
     except FileNotFoundError:

@@ -15,7 +15,7 @@ STOP_SECONDS = 240.0
 
 @dataclass(frozen=True)
 class Unit:
-    """A unit of this user that is enabled."""
+    """A unit of this user."""
 
     name: str
     environment: dict[str, str]
@@ -32,6 +32,11 @@ class Unit:
     def is_active(self) -> bool:
         """Whether its process lives; not so while systemd waits before it starts it again."""
         return _asked("is-active", self.name).returncode == 0
+
+    def is_at_work(self) -> bool:
+        """Whether its process lives, or systemd is about to start it again."""
+        state = _asked("is-active", self.name).stdout.strip()
+        return state not in ("", "inactive", "failed", "unknown")
 
 
 def environment() -> dict[str, str]:

@@ -249,6 +249,40 @@ def test_what_up_starts_is_watched_and_a_restart_reads_the_changed_secrets(
     assert psutil.Process(again).environ()["LORALINE_WEBHOOK_SECRET"] == "rotated"
 
 
+def test_a_unit_whose_starts_fail_is_stopped_by_down_and_makes_no_stack_where_its_folder_is_away(
+    stack: Stack, machine: Machine
+) -> None:
+    """As after an upgrade that failed: the person stops it, moves the folder away and unpacks a backup."""
+    until(lambda: healthy(stack), 180)
+    root, loraline = stack.home.root, [str(stack.cli.python), "-P", "-m", "flows.cli"]
+    assert machine(*loraline, "down").returncode == 0
+    settings = root / "stack" / "settings.json"
+    text = settings.read_text()
+    settings.write_text("{")
+    machine("systemctl", "--user", "start", UNIT)
+
+    def is_waiting() -> bool:
+        shown = machine("systemctl", "--user", "show", "--property=SubState", "--value", UNIT)
+        return shown.stdout.strip() == "auto-restart"
+
+    until(is_waiting, 60)
+    away = root.rename(root.with_name("away"))
+    # It finds nothing, and makes nothing.
+    time.sleep(15)
+    assert not root.exists()
+    done = machine(*loraline, "down")
+    assert "is stopped" in done.stdout, done.stderr
+    assert machine("systemctl", "--user", "is-active", UNIT).stdout.strip() == "inactive"
+    time.sleep(15)
+    assert not root.exists()
+    # Started while it is away, as with a disk that is mounted late, it waits for it.
+    machine("systemctl", "--user", "start", UNIT)
+    until(is_waiting, 60)
+    (away / "stack" / "settings.json").write_text(text)
+    away.rename(root)
+    until(lambda: healthy(stack), 180)
+
+
 def test_a_unit_that_was_disabled_starts_nothing_with_the_machine(
     stack: Stack, machine: Machine
 ) -> None:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
+from flows.commands.down import run as down
 from flows.stack import leftovers, starting, supervisor
 from flows.stack.boot import _starts_this_installation, unit, unit_path
 from flows.stack.configuration import configuration, socket_file, write_configuration
@@ -17,7 +19,7 @@ from flows.stack.databases import databases, write_ahead
 from flows.stack.exposure import MLFLOW_PASSWORDS, NO_RESTART, PREFECT_PASSWORD, refuse_open
 from flows.stack.own_names import HOSTS, ORIGINS, allowed_names
 from flows.stack.parts import part_environment, parts, prefect_server_settings
-from flows.stack.settings import StackSettings, folder, read_settings, write_settings
+from flows.stack.settings import StackSettings, folder, has_settings, read_settings, write_settings
 from flows.stack.state import StackState
 from tasks.errors import StageFailed, UserError
 from tasks.home import Home
@@ -276,7 +278,9 @@ def test_settings_are_read_as_they_were_written_and_damage_is_told(
     state: Home, settings: StackSettings
 ) -> None:
     assert read_settings(state) is None
+    assert not has_settings(state)
     write_settings(state, settings)
+    assert has_settings(state)
     assert read_settings(state) == settings
     (folder(state) / "settings.json").write_text("{")
     with pytest.raises(UserError, match="loraline down"):
@@ -292,7 +296,7 @@ def test_the_unit_is_one_that_systemd_accepts_and_holds_no_secret(
     assert "geheim" not in text
     assert "Restart=on-failure" in text
     assert f"RestartPreventExitStatus={NO_RESTART}" in text.splitlines()
-    assert '"up" "--foreground"' in text
+    assert '"up" "--foreground" "--existing"' in text
     # In a command `$` begins a variable, in an environment it is a sign like any other.
     assert "100%% $$pace" in text
     assert 'Environment="PATH=/bin:/opt/$x"' in text
@@ -317,16 +321,17 @@ def test_the_unit_is_one_that_systemd_accepts_and_holds_no_secret(
 @pytest.fixture
 def systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A `systemctl` of one user: what it was asked goes into the file `asked`, its environment is in `given`,
-    what it refuses in `fails`.
+    what it refuses in `fails`, how its units are in `state`.
     """
     folder = tmp_path / "systemd"
     folder.mkdir()
     (folder / "given").write_text("LANG=C.UTF-8\n")
+    (folder / "state").write_text("active\n")
     program = folder / "systemctl"
     program.write_text(
         f'#!/bin/sh\necho "$*" >> "{folder}/asked"\n'
         f'if grep -qsx -e "$2" "{folder}/fails"; then echo "no bus" >&2; exit 1; fi\n'
-        f'case "$2" in show-environment) cat "{folder}/given";; esac\n'
+        f'case "$2" in show-environment) cat "{folder}/given";; is-active) cat "{folder}/state";; esac\n'
     )
     program.chmod(0o755)
     (folder / "linger").write_text("yes\n")
@@ -344,11 +349,9 @@ def at_boot(state: Home, *arguments: str) -> int:
 
 def up(state: Home, *arguments: str) -> int:
     """`loraline up` as the command line calls it."""
-    import argparse
-
     from flows.commands.up import add_arguments, run
 
-    parser = argparse.ArgumentParser()
+    parser = ArgumentParser()
     add_arguments(parser)
     return run(parser.parse_args(["--project", str(state.root.parent), *arguments]))
 
@@ -558,6 +561,48 @@ def test_a_unit_that_could_not_start_for_lack_of_passwords_is_not_tried(
     with pytest.raises(UserError, match="Nothing was started"):
         up(state, "--host", "0.0.0.0")
     assert not any("restart" in line for line in unit_of())
+
+
+@pytest.mark.parametrize(
+    ("how", "stopped"),
+    [("activating", True), ("active", True), ("inactive", False), ("failed", False)],
+)
+def test_down_ends_a_unit_that_would_start_the_stack_again_also_where_its_folder_is_away(
+    state: Home,
+    systemd: Path,
+    unit_of: Callable[[], list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    how: str,
+    stopped: bool,
+) -> None:
+    (systemd / "state").write_text(f"{how}\n")
+    monkeypatch.setattr(supervisor, "find", lambda _: None)
+    away = state.root.rename(state.root.with_name("away"))
+    assert down(Namespace(json=False)) == 0
+    assert ("--user stop loraline.service" in unit_of()) == stopped
+    assert ("is stopped" if stopped else "No stack") in capsys.readouterr().out
+    # Nor does the unit itself, were it started, make another one in its place.
+    with pytest.raises(UserError, match=r"its disk not mounted, or the folder away"):
+        up(state, "--foreground", "--existing")
+    assert not state.root.exists()
+    away.rename(state.root)
+    monkeypatch.setattr("flows.commands.up._stay", lambda *_: 0)
+    monkeypatch.setattr(
+        starting, "_start", lambda *_: StackState(running=True, healthy=True, home="")
+    )
+    assert up(state, "--foreground", "--existing") == 0
+
+
+def test_down_says_that_a_unit_which_it_cannot_ask_may_start_the_stack_again(
+    systemd: Path, unit_of: Callable[[], list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (systemd / "fails").write_text("show-environment\n")
+    assert down(Namespace(json=False)) == 0
+    assert (
+        "loraline.service was not stopped, and may start the stack again" in capsys.readouterr().err
+    )
+    assert not any("stop" in line for line in unit_of())
 
 
 @pytest.mark.parametrize("arguments", [(), ("--foreground",)])
