@@ -51,7 +51,7 @@ def retrain(
     `Crashed`: the watchdog starts it once more.
     """
     try:
-        if unattended() is None:
+        if (mine := unattended()) is None or not run_leases.is_seen(mine):
             run_leases.begin(home(), str(flow_run.id))
         with failure_told(recipe):
             recipe = recipe_of_run(recipe)

@@ -1,16 +1,20 @@
-"""Leases of the flow runs of a command line: the watchdog tells one that was killed by them.
+"""Leases of the flow runs of a command line and of containers: the watchdog tells one that was killed by them.
 
-A worker's run is told by its process, which bears the run's id from its start.
+That of a worker's process is told by the process, which bears the run's id from its start.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
 from tasks import run_lease
 from tasks.errors import LoralineError
 from tasks.home import Home
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import FlowRun
 
 _held: dict[str, tuple[Home, FileLock]] = {}
 
@@ -21,6 +25,20 @@ def begin(home: Home, run_id: str) -> None:
         # A disk that takes nothing is told by the run itself, in words.
         with suppress(OSError):
             _held[run_id] = home, run_lease.take(home, run_id, "flow-run")
+
+
+def is_seen(run: "FlowRun") -> bool:
+    """Whether the watchdog sees the process of a worker's run; not that of a container, nor where nobody knows."""
+    # Not before the connection is made: Prefect's settings are read when it is imported.
+    from prefect.client.orchestration import get_client
+
+    if run.work_pool_name is None:
+        return True
+    try:
+        with get_client(sync_client=True) as client:
+            return client.read_work_pool(run.work_pool_name).type == "process"
+    except Exception:
+        return False
 
 
 def held() -> list[str]:

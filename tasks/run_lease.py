@@ -11,8 +11,8 @@ from tasks.files import is_locked
 from tasks.home import Home
 
 Kind = Literal["mlflow-run", "opening", "flow-run"]
-"""A run in MLflow; the opening of one, whose id is not known yet; or a run in Prefect that no worker started:
-a worker's process bears its run's id."""
+"""A run in MLflow; the opening of one, whose id is not known yet; or a run in Prefect whose process the watchdog
+does not see: a worker's process bears its run's id."""
 
 
 def take(home: Home, run_id: str, kind: Kind = "mlflow-run") -> FileLock:

@@ -41,7 +41,12 @@ PENDING_SECONDS = 75.0
 """A pending run is dead after this: a worker that took it is still starting its process."""
 PENDING_ANYWHERE_SECONDS = 900.0
 """One that may be another machine's is dead after this: that machine may be, or it lost power before any
-process of the run was seen. Containers are not ours to judge: an image may take longer to arrive."""
+process of the run was seen."""
+PENDING_CONTAINER_SECONDS = 7200.0
+"""One that waits for a container is dead after this: an image or a node may take long to arrive, and whoever
+was to start it may be gone. Longer than Kubernetes is waited for by default (`deployments/job-templates`)."""
+AWAY = timedelta(minutes=10)
+"""So long a silent worker's runs are its own: the network between two machines may be away, and comes back."""
 RETURN_SECONDS = 600.0
 """After a time without answers, ours or the server's: it takes every machine for gone until its worker has
 asked again, which it does ever more rarely while nobody answers."""
@@ -164,8 +169,9 @@ class Reaper:
         was_here = _attempt(run) <= self._seen.get(run["id"], -1)
         if was_here or pool not in foreign:
             return PENDING_SECONDS if pending else RUNNING_SECONDS
-        if pending and self._kind(pool) == "process":
-            return PENDING_ANYWHERE_SECONDS
+        if pending:
+            process = self._kind(pool) == "process"
+            return PENDING_ANYWHERE_SECONDS if process else PENDING_CONTAINER_SECONDS
         return None
 
     def _is_overdue(self, run: Json, patience: float) -> bool:
@@ -177,12 +183,11 @@ class Reaper:
         ours = {worker_name(part, self.settings) for part in POOLS}
         assert self._answers_since is not None
         returning = self.clock() - self._answers_since < RETURN_SECONDS
+        patience = REMEMBERED if returning else AWAY
         found = set()
         for pool in POOLS.values():
             others = [w for w in self.api.workers(pool) if w.get("name") not in ours]
-            there = any(
-                w.get("status") == "ONLINE" or (returning and _may_return(w)) for w in others
-            )
+            there = any(w.get("status") == "ONLINE" or _may_return(w, patience) for w in others)
             if there or self._kind(pool) != "process":
                 found.add(pool)
         return found
@@ -218,9 +223,9 @@ def end_run(api: PrefectApi, run: Json) -> None:
         end_run(api, child)
 
 
-def _may_return(worker: Json) -> bool:
+def _may_return(worker: Json, patience: timedelta) -> bool:
     seen = worker.get("last_heartbeat_time")
-    return bool(seen) and datetime.now(UTC) - utc(str(seen)) < REMEMBERED
+    return bool(seen) and datetime.now(UTC) - utc(str(seen)) < patience
 
 
 def _attempt(run: Json) -> int:

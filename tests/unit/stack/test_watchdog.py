@@ -26,10 +26,12 @@ from flows.stack.leftovers import FLOW_RUN, PART, STACK, living_flow_runs
 from flows.stack.part_process import count_start, forget_starts, read_starts
 from flows.stack.parts import POOLS, Part, worker_name
 from flows.stack.reaper import (
+    AWAY,
     CANCELLING_SECONDS,
     LOOK_SECONDS,
     ORPHAN_GRACE_SECONDS,
     PENDING_ANYWHERE_SECONDS,
+    PENDING_CONTAINER_SECONDS,
     PENDING_SECONDS,
     RETURN_SECONDS,
     RUNNING_SECONDS,
@@ -128,14 +130,37 @@ def test_a_run_on_another_machine_is_not_ours_to_end(prefect: Any, state: Home) 
     assert run["state"]["type"] == "CRASHED"
 
 
+def test_a_network_that_is_away_between_two_machines_ends_no_training(
+    prefect: Any, state: Home
+) -> None:
+    """Prefect takes a worker for gone a minute and a half after its last word; its training goes on."""
+    clock, run = Clock(), prefect.add("RUNNING")
+    other = {"name": "other-machine-worker", "status": "OFFLINE"}
+    reaper = Reaper(prefect.api, state, dict, clock=clock)
+    prefect.workers.append({**other, "last_heartbeat_time": silent_for(AWAY)})
+    looked(reaper, clock, 0)
+    # Long after this server began to answer.
+    clock.now += RETURN_SECONDS
+    prefect.workers[:] = [{**other, "last_heartbeat_time": silent_for(AWAY - timedelta(minutes=1))}]
+    looked(reaper, clock, 0, RUNNING_SECONDS)
+    assert run["state"]["type"] == "RUNNING"
+    prefect.workers[:] = [{**other, "last_heartbeat_time": silent_for(AWAY)}]
+    looked(reaper, clock, 0, RUNNING_SECONDS)
+    assert run["state"]["type"] == "CRASHED"
+
+
+def silent_for(time: timedelta) -> str:
+    return (datetime.now(UTC) - time).isoformat()
+
+
 @pytest.mark.parametrize(("silent_days", "end"), [(0, "RUNNING"), (2, "CRASHED")])
 def test_after_an_outage_other_machines_have_time_to_come_back(
     prefect: Any, state: Home, monkeypatch: pytest.MonkeyPatch, silent_days: int, end: str
 ) -> None:
     """A server that was away takes all workers for gone, whatever they train."""
     clock, run = Clock(), prefect.add("RUNNING")
-    heard = datetime.now(UTC) - timedelta(days=silent_days, minutes=5)
-    other = {"name": "other-machine-worker", "last_heartbeat_time": heard.isoformat()}
+    heard = silent_for(timedelta(days=silent_days) + 2 * AWAY)
+    other = {"name": "other-machine-worker", "last_heartbeat_time": heard}
     prefect.workers.append({**other, "status": "ONLINE"})
     reaper = Reaper(prefect.api, state, dict, clock=clock)
     looked(reaper, clock, 0, RETURN_SECONDS)
@@ -168,6 +193,8 @@ def test_a_pending_run_of_a_machine_that_lost_power_ends_while_others_live(
     # An image may take longer to arrive than a process to start.
     looked(reaper, clock, 1)
     assert run["state"]["type"] == end
+    looked(reaper, clock, PENDING_CONTAINER_SECONDS - PENDING_ANYWHERE_SECONDS)
+    assert run["state"]["type"] == "CRASHED"
 
 
 @pytest.mark.parametrize("tried_again_elsewhere", [False, True])
