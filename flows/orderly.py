@@ -22,14 +22,16 @@ from prefect.context import FlowRunContext
 from prefect.runtime import flow_run
 from prefect.states import Completed
 
+from flows.known_trainings import newest_success
 from flows.run_record import RunRecord
 from flows.stack.crashes import AGAIN, repeated_run
 from tasks.artifacts import Outcome
+from tasks.files import expanded
 from tasks.gpu_turn import give_back_gpus
 from tasks.progress import announce
 from tasks.promotion.lock import lock_database
 from tasks.retention.collecting import collect, ensure_free
-from tasks.retention.ledger import newest_success, recorded
+from tasks.retention.ledger import recorded
 from tasks.turn import Taken, Turn, adapter_turn
 
 _log = logging.getLogger(__name__)
@@ -186,7 +188,8 @@ def _refuse_answered(run: RunRecord) -> None:
         return
     if run.facts.force or run.facts.overrides:
         return
-    name, done = run.recipe.name, newest_success(run.home, run.recipe.name)
+    name, recipe = run.recipe.name, expanded(str(here.parameters.get("recipe", ""))).absolute()
+    done = newest_success(run.home, name, recipe)
     if done is not None and done > here.created:
         raise NotNow(
             f"{name} was to be trained for what happened by {here.created:%Y-%m-%d %H:%M} UTC; a run that "

@@ -1,46 +1,32 @@
 """Look at a recipe's data between its trainings, and ask for one when enough is new."""
 
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from prefect import State, flow
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import (
-    DeploymentFilter,
-    DeploymentFilterName,
-    FlowRunFilter,
-    FlowRunFilterExpectedStartTime,
-    FlowRunFilterState,
-    FlowRunFilterStateType,
-)
-from prefect.client.schemas.objects import FlowRun, StateType
-from prefect.client.schemas.sorting import FlowRunSort
 from prefect.runtime import flow_run
 from prefect.states import Completed
 from prefect.types._datetime import now
 
 from flows.block_secrets import secrets_of
 from flows.bridging import bridged_run
+from flows.known_trainings import newest_success, under_way
 from flows.orderly import NotNow, refuse_outdated
 from flows.recipe_memory import RecipePath, recipe_of_run
-from flows.stack.crashes import RETRAIN
 from flows.stack.successes import NOTHING_DUE
 from tasks.base import known_commit
 from tasks.dataset.task import look_at_sources
 from tasks.dataset.watching import Seen, Watch
 from tasks.errors import UserError
 from tasks.files import expanded
-from tasks.home import Home, home
+from tasks.home import home
 from tasks.recipe import Recipe, load_recipe
-from tasks.retention.ledger import entries, newest_success
-from tasks.turn import is_taken
+from tasks.retention.ledger import entries
 
 EVENT = "loraline.retrain"
 """Whoever posts it starts a training: payload `{"recipe": path on the worker, "reason": text}`."""
-LONGEST_WAIT = timedelta(days=7)
-"""A run that has been due for longer, and has not begun, is not counted on any more."""
 SECONDS_BETWEEN = (15, 60)
 """An outage is waited for in short: looks are at work one at a time, and the next of this recipe is due soon."""
 
@@ -107,7 +93,7 @@ def _looked(
             recipe_folder=path.parent,
             after_new_rows=rows,
             after_days=days,
-            trained_at=newest_success(here, loaded.name),
+            trained_at=newest_success(here, loaded.name, path),
             begun_at=runs[0].started if runs else None,
             base=None if loaded.base.is_local else known_commit(loaded.base, path),
         )
@@ -134,47 +120,6 @@ def _told(seen: Seen, busy: str | None) -> str:
             "began since has succeeded; a day later it is asked for again."
         )
     return f"{seen.told}. No training is due."
-
-
-def under_way(home: Home, name: str, recipe: Path) -> str | None:
-    """Which training takes the new rows along, or is followed by a look that counts them; None: none does.
-
-    One that computes has the adapter's turn, and its death frees that. Of the others Prefect knows.
-
-    Raises: whatever the client raises when the server does not answer.
-    """
-    if is_taken(home, name):
-        return f"{name} is being trained: nobody is asked before that has ended."
-    for run in _waiting():
-        if _is_about(run, name, recipe):
-            return f"The run {run.name} is to train it and has not begun: nobody is asked again."
-    return None
-
-
-def _waiting() -> list[FlowRun]:
-    """The retrainings that are due and have not begun."""
-    due = now("UTC")
-    with get_client(sync_client=True) as client:
-        return client.read_flow_runs(
-            deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=[RETRAIN])),
-            flow_run_filter=FlowRunFilter(
-                state=FlowRunFilterState(
-                    type=FlowRunFilterStateType(any_=[StateType.SCHEDULED, StateType.PENDING])
-                ),
-                expected_start_time=FlowRunFilterExpectedStartTime(
-                    after_=due - LONGEST_WAIT, before_=due
-                ),
-            ),
-            sort=FlowRunSort.EXPECTED_START_TIME_DESC,
-            limit=200,
-        )
-
-
-def _is_about(run: FlowRun, name: str, recipe: Path) -> bool:
-    """Whether it is to train the adapter; a schedule's run may have lost its recipe, and bears the name."""
-    if given := run.parameters.get("recipe"):
-        return expanded(str(given)).absolute() == recipe
-    return run.created_by is not None and run.created_by.display_value == name
 
 
 def ask_for_retraining(name: str, recipe: Path, reason: str) -> None:

@@ -96,7 +96,8 @@ def checks(state: Home, environ: dict[str, str]) -> list[Check]:
         Check("reaper", LOOK_SECONDS, Reaper(api, state, settings=settings)),
         Check("abandoned runs", LOOK_SECONDS, Aside(Abandoned(api, state))),
         Check("crashes", 15, Crashes(api, alerts, project, partial(was_cut_off, state))),
-        Check("silence", 300, Silence(api, alerts)),
+        # Its first look reads the runs of three months, for minutes where there are many.
+        Check("silence", 300, Aside(Silence(api, alerts))),
         Check("hangs", 30, Hangs(state, parts(settings) if settings else [], alerts)),
         Check("silent workers", 30, SilentWorkers(api, state, alerts, settings=settings)),
         Check("old runs", OLD_RUNS_SECONDS, OldRuns(api)),

@@ -4,9 +4,10 @@ import base64
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import count
 from typing import Any
 
 from tasks.errors import ServerAway, StageFailed
@@ -64,16 +65,19 @@ class PrefectApi:
 
     def flow_runs(self, where: Json) -> list[Json]:
         """All flow runs that the filter finds, oldest first."""
-        found: list[Json] = []
-        while True:
+        return list(self.each_flow_run(where))
+
+    def each_flow_run(self, where: Json) -> Iterator[Json]:
+        """The same, where there may be more than memory is for: no more than a page of them is held."""
+        for offset in count(0, PAGE):
             page = self.ask(
                 "POST",
                 "/flow_runs/filter",
-                {"flow_runs": where, "sort": "START_TIME_ASC", "limit": PAGE, "offset": len(found)},
+                {"flow_runs": where, "sort": "START_TIME_ASC", "limit": PAGE, "offset": offset},
             )
-            found += page
+            yield from page
             if len(page) < PAGE:
-                return found
+                return
 
     def delete_flow_runs(self, ids: list[str]) -> int:
         """How many of them there were, and are no more."""

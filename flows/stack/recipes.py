@@ -21,16 +21,24 @@ def recipe_of_schedule(api: PrefectApi, schedule: Json) -> str | None:
     return str(given) if given else _remembered(api, schedule.get("slug"))
 
 
-def recipe_of_run(api: PrefectApi, run: Json) -> str | None:
+def recipe_of_run(
+    api: PrefectApi, run: Json, known: dict[str, str | None] | None = None
+) -> str | None:
     """The recipe of a flow run: as given, else that of the schedule which created it.
 
+    `known` has what was asked of each schedule, and takes more: Prefect forgets it for all its runs at once.
     Raises: StageFailed when Prefect does not answer.
     """
     if given := (run.get("parameters") or {}).get("recipe"):
         return str(given)
     creator = run.get("created_by") or {}
-    scheduled = creator.get("type") == "SCHEDULE"
-    return _remembered(api, creator.get("display_value")) if scheduled else None
+    slug = creator.get("display_value")
+    if creator.get("type") != "SCHEDULE" or not slug:
+        return None
+    known = {} if known is None else known
+    if slug not in known:
+        known[slug] = _remembered(api, slug)
+    return known[slug]
 
 
 def _remembered(api: PrefectApi, slug: str | None) -> str | None:

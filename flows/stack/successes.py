@@ -34,15 +34,19 @@ class Successes:
         if self._read_to is not None:
             # Later than now where the clock was ahead at the last look.
             where["end_time"]["after_"] = (min(self._read_to, now) - OVERLAP).isoformat()
-        for run in self.api.flow_runs(where):
+        read_to = self._read_to
+        recipes: dict[str, str | None] = {}
+        for run in self.api.each_flow_run(where):
             if not run.get("end_time"):
                 continue
             ended = utc(run["end_time"])
-            if _is_success(run) and (recipe := recipe_of_run(self.api, run)):
+            if is_success(run) and (recipe := recipe_of_run(self.api, run, recipes)):
                 before = self._last.get(recipe)
                 if before is None or utc(before["end_time"]) <= ended:
                     self._last[recipe] = run
-            self._read_to = max(self._read_to or ended, ended)
+            read_to = max(read_to or ended, ended)
+        # Only now: they come as they began, and one that is still to come may have ended before.
+        self._read_to = read_to
 
     def of(self, recipe: str | None) -> Json | None:
         """The newest run of the recipe that ended well, or found that there was nothing to do."""
@@ -72,7 +76,7 @@ def _by_now() -> Json:
     return {"before_": datetime.now(UTC).isoformat()}
 
 
-def _is_success(run: Json) -> bool:
+def is_success(run: Json) -> bool:
     """A run that gave way to another, which may hang for ever, has achieved nothing itself.
 
     Nor has one in which somebody tried other settings than the recipe's.

@@ -116,6 +116,50 @@ def test_nobody_is_asked_while_a_run_of_the_recipe_waits_for_a_worker(
     assert len(asked) == 1
 
 
+def trained_elsewhere(recipe: Path, *states: Any) -> None:
+    """A run of another machine, which Prefect knows, and no ledger of this one."""
+    from prefect.client.orchestration import get_client
+
+    run = deployed_run(recipe, name=f"{name_of(recipe.parent)} v1 · nightly")
+    with get_client(sync_client=True) as client:
+        for state in states:
+            client.set_flow_run_state(run.id, state, force=True)
+
+
+def test_what_another_machine_trains_is_known_and_so_are_the_rows_that_it_saw(
+    recipe: Path, asked: list[str]
+) -> None:
+    from prefect.client.orchestration import get_client
+    from prefect.states import Completed, Running
+
+    # Which takes the home of its own that the others are looked at from.
+    trained_elsewhere(recipe.with_name("other.yaml"), Running(), Completed())
+    look(recipe)
+    assert len(asked) == 1
+    (recipe.parent / "rows.jsonl").write_text(rows(0, 130))
+    look(recipe)
+    trained_elsewhere(recipe, Running(), Completed(name="Skipped", message="Another run does it."))
+    assert look(recipe).result()["new_rows"] == 130
+    trained_elsewhere(recipe, Running(), Completed())
+    state: Any = look(recipe)
+    assert (state.name, state.result()["new_rows"]) == ("Nothing due", 0)
+    trained_elsewhere(recipe, Running())
+    (recipe.parent / "rows.jsonl").write_text(rows(0, 190))
+    state = look(recipe)
+    assert "60 of 190 rows are new" in state.message
+    assert "v1 · nightly is to train it and is at it" in state.message
+    assert len(asked) == 1
+    with get_client(sync_client=True) as client:
+        (under_way,) = [
+            run
+            for run in client.read_flow_runs(limit=200)
+            if run.state_type == "RUNNING" and run.parameters.get("recipe") == str(recipe)
+        ]
+        client.delete_flow_run(under_way.id)
+    look(recipe)
+    assert len(asked) == 2
+
+
 def test_two_looks_at_once_are_one(recipe: Path, asked: list[str]) -> None:
     from tasks.dataset.watching import Watch
 
@@ -129,12 +173,14 @@ def test_two_looks_at_once_are_one(recipe: Path, asked: list[str]) -> None:
 
 
 @pytest.mark.parametrize("overrides", [(), ("seed=5",)], ids=["recipe", "other settings"])
-@pytest.mark.parametrize("when", ["before", "while it waits", "with other settings", "never"])
+@pytest.mark.parametrize(
+    "when", ["before", "while it waits", "elsewhere", "with other settings", "never"]
+)
 def test_a_run_that_an_event_asked_for_trains_only_what_no_success_has_seen(
     recipe: Path, monkeypatch: pytest.MonkeyPatch, when: str, overrides: tuple[str, ...]
 ) -> None:
     from prefect.flow_engine import run_flow
-    from prefect.states import Completed
+    from prefect.states import Completed, Running
 
     import flows.retrain as retraining
     from flows import orderly
@@ -146,6 +192,8 @@ def test_a_run_that_an_event_asked_for_trains_only_what_no_success_has_seen(
     run = deployed_run(recipe, tags=[AGAIN])
     if when == "while it waits":
         trained(recipe)
+    if when == "elsewhere":
+        trained_elsewhere(recipe, Running(), Completed())
     if when == "with other settings":
         trained(recipe, as_written=False)
     facts = SimpleNamespace(force=False, overrides=overrides)
@@ -166,7 +214,7 @@ def test_a_run_that_an_event_asked_for_trains_only_what_no_success_has_seen(
     state: Any = run_flow(
         retraining.retrain, flow_run=run, parameters=run.parameters, return_type="state"
     )
-    answered = when == "while it waits" and not overrides
+    answered = when in ("while it waits", "elsewhere") and not overrides
     assert state.name == ("Skipped" if answered else "Trained")
     if answered:
         assert "ended well, has done that" in str(state.message)
@@ -294,3 +342,34 @@ def test_a_crashed_run_of_a_schedule_is_listed_by_how_its_repetition_went(recipe
         )
         client.set_flow_run_state(third.id, Running(), force=True)
         assert listed() == "Running"
+
+
+@pytest.mark.parametrize(("pool", "leased"), [("process", False), ("docker", True)])
+def test_a_run_whose_process_nobody_sees_has_a_lease_that_its_death_frees(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, pool: str, leased: bool
+) -> None:
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.flow_engine import run_flow
+    from prefect.states import Completed
+
+    import flows.retrain as retraining
+    from flows import run_leases
+
+    name = f"{name_of(recipe.parent)}-pool"
+    with get_client(sync_client=True) as client:
+        client.create_work_pool(WorkPoolCreate(name=name, type=pool))
+    run = deployed_run(recipe)
+    assert run_leases.is_seen(run.model_copy(update={"work_pool_name": name})) != leased
+    held: list[str] = []
+
+    def train(*_: object) -> Any:
+        held.extend(run_leases.held())
+        return Completed(data={})
+
+    monkeypatch.setattr(retraining, "_retrained", train)
+    monkeypatch.setattr(run_leases, "_held", {})
+    monkeypatch.setattr(run_leases, "is_seen", lambda _: not leased)
+    run_flow(retraining.retrain, flow_run=run, parameters=run.parameters, return_type="state")
+    run_leases._give_back()
+    assert (str(run.id) in held) == leased

@@ -23,7 +23,8 @@ from flows.stack.part_process import count_start
 from flows.stack.restarts import PARTS
 from flows.stack.round_limit import EXIT_CODE
 from flows.stack.settings import StackSettings, folder, write_settings
-from flows.watchdog import checks
+from flows.stack.silence import Silence
+from flows.watchdog import Check, checks
 from tasks import run_lease
 from tasks.errors import StageFailed
 from tasks.home import Home
@@ -53,10 +54,14 @@ def take_turns(state: Home, environ: dict[str, str]) -> float:
     for check in all_checks:
         check.take_turn(0.0)
     took = time.monotonic() - began
+    wait_for_those_aside(all_checks)
+    return took
+
+
+def wait_for_those_aside(all_checks: list[Check]) -> None:
     for check in all_checks:
         if isinstance(check.look, Aside) and check.look._thread is not None:
             check.look._thread.join(60)
-    return took
 
 
 def test_a_silent_webhook_keeps_no_check_waiting(
@@ -90,6 +95,13 @@ def test_an_mlflow_that_hangs_keeps_no_check_waiting(
     assert abandoned.CLIENT["MLFLOW_HTTP_REQUEST_TIMEOUT"] == str(abandoned.ANSWER_SECONDS)
 
 
+def test_three_months_of_runs_that_are_read_keep_no_check_waiting(
+    prefect: Any, state: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Silence, "__call__", lambda _: time.sleep(3))
+    assert take_turns(state, {"PREFECT_API_URL": prefect.url}) < 2
+
+
 def test_a_watchdog_that_begins_before_prefect_tells_nothing_and_then_works(
     prefect: Any, state: Home, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,6 +121,7 @@ def test_a_watchdog_that_begins_before_prefect_tells_nothing_and_then_works(
     for now in (0.0, 1000.0):
         for check in all_checks:
             check.take_turn(now)
+        wait_for_those_aside(all_checks)
     assert not list((state.root / "outbox").glob("[0-9]*.json"))
     assert not [it for it in caplog.records if it.exc_info]
     failing = {it.name for it in all_checks if "does not answer" in it.failing}

@@ -143,10 +143,10 @@ def test_a_run_that_found_nothing_new_is_a_success(prefect: Any, alerts: Alerts)
     assert not prefect.events
 
 
-def succeeded(prefect: Any, recipe: str, days_ago: float, late: float = 0) -> None:
+def succeeded(prefect: Any, recipe: str, days_ago: float, late: float = 0) -> dict[str, Any]:
     at = (datetime.now(UTC) - timedelta(days=days_ago)).isoformat()
     due = (datetime.now(UTC) - timedelta(days=days_ago + late)).isoformat()
-    prefect.add(
+    run: dict[str, Any] = prefect.add(
         "COMPLETED",
         deployment_id="d",
         parameters={"recipe": recipe},
@@ -154,6 +154,7 @@ def succeeded(prefect: Any, recipe: str, days_ago: float, late: float = 0) -> No
         start_time=at,
         expected_start_time=due,
     )
+    return run
 
 
 def long_since(days: float = 100) -> datetime:
@@ -176,6 +177,24 @@ def test_a_monthly_success_is_known_however_many_runs_others_have_had_since(
     look()
     alerts.deliver()
     assert not prefect.events
+
+
+def test_what_prefect_forgot_of_a_schedule_is_asked_once_for_all_its_runs(
+    prefect: Any, alerts: Alerts
+) -> None:
+    """A pause takes the recipe from a schedule and its runs: three months of them are thousands of questions."""
+    schedule = a_schedule(30 * 1440, cron="0 2 * * *", timezone="UTC") | {"parameters": {}}
+    prefect.deployments.append({"id": "d", "name": "retrain", "schedules": [schedule]})
+    variable = variable_of("small")
+    prefect.variables[variable] = {"recipe": "recipes/small.yaml"}
+    for night in range(250):
+        run = succeeded(prefect, "", 0.9 + night / 10)
+        run["created_by"] = {"type": "SCHEDULE", "display_value": "small"}
+    Silence(prefect.api, alerts, started=long_since())()
+    alerts.deliver()
+    assert not prefect.events
+    # By the runs, and by the schedule itself.
+    assert len([path for path in prefect.asked if variable in path]) == 2
 
 
 def test_a_second_silence_is_told_as_the_first_was(prefect: Any, alerts: Alerts) -> None:
