@@ -2,9 +2,10 @@
 
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,12 +111,27 @@ class Home:
                 ignore.write_text("*\n", encoding="utf-8")
             self.locks.mkdir(exist_ok=True)
             self.logs.mkdir(exist_ok=True)
+            for databases in (self.prefect, self.mlflow):
+                databases.mkdir(mode=0o770, exist_ok=True)
+                _close(databases)
         except OSError as error:
             raise UserError(
                 f"The state folder {self.root} cannot be written: {error.strerror or error}. "
                 f"Name another one with --home or {VARIABLE}, or mend its permissions."
             ) from error
         os.environ.update(self.environment())
+
+
+def _close(folder: Path) -> None:
+    """Keep other users of the machine out: Prefect's database holds its blocks' secrets, and the key to them.
+
+    A group that shares the folder goes on to.
+    """
+    mode = stat.S_IMODE(folder.stat().st_mode)
+    if mode & stat.S_IRWXO:
+        # Somebody else's folder is theirs to close.
+        with suppress(OSError):
+            folder.chmod(mode & ~stat.S_IRWXO)
 
 
 def home() -> Home:
