@@ -97,7 +97,8 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 COPY --from=worker-libraries /opt/loraline /opt/loraline
 COPY deployments/job-templates /etc/loraline/job-templates
-COPY deployments/containers/worker.conf deployments/containers/registry.conf /etc/loraline/
+COPY deployments/containers/watchdog.conf deployments/containers/registry.conf \
+    deployments/containers/trainings.conf deployments/containers/worker.conf /etc/loraline/
 RUN --mount=type=bind,from=wheel,source=/dist,target=/dist \
     python -m pip install --no-deps --no-index --no-cache-dir /dist/*.whl \
     && python -m pip check

@@ -1,7 +1,6 @@
 """`compose.yaml`: valid, closed to other machines, without a secret, and the same stack as `loraline up`."""
 
 import configparser
-import os
 import re
 import subprocess
 import sys
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from supervisor.datatypes import RestartUnconditionally
 
 from flows.notifying import VARIABLE as NOTIFY
 from flows.notifying import blocks_of
@@ -20,13 +20,14 @@ from tasks.promotion.lock import lock_database
 from tasks.promotion.notices import WEBHOOK_SECRET, WEBHOOKS
 
 MORE = ("deployments/compose/gpu.yaml", "deployments/compose/docker-pool.yaml")
+SECOND = "deployments/compose/second-machine.yaml"
 SERVERS = ("prefect", "mlflow")
 OURS = ("prepare", "deploy", "worker", *SERVERS)
 
 
 def test_the_files_fit_the_compose_specification(files: Any) -> None:
     tool = files.tool("check-jsonschema")
-    paths = [str(files.root / name) for name in ("compose.yaml", *MORE)]
+    paths = [str(files.root / name) for name in ("compose.yaml", *MORE, SECOND)]
     done = subprocess.run(
         [tool, "--builtin-schema", "vendor.compose-spec", *paths],
         capture_output=True,
@@ -224,33 +225,59 @@ def test_whoever_is_told_of_alerts_is_named_to_who_tells(files: Any) -> None:
     assert blocks_of(files.compose()["services"]["deploy"]["environment"]) == []
 
 
-@pytest.mark.parametrize("name", ["worker.conf", "registry.conf"])
+@pytest.mark.parametrize(
+    ("name", "missing"),
+    [
+        ("worker.conf", set()),
+        ("registry.conf", {"worker"}),
+        ("trainings.conf", {"registry-worker"}),
+    ],
+)
 def test_the_supervisor_keeps_the_parts_of_loraline_up_alive(
-    files: Any, name: str, tmp_path: Path
+    files: Any, name: str, missing: set[str], tmp_path: Path
 ) -> None:
     """The same commands, times and order: whoever changes `flows.stack.parts` is told here."""
+    from supervisor.options import ServerOptions
+
     folder = files.root / "deployments/containers"
-    found = configparser.ConfigParser(interpolation=None)
-    found.read([folder / "registry.conf", folder / name])
-    programs = {
-        it.removeprefix("program:"): found[it]
-        for it in found.sections()
-        if it.startswith("program:")
-    }
+    options = ServerOptions()
+    options.environ_expansions = {"ENV_LORALINE_TRAININGS": "1"}
+    # As supervisord reads it, with what it includes.
+    options.realize(["-c", str(folder / name), "--nodaemon"], doc="")
+    assert options.nodaemon
+    assert options.pidfile == "/tmp/supervisord.pid"
+    assert [it["file"] for it in options.server_configs] == ["/tmp/supervisor.sock"]
+    programs = {it.name: it.process_configs[0] for it in options.process_group_configs}
     known = {it.name: it for it in parts(StackSettings(project=tmp_path)) if it.name not in SERVERS}
-    assert set(programs) == set(known) - ({"worker"} if name == "registry.conf" else set())
+    assert set(programs) == set(known) - missing
     for part, program in programs.items():
         command = " ".join(["python", "-P", "-m", known[part].module, *known[part].arguments])
-        same = program["command"].replace("%(ENV_LORALINE_TRAININGS)s", "1")
-        same = same.replace("%(host_node_name)s", os.uname().nodename)
-        assert same == command
-        assert program["stopwaitsecs"] == str(known[part].stop_seconds)
-        assert program["priority"] == str(known[part].priority)
-        assert program["autorestart"] == "true"
-        assert (program["stopasgroup"], program["killasgroup"]) == ("true", "true")
+        assert program.command == command
+        assert program.stopwaitsecs == known[part].stop_seconds
+        assert program.priority == known[part].priority
+        assert program.autorestart is RestartUnconditionally
+        assert program.stopasgroup
+        assert program.killasgroup
     assert set(POOLS) | {"watchdog"} == set(known)
-    if name == "worker.conf":
-        assert found["include"]["files"] == "registry.conf"
+
+
+def test_a_second_machine_trains_and_leaves_the_rest_to_the_first(files: Any) -> None:
+    values = {"LORALINE_MACHINE": "second", "LORALINE_FIRST_MACHINE": "192.0.2.10"}
+    first = files.compose()["services"]["worker"]
+    second = files.compose(SECOND, values=values)["services"]["worker"]
+    assert second["hostname"] == "second"
+    assert "/etc/loraline/trainings.conf" in second["command"]
+    assert "/etc/loraline/trainings.conf" in second["healthcheck"]["test"]
+    # Every server that its environment names is on the other machine.
+    named = " ".join(map(str, second["environment"].values()))
+    reached = {it.partition(":")[0] for it in second["extra_hosts"]}
+    servers = {it for it in files.compose()["services"] if re.search(rf"\b{it}:\d", named)}
+    assert reached == servers | {"postgres"}
+    assert second["environment"] == first["environment"]
+    assert second["volumes"] == first["volumes"]
+    for name in values:
+        with pytest.raises(KeyError, match=f"{name}: set it to"):
+            files.compose(SECOND, values={**values, name: ""})
 
 
 def test_a_container_has_time_to_end_what_the_supervisor_ends(files: Any, tmp_path: Path) -> None:

@@ -33,9 +33,8 @@ def test_a_run_that_the_stop_of_a_container_cuts_off_did_not_crash_by_any_fault_
     state, ended = Home(tmp_path / "home"), tmp_path / "ended"
     (tmp_path / "worker.py").write_text(WORKER)
     found = configparser.ConfigParser(interpolation=None)
-    found.read(
-        files.root / "deployments/containers" / it for it in ("registry.conf", "worker.conf")
-    )
+    names = ("watchdog.conf", "registry.conf", "trainings.conf")
+    found.read(files.root / "deployments/containers" / it for it in names)
     for section in ("include", "unix_http_server", "rpcinterface:supervisor", "supervisorctl"):
         found.remove_section(section)
     found["supervisord"]["pidfile"] = str(tmp_path / "pid")
