@@ -18,7 +18,7 @@ from flows.server_lock import ServerLock
 from flows.servers import embedded_prefect
 from tasks.addresses import unreachable, without_passwords
 from tasks.errors import StageFailed
-from tasks.home import Home
+from tasks.home import CLOSED, Home
 from tasks.stack import Server, read_stack, running
 
 Say = Callable[[str], None]
@@ -127,7 +127,7 @@ def _enter(home: Home, connection: Connection) -> None:
     os.environ.update(client_environment(home, connection, os.environ))
     # A profile of the user's that names no server must not bring its other settings to ours.
     os.environ.pop("PREFECT_PROFILE", None)
-    home.prefect.mkdir(parents=True, exist_ok=True)
+    home.prefect.mkdir(CLOSED, parents=True, exist_ok=True)
 
 
 def _send_what_is_queued() -> None:

@@ -13,7 +13,7 @@ from typing import IO
 
 from flows.server_lock import ServerLock
 from tasks.errors import StageFailed
-from tasks.home import Home
+from tasks.home import CLOSED, Home
 from tasks.stack import Server, answers
 
 START_SECONDS = 180.0
@@ -41,7 +41,7 @@ class ServerProcess:
         """
         self.name = name
         self.log = log
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(CLOSED, parents=True, exist_ok=True)
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as stream:
             self._process = subprocess.Popen(

@@ -6,7 +6,7 @@ from pathlib import Path
 from flows.connection import Connection, client_environment, user_connection
 from tasks.addresses import unreachable, without_passwords
 from tasks.errors import StageFailed
-from tasks.home import Home
+from tasks.home import CLOSED, Home
 from tasks.stack import running
 
 
@@ -35,5 +35,5 @@ def enter_standing_server(home: Home) -> Connection:
     os.environ.update(client_environment(home, connection, os.environ))
     # A profile of the user's that names no server must not bring its other settings to ours.
     os.environ.pop("PREFECT_PROFILE", None)
-    home.prefect.mkdir(parents=True, exist_ok=True)
+    home.prefect.mkdir(CLOSED, parents=True, exist_ok=True)
     return connection

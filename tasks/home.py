@@ -12,6 +12,9 @@ from pathlib import Path
 from tasks.errors import UserError
 
 VARIABLE = "LORALINE_HOME"
+CLOSED = 0o770
+"""Mode of the servers' folders: Prefect's database holds its blocks' secrets and the key to them, MLflow's the
+hashes of passwords. A group that shares them goes on to; other users of the machine are kept out."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,6 @@ class Home:
             self.locks.mkdir(exist_ok=True)
             self.logs.mkdir(exist_ok=True)
             for databases in (self.prefect, self.mlflow):
-                databases.mkdir(mode=0o770, exist_ok=True)
                 _close(databases)
         except OSError as error:
             raise UserError(
@@ -123,14 +125,11 @@ class Home:
 
 
 def _close(folder: Path) -> None:
-    """Keep other users of the machine out: Prefect's database holds its blocks' secrets, and the key to them.
-
-    A group that shares the folder goes on to.
-    """
-    mode = stat.S_IMODE(folder.stat().st_mode)
-    if mode & stat.S_IRWXO:
-        # Somebody else's folder is theirs to close.
-        with suppress(OSError):
+    """Make a folder of databases `CLOSED` that was made before they were."""
+    # Somebody else's folder is theirs to close.
+    with suppress(OSError):
+        mode = stat.S_IMODE(folder.stat().st_mode)
+        if mode & stat.S_IRWXO:
             folder.chmod(mode & ~stat.S_IRWXO)
 
 

@@ -19,7 +19,7 @@ from filelock import FileLock
 from tasks import run_lease
 from tasks.addresses import unreachable, without_passwords
 from tasks.errors import LoralineError, ServerAway, StageFailed, UserError
-from tasks.home import Home
+from tasks.home import CLOSED, Home
 from tasks.metric_writer import MetricWriter, Point
 from tasks.outage import is_outage
 from tasks.stack import refuse_own_sqlite, running
@@ -125,7 +125,7 @@ class Tracker:
         if not self.uri.startswith("sqlite:"):
             return MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
         database = Path(urlsplit(self.uri).path[1:])
-        database.parent.mkdir(parents=True, exist_ok=True)
+        database.parent.mkdir(CLOSED, parents=True, exist_ok=True)
         self.home.locks.mkdir(parents=True, exist_ok=True)
         for name in ("mlflow.store.db.utils", "alembic"):
             logging.getLogger(name).setLevel(logging.WARNING)

@@ -15,7 +15,7 @@ from flows.servers import ServerProcess
 from flows.signals import stop_signals
 from tasks.addresses import without_passwords
 from tasks.errors import UserError
-from tasks.home import Home, home
+from tasks.home import CLOSED, Home, home
 from tasks.stack import Server, read_stack, refuse_own_sqlite, running, write_stack
 
 ADDRESS = "127.0.0.1"
@@ -128,7 +128,8 @@ def start_mlflow(state: Home, port: int) -> ServerProcess:
     database = f"sqlite:///{state.mlflow / 'mlflow.db'}"
     arguments = ["mlflow", database, "server", "--host", ADDRESS, "--port", str(port)]
     artifacts = state.mlflow / "artifacts"
-    artifacts.mkdir(parents=True, exist_ok=True)
+    state.mlflow.mkdir(CLOSED, parents=True, exist_ok=True)
+    artifacts.mkdir(exist_ok=True)
     arguments += ["--backend-store-uri", database, "--default-artifact-root", str(artifacts)]
     arguments += ["--workers", "1"]
     environment = {

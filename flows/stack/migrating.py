@@ -14,7 +14,7 @@ from flows.stack.databases import Databases, write_ahead
 from flows.stack.parts import part_environment, parts
 from flows.stack.settings import StackSettings
 from tasks.errors import StageFailed
-from tasks.home import Home, home
+from tasks.home import CLOSED, Home, home
 
 _log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ def migrate(state: Home, settings: StackSettings, databases: Databases) -> None:
     for part in parts(settings)[:2]:
         environment = part_environment(part, state, settings, databases, os.environ)
         folder = state.root / part.name
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(CLOSED, parents=True, exist_ok=True)
         log = state.logs / f"{part.name}-migration.log"
         with log.open("wb") as stream:
             done = subprocess.run(

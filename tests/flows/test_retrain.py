@@ -340,6 +340,14 @@ def test_nothing_is_written_in_the_users_home(small: Any, first_run: dict[str, A
     )
 
 
+def test_other_users_of_the_machine_are_kept_out_of_the_databases(
+    small: Any, first_run: dict[str, Any]
+) -> None:
+    """They hold secret blocks with their key, and hashes of passwords."""
+    for name in ("prefect", "mlflow"):
+        assert (small.folder / ".loraline" / name).stat().st_mode & 0o007 == 0, name
+
+
 @pytest.mark.long
 def test_verify_recomputes_digests_files_and_logits(small: Any, first_run: dict[str, Any]) -> None:
     found = small.json("verify", first_run["model_version"]["uri"])

@@ -182,7 +182,7 @@ def test_the_users_server_is_left_alone(
     with prefect_connection(state, "a test", pytest.fail) as connection:
         assert connection.kind == "user"
         assert dict(os.environ) == before
-    assert not list(state.prefect.iterdir())
+    assert not state.prefect.exists()
 
 
 def test_a_server_of_the_users_that_does_not_answer_is_named_with_the_ways_out(

@@ -20,14 +20,13 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
     return found
 
 
-@pytest.mark.parametrize("before", [None, 0o755, 0o777])
-def test_other_users_of_the_machine_read_no_database_with_secrets(
-    state: Home, before: int | None
+@pytest.mark.parametrize("before", [0o755, 0o777])
+def test_other_users_of_the_machine_are_kept_out_of_databases_that_were_open_to_them(
+    state: Home, before: int
 ) -> None:
     for folder in (state.prefect, state.mlflow):
-        if before is not None:
-            folder.mkdir(parents=True)
-            folder.chmod(before)
+        folder.mkdir(parents=True)
+        folder.chmod(before)
     state.prepare()
     for folder in (state.prefect, state.mlflow):
         assert others(folder) == 0

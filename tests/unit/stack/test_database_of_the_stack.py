@@ -63,7 +63,7 @@ def test_a_stack_on_sqlite_does_not_come_back_on_empty_postgresql(
     assert "geheim" not in told
     # Runs without a stack left data, too, and so did a stack from before this was remembered.
     (folder(state) / "settings.json").unlink()
-    state.mlflow.mkdir(parents=True, exist_ok=True)
+    state.mlflow.mkdir(parents=True)
     (state.mlflow / "mlflow.db").touch()
     assert main(["up"]) == 2
     assert "is SQLite, and LORALINE_POSTGRES is set" in capsys.readouterr().err
