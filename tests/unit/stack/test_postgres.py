@@ -5,6 +5,7 @@ import re
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -146,8 +147,24 @@ def test_the_documented_backup_of_both_databases_can_be_put_back(
     assert query(empty, "loraline_prefect", "SELECT 1 FROM pg_extension WHERE extname = 'pg_trgm'")
 
 
+@pytest.fixture
+def keeper(empty: str) -> Iterator[str]:
+    """A user who is asked for a password, which is `geheim`; the others are trusted."""
+    ((file,),) = query(empty, "postgres", "SHOW hba_file")
+    rules = Path(str(file))
+    before = rules.read_text()
+    rules.write_text(f"host all keeper 127.0.0.1/32 scram-sha-256\n{before}")
+    query(empty, "postgres", "CREATE ROLE keeper SUPERUSER LOGIN PASSWORD 'geheim'")
+    query(empty, "postgres", "SELECT pg_reload_conf()")
+    yield "keeper"
+    rules.write_text(before)
+    query(empty, "postgres", "SELECT pg_reload_conf()")
+
+
 @pytest.mark.slow
-def test_a_whole_stack_keeps_its_data_in_postgresql(empty: str, tmp_path: Path) -> None:
+def test_a_whole_stack_keeps_its_data_in_postgresql_also_when_the_password_is_rotated(
+    empty: str, keeper: str, tmp_path: Path
+) -> None:
     ports = []
     for _ in range(4):
         with socket.socket() as free:
@@ -157,7 +174,7 @@ def test_a_whole_stack_keeps_its_data_in_postgresql(empty: str, tmp_path: Path) 
     environment = {
         **os.environ,
         "LORALINE_HOME": str(home.root),
-        "LORALINE_POSTGRES": f"postgresql://tester:geheim@{empty}",
+        "LORALINE_POSTGRES": f"postgresql://{keeper}:geheim@{empty}",
     }
     (tmp_path / "project").mkdir()
 
@@ -207,6 +224,15 @@ def test_a_whole_stack_keeps_its_data_in_postgresql(empty: str, tmp_path: Path) 
         # Until the stack's own file has it.
         kept = home.root / "stack" / "environment"
         kept.write_text(f"LORALINE_POSTGRES={address}\n")
+        assert loraline("up").returncode == 0
+        # As the page has it: stop the stack, change the password in PostgreSQL, then the variable, and start.
+        assert loraline("down").returncode == 0
+        query(empty, "postgres", f"ALTER ROLE {keeper} PASSWORD 'rotated'")
+        forgotten = loraline("up")
+        assert forgotten.returncode == 1, forgotten.stderr
+        assert "password authentication failed" in forgotten.stderr
+        assert "geheim" not in forgotten.stderr
+        kept.write_text(f"LORALINE_POSTGRES={address.replace('geheim', 'rotated')}\n")
         assert loraline("up").returncode == 0
         kept.unlink()
     finally:
