@@ -1,5 +1,7 @@
 """The state folder: who may read it."""
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,12 +14,14 @@ def others(folder: Path) -> int:
 
 
 @pytest.fixture
-def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Home]:
     found = Home(tmp_path / "state")
     for name, value in found.environment().items():
         # Set first, so that what `prepare` sets is taken back.
         monkeypatch.setenv(name, value)
-    return found
+    usual = os.umask(0o022)
+    yield found
+    os.umask(usual)
 
 
 @pytest.mark.parametrize("before", [0o755, 0o777])
