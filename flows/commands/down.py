@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from functools import partial
 
 from tasks.home import home
 
@@ -17,10 +18,10 @@ def run(args: argparse.Namespace) -> int:
     from flows.stack.starting import bring_down
     from flows.stack.state import elsewhere
 
-    state = home()
+    state, say = home(), partial(print, file=sys.stderr)
     # First: a unit whose starts fail would make a new stack, also where the folder is away to be restored.
-    by_unit = stop_unit(state, _say)
-    stopped = bring_down(state, _say) or by_unit
+    by_unit = stop_unit(state, say)
+    stopped = bring_down(state, say) or by_unit
     if args.json:
         import json
 
@@ -32,7 +33,3 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(f"No stack of {state.root} was running.{elsewhere(state)}")
     return 0
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)

@@ -59,7 +59,10 @@ class Abandoned:
             raise refused
 
     def end_flow_runs(self) -> None:
-        """End in Prefect what commands and containers that were killed left there. Raises: StageFailed when it does not answer."""
+        """End in Prefect what commands and containers that were killed left there.
+
+        Raises: StageFailed when it does not answer.
+        """
         for flow_run in run_lease.abandoned(self.home, "flow-run"):
             self._end(flow_run)
 

@@ -10,6 +10,7 @@ import pytest
 
 from tasks.progress import listening
 from tasks.training import task
+from tests.running_stack import until
 
 
 class Logger:
@@ -142,9 +143,10 @@ def test_the_last_words_are_passed_on_although_the_training_failed(
     progress = task._Progress(logger)
     with contextlib.suppress(RuntimeError), contextlib.closing(progress):
         progress.hear(step(1))
+        # Written at once; what follows within the second waits for the end.
+        until(lambda: logger.lines)
         progress.hear(step(2))
         progress.hear(line("killed"))
         raise RuntimeError
     assert "killed" in logger.lines[-1][1]
-    # With it, or before it where the first line was written late.
-    assert "step 2 of 100" in "\n".join(text for _, text in logger.lines[-2:])
+    assert "step 2 of 100" in logger.lines[-1][1]
