@@ -60,7 +60,7 @@ ELSEWHERE = {
     "loraline up --foreground": "test_in_the_foreground_it_stays_until_it_is_told_to_end",
     "pip install 'mlflow[auth]'": "test_with_passwords_both_servers_may_listen_to_others_and_ask_them",
     "export LORALINE_POSTGRES=postgresql://user:password@host:5432": (
-        "test_a_whole_stack_keeps_its_data_in_postgresql"
+        "test_a_whole_stack_keeps_its_data_in_postgresql_also_when_the_password_is_rotated"
     ),
     **dict.fromkeys(
         ("export PGHOST=host PGPORT=5432 PGUSER=user", "umask 077", *POSTGRES),
