@@ -45,8 +45,9 @@ process of the run was seen."""
 PENDING_CONTAINER_SECONDS = 7200.0
 """One that waits for a container is dead after this: an image or a node may take long to arrive, and whoever
 was to start it may be gone. Longer than Kubernetes is waited for by default (`deployments/job-templates`)."""
-AWAY = timedelta(minutes=10)
-"""So long a silent worker's runs are its own: the network between two machines may be away, and comes back."""
+AWAY = timedelta(minutes=12)
+"""So long a silent worker's runs are its own: the network between two machines may be away for ten minutes. A
+worker's last word may be half a minute older than that, and it comes back within one."""
 RETURN_SECONDS = 600.0
 """After a time without answers, ours or the server's: it takes every machine for gone until its worker has
 asked again, which it does ever more rarely while nobody answers."""
@@ -54,6 +55,8 @@ REMEMBERED = timedelta(days=1)
 """A worker that has been silent for longer is not waited for then."""
 UNFINISHED = ("PENDING", "RUNNING", "CANCELLING")
 """States of a run that has a process, or should have."""
+WORKER = "prefect.worker.name"
+"""Label by which a worker marks a run before it starts its process (`prefect.workers.base`)."""
 _log = logging.getLogger(__name__)
 
 
@@ -97,7 +100,7 @@ class Reaper:
             self._answers_since = self.clock()
         living = self.living()
         self._note(unfinished, living)
-        foreign = self._pools_with_foreign_workers() if unfinished else set()
+        pools = self._pools() if unfinished else {}
         gone = []
         for run in unfinished:
             if run["id"] in living and run["state"]["type"] == "CANCELLING":
@@ -106,7 +109,7 @@ class Reaper:
                     # At once, its grace is over: told to end, a flow would report itself as crashed.
                     self._end_processes(run["id"], "was to be cancelled", 0.0)
                     self._end(run)
-            elif living.get(run["id"]) or (patience := self._patience(run, foreign)) is None:
+            elif living.get(run["id"]) or (patience := self._patience(run, pools)) is None:
                 self._missing.pop(run["id"], None)
             elif self._is_overdue(run, patience):
                 gone.append(run)
@@ -156,40 +159,40 @@ class Reaper:
         self._over.pop(run_id, None)
         _log.warning("Flow run %s %s: %d processes of it were ended", run_id, why, count)
 
-    def _patience(self, run: Json, foreign: set[str]) -> float | None:
+    def _patience(self, run: Json, pools: dict[str, "_Pool"]) -> float | None:
         """How many seconds it may have no process here; None: it is not ours, and nothing follows from that.
 
         Those of `loraline run` are in no pool: they have a lease instead (`flows.stack.abandoned`).
         """
-        pool = run.get("work_pool_name")
-        if pool not in POOLS.values():
+        pool = pools.get(run.get("work_pool_name") or "")
+        if pool is None:
             return None
         pending = run["state"]["type"] == "PENDING"
         # One that was tried again since may have its process elsewhere.
         was_here = _attempt(run) <= self._seen.get(run["id"], -1)
-        if was_here or pool not in foreign:
+        if was_here or pool.has_it_here((run.get("labels") or {}).get(WORKER)):
             return PENDING_SECONDS if pending else RUNNING_SECONDS
         if pending:
-            process = self._kind(pool) == "process"
-            return PENDING_ANYWHERE_SECONDS if process else PENDING_CONTAINER_SECONDS
+            return PENDING_CONTAINER_SECONDS if pool.in_containers else PENDING_ANYWHERE_SECONDS
         return None
 
     def _is_overdue(self, run: Json, patience: float) -> bool:
         first = self._missing.setdefault(run["id"], self.clock())
         return self.clock() - first >= patience
 
-    def _pools_with_foreign_workers(self) -> set[str]:
-        """Pools whose runs may have their process elsewhere: on another machine, or in a container."""
+    def _pools(self) -> dict[str, "_Pool"]:
         ours = {worker_name(part, self.settings) for part in POOLS}
         assert self._answers_since is not None
         returning = self.clock() - self._answers_since < RETURN_SECONDS
         patience = REMEMBERED if returning else AWAY
-        found = set()
+        found = {}
         for pool in POOLS.values():
-            others = [w for w in self.api.workers(pool) if w.get("name") not in ours]
-            there = any(w.get("status") == "ONLINE" or _may_return(w, patience) for w in others)
-            if there or self._kind(pool) != "process":
-                found.add(pool)
+            others = {
+                str(it.get("name")): it.get("status") == "ONLINE" or _may_return(it, patience)
+                for it in self.api.workers(pool)
+                if it.get("name") not in ours
+            }
+            found[pool] = _Pool(self._kind(pool) != "process", ours, others)
         return found
 
     def _kind(self, pool: str) -> str:
@@ -203,6 +206,25 @@ class Reaper:
     def _end(self, run: Json) -> None:
         end_run(self.api, run)
         self._missing.pop(run["id"], None)
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """Where the processes of a pool's runs may be."""
+
+    in_containers: bool
+    ours: set[str]
+    """Names of this machine's workers."""
+    others: dict[str, bool]
+    """Worker of another machine -> whether what it started may still run."""
+
+    def has_it_here(self, worker: str | None) -> bool:
+        """Whether a living run that `worker` started has its process on this machine."""
+        if self.in_containers:
+            return False
+        if worker in self.ours:
+            return True
+        return not self.others.get(worker or "", any(self.others.values()))
 
 
 def end_run(api: PrefectApi, run: Json) -> None:

@@ -38,6 +38,7 @@ from flows.stack.reaper import (
     STRAY_SECONDS,
     Reaper,
 )
+from flows.stack.reaper import WORKER as WORKER_LABEL
 from flows.stack.restarts import MANY, WINDOW_SECONDS, Restarts
 from flows.stack.settings import folder
 from flows.stack.silent_workers import SilentWorkers
@@ -147,6 +148,36 @@ def test_a_network_that_is_away_between_two_machines_ends_no_training(
     prefect.workers[:] = [{**other, "last_heartbeat_time": silent_for(AWAY)}]
     looked(reaper, clock, 0, RUNNING_SECONDS)
     assert run["state"]["type"] == "CRASHED"
+
+
+@pytest.mark.parametrize("kind", ["RUNNING", "PENDING"])
+@pytest.mark.parametrize(
+    ("worker", "pool_type", "ended"),
+    [
+        ("second-worker", "process", True),
+        ("third-worker", "process", False),
+        # Nobody has heard of it for long, so Prefect has forgotten it; or there is no label.
+        ("fourth-worker", "process", False),
+        (worker_name("worker"), "process", True),
+        # The process of what it launches is in a container.
+        (worker_name("worker"), "docker", False),
+    ],
+)
+def test_what_a_machine_left_is_ended_while_a_third_one_lives(
+    prefect: Any, state: Home, kind: str, worker: str, pool_type: str, ended: bool
+) -> None:
+    clock, run = Clock(), prefect.add(kind, run_count=0, labels={WORKER_LABEL: worker})
+    prefect.pool_type = pool_type
+    reaper = Reaper(prefect.api, state, dict, clock=clock)
+    looked(reaper, clock, 0, RETURN_SECONDS - 1)
+    run["state"] = {"type": kind, "name": kind.capitalize(), "message": ""}
+    silent = {"status": "OFFLINE", "last_heartbeat_time": silent_for(AWAY)}
+    prefect.workers[:] = [
+        {"name": "second-worker", **silent},
+        {"name": "third-worker", "status": "ONLINE"},
+    ]
+    looked(reaper, clock, 1, PENDING_SECONDS)
+    assert run["state"]["type"] == ("CRASHED" if ended else kind)
 
 
 def silent_for(time: timedelta) -> str:
