@@ -11,6 +11,7 @@ from prefect.client.schemas.filters import (
     FlowRunFilter,
     FlowRunFilterExpectedStartTime,
     FlowRunFilterName,
+    FlowRunFilterStartTime,
     FlowRunFilterState,
     FlowRunFilterStateType,
 )
@@ -27,6 +28,11 @@ from tasks.turn import is_taken
 
 LONGEST_WAIT = timedelta(days=7)
 """A run that has been due for longer, and has not ended, is not counted on any more."""
+UNFINISHED = (
+    *(StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING),
+    *(StateType.PAUSED, StateType.CANCELLING),
+)
+"""States of a run that may still end well: one that waits for a retry or an approval began long ago."""
 _log = logging.getLogger(__name__)
 
 
@@ -75,6 +81,22 @@ def newest_success(home: Home, name: str, recipe: Path) -> datetime | None:
         and is_success(run.model_dump(mode="json", include={"parameters", "state", "created_by"}))
     ]
     return max([*began, *([found] if found else [])], default=None)
+
+
+def begun(home: Home, name: str, recipe: Path) -> list[datetime] | None:
+    """When those began that may still succeed; None while Prefect does not say."""
+    mine = ledger.entries(home).get(name, [])
+    started = FlowRunFilterStartTime(is_null_=False)
+    try:
+        unfinished = _retrainings(
+            FlowRunFilter(state=_of_type(*UNFINISHED), start_time=started),
+            FlowRunSort.START_TIME_DESC,
+        )
+    except Exception:
+        _log.warning("Prefect does not say what other machines train", exc_info=True)
+        return None
+    began = [run.start_time for run in unfinished if _is_about(run, name, recipe)]
+    return [*(it for it in began if it is not None), *(entry.started for _, entry in mine[:1])]
 
 
 def _retrainings(where: FlowRunFilter, sort: FlowRunSort) -> list[FlowRun]:

@@ -12,7 +12,7 @@ from prefect.types._datetime import now
 
 from flows.block_secrets import secrets_of
 from flows.bridging import bridged_run
-from flows.known_trainings import newest_success, under_way
+from flows.known_trainings import begun, newest_success, under_way
 from flows.orderly import NotNow, refuse_outdated
 from flows.recipe_memory import RecipePath, recipe_of_run
 from flows.stack.successes import NOTHING_DUE
@@ -23,7 +23,6 @@ from tasks.errors import UserError
 from tasks.files import expanded
 from tasks.home import home
 from tasks.recipe import Recipe, load_recipe
-from tasks.retention.ledger import entries
 
 EVENT = "loraline.retrain"
 """Whoever posts it starts a training: payload `{"recipe": path on the worker, "reason": text}`."""
@@ -86,7 +85,6 @@ def _looked(
         if not first:
             # It reads much. A worker that waited here would keep promotions waiting.
             return Completed(name="Skipped", message=f"Another look at {loaded.name} is at work.")
-        runs = [entry for _, entry in entries(here).get(loaded.name, [])]
         seen = look_at_sources(
             watch,
             loaded.dataset,
@@ -94,7 +92,7 @@ def _looked(
             after_new_rows=rows,
             after_days=days,
             trained_at=newest_success(here, loaded.name, path),
-            begun_at=runs[0].started if runs else None,
+            begun=begun(here, loaded.name, path),
             base=None if loaded.base.is_local else known_commit(loaded.base, path),
         )
         busy, asks = None, False

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,12 +49,10 @@ class Memory(BaseModel):
         self.trained_at = self.trained_at and min(self.trained_at, now)
         self.asked_at = self.asked_at and min(self.asked_at, now)
 
-    def forget(self, begun_at: datetime | None) -> None:
-        """Keep only the looks that a run which began at `begun_at`, or begins just now, may have seen."""
-        kept = self.looks[-2:]
-        if begun_at is not None and (before := self.before(begun_at)) not in kept:
-            kept = [before, *kept]
-        self.looks = kept
+    def forget(self, begun: Sequence[datetime]) -> None:
+        """Keep only the looks that a run which began at one of these times, or begins just now, may have seen."""
+        kept = [*self.looks[-2:], *(self.before(moment) for moment in begun)]
+        self.looks = [it for it in self.looks if it in kept]
 
 
 class Looks:

@@ -1,6 +1,6 @@
 """Whether a dataset has so much new that a training is due: today's rows beside those of the last training."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -61,7 +61,7 @@ class Watch:
         after_new_rows: int | None,
         after_days: float | None,
         trained_at: datetime | None,
-        begun_at: datetime | None = None,
+        begun: Sequence[datetime] | None = (),
         base: str | None = None,
         now: datetime | None = None,
     ) -> Seen:
@@ -69,9 +69,9 @@ class Watch:
 
         Rows are read only when a source has changed since the last look; what is fetched for that, a
         training finds in the same cache. `trained_at`: start of the newest successful run, of whatever
-        cause; what is new since is new for the next. `begun_at`: start of the newest run, however it
-        goes: should it succeed, what was there before it is what it saw. `base`: the commit that pins
-        the base now; another one than at the training is a cause, too.
+        cause; what is new since is new for the next. `begun`: starts of the runs that may still
+        succeed, None where nobody knows: what was there before one is what it saw. `base`: the commit
+        that pins the base now; another one than at the training is a cause, too.
 
         Raises: DataError when a source does not answer.
         """
@@ -98,7 +98,8 @@ class Watch:
         cause = None
         if asked is None:
             cause = _cause(memory, today, new, len(rows), after_new_rows, after_days, base, now)
-        memory.forget(begun_at)
+        if begun is not None:
+            memory.forget(begun)
         self._looks.write(memory)
         return Seen(cause, f"{len(rows):,} rows, {new:,} of them new", new, asked)
 

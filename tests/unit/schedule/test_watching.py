@@ -40,7 +40,7 @@ class Looking:
         self,
         *,
         trained_at: datetime | None = TRAINED,
-        begun_at: datetime | None = None,
+        begun: datetime | None = None,
         now: datetime = NOW,
         after_new_rows: int | None = 50,
         after_days: float | None = None,
@@ -52,7 +52,7 @@ class Looking:
             after_new_rows=after_new_rows,
             after_days=after_days,
             trained_at=trained_at,
-            begun_at=begun_at,
+            begun=[begun] if begun else [],
             base=base,
             now=now,
         )
@@ -116,12 +116,12 @@ def test_rows_that_arrive_during_a_training_are_new_after_it(tmp_path: Path, fil
     begun = NOW + timedelta(minutes=5)
     for quarter in range(1, 24):
         file.write_text(rows(0, 100 + min(400, 20 * quarter)))
-        look(begun_at=begun, now=NOW + timedelta(minutes=15 * quarter), after_new_rows=500)
-    done = look(trained_at=begun, begun_at=begun, now=NOW + timedelta(hours=6), after_new_rows=500)
+        look(begun=begun, now=NOW + timedelta(minutes=15 * quarter), after_new_rows=500)
+    done = look(trained_at=begun, begun=begun, now=NOW + timedelta(hours=6), after_new_rows=500)
     assert (done.new_rows, done.cause) == (400, None)
     late = look(
         trained_at=begun,
-        begun_at=begun,
+        begun=begun,
         now=NOW + timedelta(days=30),
         after_new_rows=500,
         after_days=7,
@@ -140,8 +140,8 @@ def test_a_run_that_failed_is_no_reason_to_forget_what_the_next_one_saw(
     for quarter in range(1, 9):
         file.write_text(rows(0, 100 + 10 * quarter))
         at = NOW + timedelta(minutes=15 * quarter)
-        look(begun_at=begun if at > begun else failed, now=at, after_new_rows=500)
-    done = look(trained_at=begun, begun_at=begun, now=NOW + timedelta(hours=3), after_new_rows=500)
+        look(begun=begun if at > begun else failed, now=at, after_new_rows=500)
+    done = look(trained_at=begun, begun=begun, now=NOW + timedelta(hours=3), after_new_rows=500)
     # The last look before it was after 45 minutes and saw 130; 180 are there now.
     assert done.new_rows == 50
 
@@ -155,10 +155,10 @@ def test_a_training_that_was_still_reading_when_a_look_ended_may_have_missed_its
     file.write_text(rows(0, 130))
     # This look began before the training and knows nothing of it.
     look(now=NOW + timedelta(minutes=15))
-    look(begun_at=begun, now=NOW + timedelta(minutes=30))
+    look(begun=begun, now=NOW + timedelta(minutes=30))
     file.write_text(rows(0, 140))
-    look(begun_at=begun, now=NOW + timedelta(minutes=45))
-    done = look(trained_at=begun, begun_at=begun, now=NOW + timedelta(minutes=60))
+    look(begun=begun, now=NOW + timedelta(minutes=45))
+    done = look(trained_at=begun, begun=begun, now=NOW + timedelta(minutes=60))
     assert done.new_rows == 40
 
 
@@ -189,7 +189,7 @@ def test_a_training_that_began_before_the_asking_does_not_answer_it(
     begun, asked = NOW - timedelta(hours=1), NOW + timedelta(minutes=5)
     assert look(now=asked).cause is not None
     look.watch.asked(asked)
-    done = look(trained_at=begun, begun_at=begun, now=NOW + timedelta(hours=2))
+    done = look(trained_at=begun, begun=begun, now=NOW + timedelta(hours=2))
     assert (done.new_rows, done.cause) == (60, None)
 
 
@@ -230,8 +230,8 @@ def test_a_lock_that_moves_during_a_training_asks_after_it(tmp_path: Path, file:
     look(base="a" * 40)
     begun = NOW + timedelta(minutes=5)
     for quarter in (1, 2, 3):
-        look(base="b" * 40, begun_at=begun, now=NOW + timedelta(minutes=15 * quarter))
-    done = look(base="b" * 40, begun_at=begun, trained_at=begun, now=NOW + timedelta(hours=1))
+        look(base="b" * 40, begun=begun, now=NOW + timedelta(minutes=15 * quarter))
+    done = look(base="b" * 40, begun=begun, trained_at=begun, now=NOW + timedelta(hours=1))
     assert "lock moved" in str(done.cause)
 
 
