@@ -7,6 +7,7 @@ from prefect import State, flow
 from prefect.runtime import flow_run
 from prefect.states import Completed
 
+from flows import run_leases
 from flows.block_secrets import secrets_of
 from flows.bridging import bridged_run
 from flows.recipe_form import Override
@@ -49,6 +50,7 @@ def evaluate(
     path, changes = expanded(recipe).absolute(), tuple(overrides or ())
     here = home()
     here.prepare()
+    run_leases.begin(here)
 
     def attempt() -> State[dict[str, Any]]:
         with reading(here) as reader:

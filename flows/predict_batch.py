@@ -7,6 +7,7 @@ from prefect import State, flow
 from prefect.runtime import flow_run
 from prefect.states import Completed
 
+from flows import run_leases
 from flows.block_secrets import taken_from_blocks
 from flows.bridging import bridged_run
 from tasks.errors import UserError
@@ -44,6 +45,7 @@ def predict(
     Returns how many rows were answered, how many were cut, and by which version. The output appears
     complete or not at all.
     """
+    run_leases.begin(home())
     source, target = expanded(input), expanded(output)
     if target.suffix not in FORMATS:
         raise UserError(f"output {target}: it must end with {' or '.join(FORMATS)}.")

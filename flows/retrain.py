@@ -51,8 +51,7 @@ def retrain(
     `Crashed`: the watchdog starts it once more.
     """
     try:
-        if (mine := unattended()) is None or not run_leases.is_seen(mine):
-            run_leases.begin(home(), str(flow_run.id))
+        run_leases.begin(home())
         with failure_told(recipe):
             recipe = recipe_of_run(recipe)
             refuse_outdated(recipe)

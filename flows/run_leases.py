@@ -19,9 +19,18 @@ if TYPE_CHECKING:
 _held: dict[str, tuple[Home, FileLock]] = {}
 
 
-def begin(home: Home, run_id: str) -> None:
-    """Hold the flow run for as long as this process lives, or the block of `leased` lasts."""
-    if run_id not in _held:
+def begin(home: Home) -> None:
+    """Hold this flow run for as long as this process lives, or the block of `leased` lasts.
+
+    Not one whose process the watchdog sees.
+    """
+    # Not before the connection is made: Prefect's settings are read when it is imported.
+    from prefect.runtime import flow_run
+
+    from flows.unattended import unattended
+
+    run_id = str(flow_run.id)
+    if run_id not in _held and ((mine := unattended()) is None or not is_seen(mine)):
         # A disk that takes nothing is told by the run itself, in words.
         with suppress(OSError):
             _held[run_id] = home, run_lease.take(home, run_id, "flow-run")
@@ -29,7 +38,6 @@ def begin(home: Home, run_id: str) -> None:
 
 def is_seen(run: "FlowRun") -> bool:
     """Whether the watchdog sees the process of a worker's run; not that of a container, nor where nobody knows."""
-    # Not before the connection is made: Prefect's settings are read when it is imported.
     from prefect.client.orchestration import get_client
 
     if run.work_pool_name is None:

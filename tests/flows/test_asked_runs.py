@@ -116,7 +116,7 @@ def test_nobody_is_asked_while_a_run_of_the_recipe_waits_for_a_worker(
     assert len(asked) == 1
 
 
-def trained_elsewhere(recipe: Path, *states: Any) -> None:
+def trained_elsewhere(recipe: Path, *states: Any) -> Any:
     """A run of another machine, which Prefect knows, and no ledger of this one."""
     from prefect.client.orchestration import get_client
 
@@ -124,6 +124,7 @@ def trained_elsewhere(recipe: Path, *states: Any) -> None:
     with get_client(sync_client=True) as client:
         for state in states:
             client.set_flow_run_state(run.id, state, force=True)
+    return run
 
 
 def test_what_another_machine_trains_is_known_and_so_are_the_rows_that_it_saw(
@@ -158,6 +159,36 @@ def test_what_another_machine_trains_is_known_and_so_are_the_rows_that_it_saw(
         client.delete_flow_run(under_way.id)
     look(recipe)
     assert len(asked) == 2
+
+
+@pytest.mark.parametrize("state", ["running", "paused", "retried"])
+def test_rows_that_came_in_a_long_training_of_another_machine_are_new_however_often_one_looked(
+    recipe: Path, asked: list[str], state: str
+) -> None:
+    from prefect.client.orchestration import get_client
+    from prefect.states import AwaitingRetry, Completed, Paused, Running
+
+    # Which takes the home of its own that all looks are made from.
+    trained_elsewhere(recipe.with_name("other.yaml"))
+    look(recipe)
+    assert len(asked) == 1
+    # For its approval, or after an outage.
+    later: dict[str, list[Any]] = {"paused": [Paused()], "retried": [AwaitingRetry()]}
+    run = trained_elsewhere(recipe, Running(), *later.get(state, []))
+    for count in (200, 300, 400):
+        (recipe.parent / "rows.jsonl").write_text(rows(0, count))
+        look(recipe)
+    # Nobody knows just then what is under way; what may have been seen is kept.
+    with pytest.MonkeyPatch.context() as away:
+        away.setattr("flows.known_trainings.get_client", lambda **_: 1 / 0)
+        away.setattr("flows.watch_data.under_way", lambda *_: "nobody knows")
+        (recipe.parent / "rows.jsonl").write_text(rows(0, 401))
+        look(recipe)
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(run.id, Completed(), force=True)
+    seen: Any = look(recipe)
+    assert seen.result()["new_rows"] == 301
+    assert asked[1:] == ["data: 301 of 401 rows are new (asked for: 50)"]
 
 
 def test_two_looks_at_once_are_one(recipe: Path, asked: list[str]) -> None:
@@ -344,32 +375,39 @@ def test_a_crashed_run_of_a_schedule_is_listed_by_how_its_repetition_went(recipe
         assert listed() == "Running"
 
 
+@pytest.mark.parametrize("name", ["retrain", "evaluate", "predict"])
 @pytest.mark.parametrize(("pool", "leased"), [("process", False), ("docker", True)])
 def test_a_run_whose_process_nobody_sees_has_a_lease_that_its_death_frees(
-    recipe: Path, monkeypatch: pytest.MonkeyPatch, pool: str, leased: bool
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, pool: str, leased: bool, name: str
 ) -> None:
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import WorkPoolCreate
     from prefect.flow_engine import run_flow
     from prefect.states import Completed
 
-    import flows.retrain as retraining
-    from flows import run_leases
+    from flows import evaluate_version, predict_batch, retrain, run_leases
 
-    name = f"{name_of(recipe.parent)}-pool"
+    work_pool = f"{name_of(recipe.parent)}-pool"
     with get_client(sync_client=True) as client:
-        client.create_work_pool(WorkPoolCreate(name=name, type=pool))
+        client.create_work_pool(WorkPoolCreate(name=work_pool, type=pool))
     run = deployed_run(recipe)
-    assert run_leases.is_seen(run.model_copy(update={"work_pool_name": name})) != leased
+    assert run_leases.is_seen(run.model_copy(update={"work_pool_name": work_pool})) != leased
     held: list[str] = []
 
-    def train(*_: object) -> Any:
+    def work(*_: object, **__: object) -> Any:
         held.extend(run_leases.held())
         return Completed(data={})
 
-    monkeypatch.setattr(retraining, "_retrained", train)
+    module = {"retrain": retrain, "evaluate": evaluate_version, "predict": predict_batch}[name]
+    monkeypatch.setattr(module, "bridged_run", work)
     monkeypatch.setattr(run_leases, "_held", {})
     monkeypatch.setattr(run_leases, "is_seen", lambda _: not leased)
-    run_flow(retraining.retrain, flow_run=run, parameters=run.parameters, return_type="state")
+    rows = recipe.parent / "rows.jsonl"
+    parameters: dict[str, Any] = {"recipe": str(recipe)}
+    if name == "predict":
+        target = rows.with_name("answers.jsonl")
+        parameters = {"input": str(rows), "output": str(target), "model": "small"}
+    flow = getattr(module, name)
+    run_flow(flow, flow_run=run, parameters=parameters, return_type="state")
     run_leases._give_back()
     assert (str(run.id) in held) == leased
