@@ -14,13 +14,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Return 0, also when nothing ran. Raises: UserError when another command is at work on the stack."""
+    from flows.stack import supervisor
     from flows.stack.boot import stop_unit
     from flows.stack.starting import bring_down
     from flows.stack.state import elsewhere
 
     state, say = home(), partial(print, file=sys.stderr)
-    # First: a unit whose starts fail would make a new stack, also where the folder is away to be restored.
-    by_unit = stop_unit(state, say)
+    # First where there is no stack: a unit whose starts fail would make one. One that runs is ended in order, and
+    # not while another command is at work on it.
+    by_unit = supervisor.find(state) is None and stop_unit(state, say)
     stopped = bring_down(state, say) or by_unit
     if args.json:
         import json

@@ -24,6 +24,8 @@ from tasks.home import Home, home
 
 NOT_ALL_DEPLOYED = 1
 """The stack is up, and something could not be deployed to it."""
+PATIENCE_SECONDS = 60.0
+"""For another command that is at work on a stack which is told to end: what a unit leaves, systemd kills."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -198,7 +200,7 @@ def _stay(state: Home, before: psutil.Process | None, tell: Callable[[], None]) 
         if before is not None and before == supervisor.find(state):
             _say("The stack goes on: it ran before this command. `loraline down` stops it.")
         else:
-            bring_down(state, _say)
+            bring_down(state, _say, PATIENCE_SECONDS)
         return 0
     if not state.stack_file.exists():
         _say("The stack was stopped by `loraline down`.")

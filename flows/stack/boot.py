@@ -20,6 +20,8 @@ from tasks.store import digest
 
 UNIT = "loraline.service"
 """The unit of the first home of this user that has one."""
+EXISTING = "--existing"
+"""A unit makes no new stack where the home is away. Those of earlier versions would."""
 
 
 def install(home: Home, settings: StackSettings) -> list[str]:
@@ -79,12 +81,15 @@ def unit_to_start(home: Home, settings: StackSettings, say: Callable[[str], None
         if ends:
             say(f"{path.name} would end {ends}, so it does not start this stack. {way_out}")
             return None
-        if not _starts_this_installation(path.read_text(encoding="utf-8")):
+        text = path.read_text(encoding="utf-8")
+        if not _starts_this_installation(text):
             raise UserError(
                 f"{path} starts another installation of loraline than this one ({sys.executable}), whose "
                 "databases may be of another version. Nothing was started. `loraline up --at-boot` from this one "
                 "writes the unit anew; then `loraline up`."
             )
+        if EXISTING not in text:
+            say(f"{path} is of an earlier version: `loraline up --at-boot` writes it anew.")
         file = read_environment(environment_file(home))
         given = {**found.environment, **file}
         _refuse_unfit(home, settings, given, "started")
@@ -152,7 +157,7 @@ WantedBy=default.target
 
 def _start() -> str:
     """The unit's command, but for the home."""
-    return _words(sys.executable, "-P", "-m", "flows.cli", "up", "--foreground", "--existing")
+    return _words(sys.executable, "-P", "-m", "flows.cli", "up", "--foreground", EXISTING)
 
 
 def _starts_this_installation(unit: str) -> bool:

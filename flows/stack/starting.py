@@ -85,13 +85,16 @@ def remember(home: Home, wanted: StackSettings) -> None:
             write_settings(home, wanted)
 
 
-def bring_down(home: Home, say: Say) -> bool:
-    """End everything that the stack of this home started; False when there was nothing."""
+def bring_down(home: Home, say: Say, patience_seconds: float = 5.0) -> bool:
+    """End everything that the stack of this home started; False when there was nothing.
+
+    Raises: UserError while another command is at work on the stack for longer than the patience.
+    """
     if not home.root.exists() and not leftovers.processes(home):
         # Nothing was ever started here, and a folder of state would be a surprise.
         return False
     home.prepare()
-    with _alone(home):
+    with _alone(home, patience_seconds):
         settings = read_settings_or_none(home)
         there = supervisor.find(home) is not None or leftovers.processes(home)
         # First, so that who waits for the stack sees that it was wanted: a killed one leaves the file.
@@ -185,9 +188,9 @@ def _deployed(home: Home, settings: StackSettings, state: StackState, say: Say) 
 
 
 @contextmanager
-def _alone(home: Home, patience: float = 5.0) -> Iterator[None]:
+def _alone(home: Home, patience_seconds: float = 5.0) -> Iterator[None]:
     try:
-        with FileLock(home.locks / "stack.lock", timeout=patience):
+        with FileLock(home.locks / "stack.lock", timeout=patience_seconds):
             yield
     except Timeout as error:
         raise UserError(

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+from filelock import FileLock
 
 from flows.commands.down import run as down
 from flows.stack import leftovers, starting, supervisor
@@ -592,6 +593,30 @@ def test_down_ends_a_unit_that_would_start_the_stack_again_also_where_its_folder
         starting, "_start", lambda *_: StackState(running=True, healthy=True, home="")
     )
     assert up(state, "--foreground", "--existing") == 0
+
+
+def test_down_leaves_a_unit_alone_on_whose_stack_another_command_is_at_work(
+    state: Home, unit_of: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped now, the unit could not end its stack in order, and systemd would kill it."""
+    monkeypatch.setattr(supervisor, "find", lambda _: psutil.Process())
+    assert up(state) == 0
+    before = unit_of()
+    with FileLock(state.locks / "stack.lock"), pytest.raises(UserError, match="is at work on"):
+        down(Namespace(json=False))
+    assert unit_of() == before
+
+
+@pytest.mark.parametrize("earlier", [True, False])
+def test_a_unit_of_an_earlier_version_is_told(
+    state: Home, unit_of: Callable[[], list[str]], capsys: pytest.CaptureFixture[str], earlier: bool
+) -> None:
+    path = unit_path(state)
+    if earlier:
+        path.write_text(path.read_text().replace(' "--existing"', ""))
+    assert up(state) == 0
+    assert any("restart" in line for line in unit_of())
+    assert ("of an earlier version: `loraline up --at-boot`" in capsys.readouterr().err) == earlier
 
 
 def test_down_says_that_a_unit_which_it_cannot_ask_may_start_the_stack_again(

@@ -374,10 +374,33 @@ def test_who_stays_at_a_stack_that_ran_before_ends_without_it(
     ended: list[Home] = []
     monkeypatch.setattr(supervisor, "find", lambda _: psutil.Process())
     monkeypatch.setattr("time.sleep", ends)
-    monkeypatch.setattr("flows.stack.starting.bring_down", lambda home, _: ended.append(home))
+    monkeypatch.setattr("flows.stack.starting.bring_down", lambda home, *_: ended.append(home))
     assert up._stay(state, before, ends if told == "while it tells" else lambda: None) == 0
     # Not the one that was just ending when this command began.
     assert ended == ([] if before == psutil.Process() else [state])
+
+
+@pytest.mark.long
+def test_a_stack_that_is_told_to_end_waits_for_the_command_that_is_at_work_on_it(
+    state: Home,
+) -> None:
+    """Whatever a unit leaves, systemd kills at once: no checkpoint, and a crash of its runs."""
+    from flows.commands import up
+
+    def ends() -> None:
+        raise KeyboardInterrupt
+
+    # As while another `up` deploys.
+    busy = FileLock(state.locks / "stack.lock", thread_local=False)
+    busy.acquire()
+    # Longer than a person waits, who can ask again.
+    later = threading.Timer(7.0, busy.release)
+    later.start()
+    try:
+        assert up._stay(state, None, ends) == 0
+        assert not busy.is_locked
+    finally:
+        later.join()
 
 
 @pytest.mark.enable_socket
