@@ -115,6 +115,8 @@ def test_a_watchdog_that_begins_before_prefect_tells_nothing_and_then_works(
     state.locks.mkdir(parents=True)
     run_lease.take(state, "0" * 32).release()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+    for name, value in abandoned.CLIENT.items():
+        monkeypatch.setenv(name, value)
     environ = {"PREFECT_API_URL": f"http://127.0.0.1:{port}/api", STACK: str(state.root)}
     all_checks = checks(state, environ)
     since = (folder(state) / "alerts.json").read_text()
