@@ -20,10 +20,14 @@ def run(args: argparse.Namespace) -> int:
     from flows.stack.state import elsewhere
 
     state, say = home(), partial(print, file=sys.stderr)
-    # First where there is no stack: a unit whose starts fail would make one. One that runs is ended in order, and
+    # First where no stack is healthy yet: a unit whose starts fail would make one. One that was is ended in order, and
     # not while another command is at work on it.
-    by_unit = supervisor.find(state) is None and stop_unit(state, say)
+    starting = supervisor.find(state) is None or not state.stack_file.exists()
+    by_unit = starting and stop_unit(state, say)
     stopped = bring_down(state, say) or by_unit
+    if not starting:
+        # It may wait to start the stack again, which was another command's.
+        stop_unit(state, say)
     if args.json:
         import json
 

@@ -607,6 +607,28 @@ def test_down_leaves_a_unit_alone_on_whose_stack_another_command_is_at_work(
     assert unit_of() == before
 
 
+@pytest.mark.parametrize("healthy", [True, False])
+def test_down_ends_a_unit_whose_start_does_not_get_well_and_one_that_waits_for_its_next(
+    state: Home,
+    systemd: Path,
+    unit_of: Callable[[], list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    healthy: bool,
+) -> None:
+    (systemd / "state").write_text("activating\n")
+    monkeypatch.setattr(supervisor, "find", lambda _: psutil.Process())
+    assert up(state) == 0
+    if not healthy:
+        # So named is a stack once all its parts were.
+        state.stack_file.unlink()
+    asked_by_then: list[str] = []
+    monkeypatch.setattr(supervisor, "stop", lambda *_: asked_by_then.extend(unit_of()) or 0)
+    assert down(Namespace(json=False)) == 0
+    stop = "--user stop loraline.service"
+    assert stop in unit_of()
+    assert (stop in asked_by_then) != healthy
+
+
 @pytest.mark.parametrize("earlier", [True, False])
 def test_a_unit_of_an_earlier_version_is_told(
     state: Home, unit_of: Callable[[], list[str]], capsys: pytest.CaptureFixture[str], earlier: bool
