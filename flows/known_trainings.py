@@ -62,15 +62,40 @@ def newest_success(home: Home, name: str, recipe: Path) -> datetime | None:
 
     While Prefect does not answer, of this machine's.
     """
-    found = ledger.newest_success(home, name)
     try:
-        ended = _retrainings(
-            FlowRunFilter(state=_of_type(StateType.COMPLETED), name=FlowRunFilterName(like_=name)),
-            FlowRunSort.END_TIME_DESC,
-        )
+        return _newest_success(home, name, recipe)
     except Exception:
         _log.warning("Prefect does not say what other machines have trained", exc_info=True)
-        return found
+        return ledger.newest_success(home, name)
+
+
+def newest_success_and_begun(
+    home: Home, name: str, recipe: Path
+) -> tuple[datetime | None, list[datetime] | None]:
+    """The same, and when those began that may still succeed; None for these while Prefect does not say."""
+    begun = [entry.started for _, entry in ledger.entries(home).get(name, [])[:1]]
+    started = FlowRunFilterStartTime(is_null_=False)
+    try:
+        # First: what ends meanwhile is among the successes, too.
+        unfinished = _retrainings(
+            FlowRunFilter(state=_of_type(*UNFINISHED), start_time=started),
+            FlowRunSort.START_TIME_DESC,
+        )
+        success = _newest_success(home, name, recipe)
+    except Exception:
+        _log.warning("Prefect does not say what other machines train", exc_info=True)
+        return ledger.newest_success(home, name), None
+    begun += [
+        run.start_time for run in unfinished if run.start_time and _is_about(run, name, recipe)
+    ]
+    return success, begun
+
+
+def _newest_success(home: Home, name: str, recipe: Path) -> datetime | None:
+    ended = _retrainings(
+        FlowRunFilter(state=_of_type(StateType.COMPLETED), name=FlowRunFilterName(like_=name)),
+        FlowRunSort.END_TIME_DESC,
+    )
     began = [
         run.start_time
         for run in ended
@@ -80,23 +105,8 @@ def newest_success(home: Home, name: str, recipe: Path) -> datetime | None:
         and _is_about(run, name, recipe)
         and is_success(run.model_dump(mode="json", include={"parameters", "state", "created_by"}))
     ]
-    return max([*began, *([found] if found else [])], default=None)
-
-
-def begun(home: Home, name: str, recipe: Path) -> list[datetime] | None:
-    """When those began that may still succeed; None while Prefect does not say."""
-    mine = ledger.entries(home).get(name, [])
-    started = FlowRunFilterStartTime(is_null_=False)
-    try:
-        unfinished = _retrainings(
-            FlowRunFilter(state=_of_type(*UNFINISHED), start_time=started),
-            FlowRunSort.START_TIME_DESC,
-        )
-    except Exception:
-        _log.warning("Prefect does not say what other machines train", exc_info=True)
-        return None
-    began = [run.start_time for run in unfinished if _is_about(run, name, recipe)]
-    return [*(it for it in began if it is not None), *(entry.started for _, entry in mine[:1])]
+    mine = ledger.newest_success(home, name)
+    return max([*began, *([mine] if mine else [])], default=None)
 
 
 def _retrainings(where: FlowRunFilter, sort: FlowRunSort) -> list[FlowRun]:

@@ -12,7 +12,7 @@ from prefect.types._datetime import now
 
 from flows.block_secrets import secrets_of
 from flows.bridging import bridged_run
-from flows.known_trainings import begun, newest_success, under_way
+from flows.known_trainings import newest_success_and_begun, under_way
 from flows.orderly import NotNow, refuse_outdated
 from flows.recipe_memory import RecipePath, recipe_of_run
 from flows.stack.successes import NOTHING_DUE
@@ -85,14 +85,15 @@ def _looked(
         if not first:
             # It reads much. A worker that waited here would keep promotions waiting.
             return Completed(name="Skipped", message=f"Another look at {loaded.name} is at work.")
+        trained_at, begun = newest_success_and_begun(here, loaded.name, path)
         seen = look_at_sources(
             watch,
             loaded.dataset,
             recipe_folder=path.parent,
             after_new_rows=rows,
             after_days=days,
-            trained_at=newest_success(here, loaded.name, path),
-            begun=begun(here, loaded.name, path),
+            trained_at=trained_at,
+            begun=begun,
             base=None if loaded.base.is_local else known_commit(loaded.base, path),
         )
         busy, asks = None, False
