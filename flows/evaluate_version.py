@@ -11,6 +11,7 @@ from flows import run_leases
 from flows.block_secrets import secrets_of
 from flows.bridging import bridged_run
 from flows.recipe_form import Override
+from flows.unattended import unattended
 from tasks.base import resolve_base
 from tasks.dataset.task import prepare_dataset
 from tasks.errors import UserError
@@ -50,7 +51,8 @@ def evaluate(
     path, changes = expanded(recipe).absolute(), tuple(overrides or ())
     here = home()
     here.prepare()
-    run_leases.begin(here)
+    if unattended() is not None:
+        run_leases.begin(here)
 
     def attempt() -> State[dict[str, Any]]:
         with reading(here) as reader:

@@ -10,6 +10,7 @@ from prefect.states import Completed
 from flows import run_leases
 from flows.block_secrets import taken_from_blocks
 from flows.bridging import bridged_run
+from flows.unattended import unattended
 from tasks.errors import UserError
 from tasks.files import expanded
 from tasks.gpu_turn import gpu_turn
@@ -45,7 +46,8 @@ def predict(
     Returns how many rows were answered, how many were cut, and by which version. The output appears
     complete or not at all.
     """
-    run_leases.begin(home())
+    if unattended() is not None:
+        run_leases.begin(home())
     source, target = expanded(input), expanded(output)
     if target.suffix not in FORMATS:
         raise UserError(f"output {target}: it must end with {' or '.join(FORMATS)}.")

@@ -29,8 +29,9 @@ def begin(home: Home) -> None:
 
     from flows.unattended import unattended
 
-    run_id = str(flow_run.id)
-    if run_id not in _held and ((mine := unattended()) is None or not is_seen(mine)):
+    run_id, mine = str(flow_run.id or ""), unattended()
+    # Without an id it is the function that was called, and no run.
+    if run_id and run_id not in _held and (mine is None or not is_seen(mine)):
         # A disk that takes nothing is told by the run itself, in words.
         with suppress(OSError):
             _held[run_id] = home, run_lease.take(home, run_id, "flow-run")
