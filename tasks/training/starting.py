@@ -115,4 +115,6 @@ def _meeting_place(spread: Spread) -> list[str]:
         f"--machine_rank={spread.machine_rank}",
         f"--main_process_ip={address}",
         f"--main_process_port={port}",
+        # Torch's launcher else leaves a tree of empty folders for each training in the temporary folder.
+        f"--log_dir={os.devnull}",
     ]

@@ -125,8 +125,13 @@ def test_micro_batches_of_unequal_rows_train_the_adapter_of_whole_batches(
             assert torch.allclose(tensor, adapter[name], atol=2e-5), name
 
 
-def test_two_processes_train_the_adapter_of_one(train: Train, settings: TrainingSettings) -> None:
+def test_two_processes_train_the_adapter_of_one(
+    train: Train, settings: TrainingSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """26 rows in batches of 4: the last step of an epoch has two, and rows differ in length."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
     # Plain descent: AdamW would blow the rounding of small gradients up to that of large ones.
     plain = changed(
         settings,
@@ -161,6 +166,8 @@ def test_two_processes_train_the_adapter_of_one(train: Train, settings: Training
     for name, tensor in weights[0].items():
         assert torch.allclose(tensor, weights[1][name], atol=2e-5), name
     assert result_of(two).steps == result_of(one).steps
+    # A folder a training would fill a disk in years.
+    assert list(temporary.iterdir()) == []
 
 
 def test_two_processes_train_packed_rows_as_one_does(
