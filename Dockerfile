@@ -81,7 +81,8 @@ WORKDIR /srv/project
 FROM image AS server
 COPY --from=server-libraries /opt/loraline /opt/loraline
 COPY deployments/job-templates /etc/loraline/job-templates
-COPY deployments/containers/mlflow-auth.ini deployments/containers/prepare.py /etc/loraline/
+COPY deployments/containers/mlflow-auth.ini deployments/containers/prepare.py deployments/containers/pool.py \
+    /etc/loraline/
 # Its dependencies are those above: the parts of it that run here need no more.
 RUN --mount=type=bind,from=wheel,source=/dist,target=/dist \
     python -m pip install --no-deps --no-index --no-cache-dir /dist/*.whl
@@ -102,7 +103,9 @@ COPY deployments/containers/watchdog.conf deployments/containers/registry.conf \
 RUN --mount=type=bind,from=wheel,source=/dist,target=/dist \
     python -m pip install --no-deps --no-index --no-cache-dir /dist/*.whl \
     && python -m pip check
-ENV LORALINE_TRAININGS=1
+ENV LORALINE_TRAININGS=1 \
+    # Compiled code of `torch_compile`: from /tmp, its default, nothing can be run where that is a tmpfs of Docker's.
+    TORCHINDUCTOR_CACHE_DIR=/var/lib/loraline/cache/torchinductor
 USER 10001:10001
 # 0 only when each program of the file is running.
 HEALTHCHECK --interval=30s --timeout=10s --start-period=60s \

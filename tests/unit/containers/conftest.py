@@ -37,7 +37,12 @@ class Files:
 
         Raises: KeyError with Compose's message for a variable with neither a value nor a default.
         """
-        values = {**self.secrets, "DOCKER_GROUP": "999", **(values or {})}
+        launcher = {"DOCKER_GROUP": "999", "LORALINE_PROJECT_FOLDER": "/srv/adapters"}
+        values = {
+            **self.secrets,
+            **(launcher if "deployments/compose/docker-pool.yaml" in more else {}),
+            **(values or {}),
+        }
         found: dict[str, Any] = {}
         services: dict[str, Any] = {}
         for name in ("compose.yaml", *more):

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flask_cors.core import probably_regex
+from mlflow.server.security_utils import is_allowed_host_header, should_block_cors_request
 from supervisor.datatypes import RestartUnconditionally
 
 from flows.notifying import VARIABLE as NOTIFY
@@ -91,6 +93,22 @@ def test_no_service_has_more_rights_than_it_needs(files: Any) -> None:
     assert sockets == ["launcher"]
 
 
+def test_no_log_fills_the_disk(files: Any) -> None:
+    for name, service in files.compose(*MORE)["services"].items():
+        assert service["logging"]["options"]["max-size"] == "10m", name
+
+
+def test_no_secret_has_to_be_written_into_a_read_only_container(files: Any) -> None:
+    """Compose copies one that comes from a variable or from the file itself; only one from a file is mounted."""
+    whole = files.compose(*MORE)
+    copied = {name for name, it in whole.get("secrets", {}).items() if "file" not in it}
+    for name, service in whole["services"].items():
+        used = {it if isinstance(it, str) else it["source"] for it in service.get("secrets", [])}
+        assert not (service["read_only"] and used & copied), name
+    postgres, prepare = (whole["services"][name]["environment"] for name in ("postgres", "prepare"))
+    assert postgres["POSTGRES_PASSWORD"] == prepare["PGPASSWORD"]
+
+
 def test_images_are_pinned_and_ours_are_of_this_version(files: Any) -> None:
     version = files.project()["version"]
     for name, service in files.compose(*MORE)["services"].items():
@@ -112,7 +130,7 @@ def test_every_part_that_stays_has_a_health_check_and_starts_again(files: Any) -
     services = files.compose(*MORE)["services"]
     health = {stage for stage, it, _ in files.dockerfile() if it == "HEALTHCHECK"}
     for name, service in services.items():
-        if name in ("prepare", "deploy"):
+        if name in ("prepare", "deploy", "pool"):
             continue
         assert service["restart"] == "unless-stopped", name
         of_image = service.get("build", {}).get("target") in health
@@ -168,11 +186,32 @@ def test_mlflow_answers_to_the_names_it_is_asked_by_and_passes_files_on(files: A
     services = files.compose(values={"LORALINE_MLFLOW_PORT": "5055"})["services"]
     environment = services["mlflow"]["environment"]
     asked = services["worker"]["environment"]["MLFLOW_TRACKING_URI"].removeprefix("http://")
-    assert {asked, "127.0.0.1:5055"} <= set(environment["MLFLOW_SERVER_ALLOWED_HOSTS"].split(","))
+    hosts = environment["MLFLOW_SERVER_ALLOWED_HOSTS"].split(",")
+    # By workers, at the published port, through a tunnel that begins elsewhere; and by no other name.
+    for name in (asked, "127.0.0.1:5055", "localhost:5055", "localhost:6000"):
+        assert is_allowed_host_header(hosts, name), name
+    for name in ("evil.example:5000", "mlflow.evil.example:5000", "127.0.0.1.evil.example"):
+        assert not is_allowed_host_header(hosts, name), name
     assert environment["MLFLOW_SERVE_ARTIFACTS"] == "true"
     assert environment["MLFLOW_ARTIFACTS_DESTINATION"].startswith("s3://loraline/")
     assert services["mlflow"]["ports"] == ["127.0.0.1:5055:5000"]
     assert "basic-auth" in services["mlflow"]["command"]
+
+
+@pytest.mark.parametrize("port", ["", "5055"])
+def test_mlflows_page_may_change_things_from_wherever_it_is_opened(files: Any, port: str) -> None:
+    environment = files.compose(values={"LORALINE_MLFLOW_PORT": port})["services"]["mlflow"][
+        "environment"
+    ]
+    origins = environment["MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"].split(",")
+    published = port or "5000"
+    # The links bear the service's name and port.
+    for name in ("mlflow:5000", f"mlflow:{published}", f"127.0.0.1:{published}", "localhost:6000"):
+        assert not should_block_cors_request(f"http://{name}", "POST", origins), name
+    for name in ("evil.example:5000", "mlflow.evil.example", "mlflow:5000.evil.example"):
+        assert should_block_cors_request(f"http://{name}", "POST", origins), name
+    # One that is a pattern lets flask-cors answer whatever begins like it.
+    assert not any(probably_regex(it) for it in origins)
 
 
 def test_the_browser_is_led_to_the_published_port(files: Any) -> None:
@@ -259,6 +298,31 @@ def test_the_supervisor_keeps_the_parts_of_loraline_up_alive(
         assert program.stopasgroup
         assert program.killasgroup
     assert set(POOLS) | {"watchdog"} == set(known)
+
+
+def test_the_pool_of_containers_is_there_before_anybody_makes_another(files: Any) -> None:
+    services = files.compose(*MORE)["services"]
+    assert services["pool"]["depends_on"] == {"prefect": {"condition": "service_healthy"}}
+    for name in ("deploy", "launcher"):
+        ended = {"pool": {"condition": "service_completed_successfully"}}
+        assert services[name]["depends_on"].items() >= ended.items(), name
+    # Else a new release's runs would be of the old one.
+    command = services["pool"]["command"]
+    version = files.project()["version"]
+    assert command[command.index("--image") + 1] == f"loraline-worker:{version}"
+    # One that is deleted while it runs would come back with Prefect's own template.
+    assert "--no-create-pool-if-not-found" in services["launcher"]["command"]
+
+
+def test_a_run_in_a_container_finds_the_recipes_of_the_host(files: Any) -> None:
+    """It is started by the host's engine, to which neither `.` nor a path of the launcher's means anything."""
+    command = files.compose(*MORE)["services"]["pool"]["command"]
+    assert command[command.index("--project") + 1] == "/srv/adapters"
+    script = command[1]
+    steps = [a for stage, it, a in files.dockerfile() if (stage, it) == ("server", "COPY")]
+    assert any(f"deployments/containers/{Path(script).name}" in it for it in steps)
+    with pytest.raises(KeyError, match=r"LORALINE_PROJECT_FOLDER: set it .* to the full path"):
+        files.compose(*MORE, values={"LORALINE_PROJECT_FOLDER": ""})
 
 
 def test_a_second_machine_trains_and_leaves_the_rest_to_the_first(files: Any) -> None:
@@ -351,8 +415,11 @@ def test_the_commands_of_the_page_write_every_secret_and_compose_is_content(
 ) -> None:
     page = (files.root / "docs/containers.md").read_text(encoding="utf-8")
     (block,) = [it for it in re.findall(r"```bash\n(.*?)```", page, re.S) if "> .env" in it]
+    # As pasted into a shell, which afterwards makes files as it did before.
+    block = f"umask 022\n{block}touch later"
     done = subprocess.run(["bash", "-ec", block], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    assert (tmp_path / "later").stat().st_mode & 0o777 == 0o644
     path = tmp_path / ".env"
     assert path.stat().st_mode & 0o077 == 0
     written = dict(line.split("=", 1) for line in path.read_text().splitlines())

@@ -17,7 +17,7 @@ OTHERS = {
     "PIP_DISABLE_PIP_VERSION_CHECK": "pip",
     "PGHOST": "libpq and asyncpg",
     "POSTGRES_USER": "the image postgres",
-    "POSTGRES_PASSWORD_FILE": "the image postgres",
+    "POSTGRES_PASSWORD": "the image postgres",
     "ROOT_ACCESS_KEY_ID": "versitygw",
     "ROOT_SECRET_ACCESS_KEY": "versitygw",
     "VGW_PORT": "versitygw",
@@ -101,6 +101,7 @@ def readers(files: Any) -> dict[str, Any]:
         "botocore.credentials", "botocore.configprovider", "botocore.session", "botocore.utils"
     )
     postgres = source("asyncpg.connect_utils")
+    torch = source("torch._inductor.runtime.cache_dir_utils")
     hub = source("huggingface_hub.constants", "huggingface_hub.utils._auth")
 
     def quoted(name: str, text: str) -> bool:
@@ -120,6 +121,7 @@ def readers(files: Any) -> dict[str, Any]:
         ),
         "PG": lambda name: quoted(name, postgres),
         "HF_": lambda name: quoted(name, hub),
+        "TORCHINDUCTOR_": lambda name: quoted(name, torch),
         "DO_NOT_TRACK": lambda name: quoted(name, code),
     }
 
@@ -144,6 +146,7 @@ def test_a_misspelt_variable_would_be_noticed(readers: dict[str, Any]) -> None:
         "AWS_SECRET_KEY_ID",
         "PGPASS",
         "HF_HOUSE",
+        "TORCHINDUCTOR_CACHE",
     ):
         assert not any(
             name.startswith(prefix) and reads(name) for prefix, reads in readers.items()

@@ -2,6 +2,7 @@
 
 import fnmatch
 import json
+import os
 import platform
 import re
 import shlex
@@ -44,6 +45,30 @@ def test_an_image_runs_as_a_user_with_a_fixed_number_and_as_nobody_else(
     after = steps[[it[1] for it in steps].index("USER") :]
     assert not {instruction for _, instruction, _ in after} & {"RUN", "COPY", "ADD"}
     assert any("useradd --uid 10001 --gid 10001" in arguments for _, _, arguments in steps)
+
+
+def test_what_torch_compiles_lies_in_a_volume_and_not_where_nothing_may_be_run(files: Any) -> None:
+    """A tmpfs of Docker's is mounted `noexec`, and a library on it cannot be loaded."""
+    environment = files.image_environment("worker")
+    code = (
+        "from torch._inductor.runtime import cache_dir_utils as it; print(it.default_cache_dir())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "TMPDIR": "/tmp"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+    )
+    by_itself, here = done.stdout.strip(), environment["TORCHINDUCTOR_CACHE_DIR"]
+    worker = files.compose()["services"]["worker"]
+    assert any(by_itself.startswith(f"{it}/") for it in worker["tmpfs"])
+    volumes = [it.partition(":")[2] for it in worker["volumes"] if isinstance(it, str)]
+    assert any(here.startswith(f"{it}/") for it in volumes)
+    # Triton's own is below the user's home.
+    assert environment["HOME"] in volumes
+    assert "TRITON_CACHE_DIR" not in environment
 
 
 def test_no_layer_holds_a_secret(files: Any) -> None:
@@ -127,7 +152,7 @@ def test_the_server_image_has_the_same_prefect_and_mlflow_and_no_torch(files: An
 
 def test_what_runs_in_the_server_image_imports_only_what_is_in_it(files: Any) -> None:
     code = (
-        "import sys, json, flows.stack.migrating, flows.stack.postgres, tasks.advisory_lock, tasks.tracking\n"
+        "import sys, json, flows.stack.migrating, flows.stack.postgres, tasks.advisory_lock, tasks.outage, tasks.tracking\n"
         "print(json.dumps(sorted({n.partition('.')[0] for n in sys.modules} - sys.stdlib_module_names)))"
     )
     done = subprocess.run(

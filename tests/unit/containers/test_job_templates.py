@@ -1,6 +1,7 @@
 """The base job templates of the work pools: what Prefect makes of them is a container or a job that can run."""
 
 import asyncio
+import importlib.util
 import json
 import re
 import sys
@@ -9,6 +10,8 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+
+from flows.stack.reaper import PENDING_CONTAINER_SECONDS
 
 KINDS = ("process", "docker", "kubernetes")
 
@@ -174,6 +177,25 @@ def test_a_container_is_as_closed_as_composes_and_gets_gpus(template: Any, files
 
 
 @pytest.mark.parametrize("kind", ["docker", "kubernetes"])
+def test_the_worker_reads_every_setting_that_the_template_gives_it(
+    template: Any, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that it only declares would be a promise on the pool's page that nobody keeps."""
+    monkeypatch.setattr(sys, "path", [*sys.path, str(Path(sys.prefix) / "pools")])
+    pytest.importorskip(f"prefect_{kind}", reason="make install")
+    import prefect.workers.base as base
+
+    package = importlib.util.find_spec(f"prefect_{kind}")
+    assert package is not None
+    assert package.origin is not None
+    own = Path(package.origin).with_name("worker.py").read_text()
+    text = own + Path(str(base.__file__)).read_text()
+    given = set(template(kind)["job_configuration"])
+    assert given
+    assert not {it for it in given if not re.search(rf"(?:self|configuration)\.{it}\b", text)}
+
+
+@pytest.mark.parametrize("kind", ["docker", "kubernetes"])
 def test_the_workers_own_code_makes_a_run_of_it(
     template: Any, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,3 +236,9 @@ def test_the_workers_own_code_makes_a_run_of_it(
     assert names["PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR"] == "reschedule"
     labels = found.job_manifest["spec"]["template"]["metadata"]["labels"]
     assert labels["app.kubernetes.io/component"] == "job"
+
+
+def test_the_page_says_how_long_a_job_may_wait(files: Any) -> None:
+    page = (files.root / "docs/containers.md").read_text()
+    assert PENDING_CONTAINER_SECONDS == 2 * 3600
+    assert re.search(r"A pod may wait for two hours", page)

@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,6 +27,18 @@ def containers(pod: dict[str, Any]) -> list[dict[str, Any]]:
     return [*pod.get("initContainers", []), *pod["containers"]]
 
 
+def kustomized(folder: Path) -> list[dict[str, Any]]:
+    """What `kubectl apply --kustomize` would send."""
+    kubectl = shutil.which("kubectl")
+    if kubectl is None:
+        pytest.skip("kubectl is not installed")
+    done = subprocess.run(
+        [kubectl, "kustomize", str(folder)], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    return list(yaml.safe_load_all(done.stdout))
+
+
 def test_every_resource_fits_its_schema(files: Any) -> None:
     validation = pytest.importorskip("kubernetes_validate", reason="pip install 'loraline[test]'")
     resources = files.kubernetes()
@@ -40,17 +53,7 @@ def test_every_resource_fits_its_schema(files: Any) -> None:
 
 @pytest.mark.parametrize("folder", ["stack", "job-pool"])
 def test_kustomize_puts_it_together(files: Any, folder: str) -> None:
-    kubectl = shutil.which("kubectl")
-    if kubectl is None:
-        pytest.skip("kubectl is not installed")
-    done = subprocess.run(
-        [kubectl, "kustomize", str(files.root / "deployments/kubernetes" / folder)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stderr
-    resources = list(yaml.safe_load_all(done.stdout))
+    resources = kustomized(files.root / "deployments/kubernetes" / folder)
     found = dict(pods(resources))
     assert set(found) >= {"prefect", "mlflow", "loraline-worker"}
     (worker,) = found["loraline-worker"]["containers"]
@@ -67,6 +70,50 @@ def test_kustomize_puts_it_together(files: Any, folder: str) -> None:
     }
     many = ["ReadWriteMany"] if folder == "job-pool" else ["ReadWriteOnce"]
     assert modes["loraline-home"] == modes["loraline-hub"] == many
+
+
+def test_the_pool_of_jobs_is_there_before_anybody_makes_another(files: Any) -> None:
+    """`loraline deploy` creates one of processes where none is, and a launcher one of Prefect's own template."""
+    validation = pytest.importorskip("kubernetes_validate", reason="pip install 'loraline[test]'")
+    resources = kustomized(files.root / "deployments/kubernetes/job-pool")
+    for resource in resources:
+        validation.validate(resource, desired_version="1.33", strict=True)
+    found = dict(pods(resources))
+    worker, launcher = found["loraline-worker"], found["loraline-launcher"]
+    assert [it["name"] for it in worker["initContainers"]] == ["pool", "deploy"]
+    assert [it["name"] for it in launcher["initContainers"]] == ["pool"]
+    assert worker["initContainers"][0] == launcher["initContainers"][0]
+    for pod in (worker, launcher):
+        mounts = pod["initContainers"][0]["volumeMounts"]
+        assert {it["name"] for it in mounts} <= {it["name"] for it in pod["volumes"]}
+    command = launcher["containers"][0]["args"]
+    assert "--no-create-pool-if-not-found" in command
+    # Its slots are free again as soon as the cluster has the job: the pool has the limit.
+    assert "--limit" not in command
+    pool = launcher["initContainers"][0]["args"]
+    assert pool[:3] == ["python", "/etc/loraline/pool.py", "kubernetes"]
+    assert pool[pool.index("--limit") + 1] == "1"
+    # The worker of processes is not there to serve it.
+    assert worker["containers"][0]["args"][-1].endswith("/registry.conf")
+
+
+def test_a_registry_that_is_named_once_is_that_of_launcher_pool_and_jobs(
+    files: Any, tmp_path: Path
+) -> None:
+    shutil.copytree(files.root / "deployments/kubernetes", tmp_path / "kubernetes")
+    path = tmp_path / "kubernetes/stack/kustomization.yaml"
+    document = yaml.safe_load(path.read_text())
+    for image in document["images"]:
+        image.update(newName=f"registry.example:5000/team/{image['name']}", newTag="7")
+    path.write_text(yaml.safe_dump(document))
+    resources = kustomized(path.parents[1] / "job-pool")
+    ours = "registry.example:5000/team/loraline"
+    for name, pod in pods(resources):
+        for container in containers(pod):
+            assert container["image"] in (f"{ours}-server:7", f"{ours}-worker:7"), name
+            if container["name"] == "pool":
+                args = container["args"]
+                assert args[args.index("--image") + 1] == f"{ours}-worker:7", name
 
 
 @pytest.mark.parametrize("folder", ["stack", "job-pool"])
@@ -239,8 +286,9 @@ def test_the_servers_are_those_of_compose(files: Any) -> None:
         wanted = services[name]["environment"]
         assert set(environment) == set(wanted) - elsewhere
         for variable, value in environment.items():
-            # Without a value here it comes from a secret.
-            assert value in (None, wanted[variable]), variable
+            # Without a value here it comes from a secret. No port is published that could be another one.
+            once = ",".join(dict.fromkeys(wanted[variable].split(",")))
+            assert value in (None, once), variable
             assert ("canary" in wanted[variable]) <= (value is None), variable
 
 

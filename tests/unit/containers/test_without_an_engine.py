@@ -187,6 +187,7 @@ def machine(files: Any, postgres: str, s3_stand_in: str, starter: Path) -> Itera
     # A socket's path is at most 107 bytes long.
     folder = Path(tempfile.mkdtemp(prefix="loraline-compose-"))
     shutil.copytree(files.root / "deployments/containers", folder / "etc")
+    shutil.copytree(files.root / "deployments/job-templates", folder / "etc/job-templates")
     for conf in (folder / "etc").glob("*.conf"):
         conf.write_text(conf.read_text().replace("/tmp/", f"{folder}/"))
     for name in ("project/recipes", "home", "hub", "prefect", "mlflow", "prepare"):
@@ -242,8 +243,8 @@ def api(machine: Machine) -> PrefectApi:
     return prefect_of(machine)
 
 
-def status(url: str, **headers: str) -> int:
-    request = urllib.request.Request(url, headers=headers)
+def status(url: str, data: bytes | None = None, **headers: str) -> int:
+    request = urllib.request.Request(url, data, headers)
     try:
         with urllib.request.urlopen(request, timeout=30) as answer:
             return int(answer.status)
@@ -284,6 +285,15 @@ def test_both_servers_ask_for_a_password(machine: Machine, api: PrefectApi) -> N
     headers = {"Authorization": f"Basic {base64.b64encode(login.encode()).decode()}"}
     address = f"{mlflow}/api/2.0/mlflow/experiments/get?experiment_id=0"
     assert status(address, **headers) == 200
+    # A page that was opened by that name may change something, as those of loopback may, and no other.
+    search = f"{mlflow}/api/2.0/mlflow/experiments/search"
+    for origin, expected in (
+        (f"http://mlflow:{machine.ports['mlflow']}", 200),
+        (mlflow, 200),
+        ("http://evil.example:5000", 403),
+    ):
+        sent = {**headers, "Origin": origin, "Content-Type": "application/json"}
+        assert status(search, b'{"max_results": 1}', **sent) == expected, origin
     # By the name of the service, and by no other.
     assert status(address, **headers, Host="mlflow:5000") == 200
     assert status(address, **headers, Host="evil.example:5000") == 403
@@ -363,7 +373,7 @@ def test_the_documented_commands_create_the_other_pools(machine: Machine, api: P
         own = json.loads(Path(words[template]).read_text())
         assert pool["base_job_template"]["job_configuration"] == own["job_configuration"]
         kinds.append(kind)
-    assert sorted(set(kinds)) == ["docker", "kubernetes", "process"]
+    assert sorted(kinds) == ["docker", "kubernetes", "process"]
 
 
 def test_no_secret_is_in_an_argument_a_log_or_the_state(machine: Machine) -> None:
