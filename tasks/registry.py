@@ -112,8 +112,11 @@ def locked(home: Home, name: str) -> Iterator[None]:
 @contextmanager
 def model_files(tracker: Tracker, model_id: str, home: Home) -> Iterator[Path]:
     """A logged model's files: in place when they are on this machine, else downloaded for the block."""
-    with tracker.explained(f"find the files of model {model_id}"):
-        location = tracker.client.get_logged_model(model_id).artifact_location
+    if (location := _artifact_location(tracker, model_id)) is None:
+        raise StageFailed(
+            f'Somebody deleted the logged model {model_id} in MLflow: docs/operations.md, "The disk", says how it '
+            "comes back. Or name another version."
+        )
     if (local := local_path(location)) is not None:
         drop_bytecode(local)
         yield local
@@ -263,8 +266,10 @@ def _files(
         raise StageFailed(f"{what}, but it was not registered by loraline. {ways_out}")
     cached = home.cache / "champions" / tags[ADAPTER_TAG]
     model_id = model_id_of(version)
-    with tracker.explained(f"find the files of version {number} of {name!r}"):
-        location = tracker.client.get_logged_model(model_id).artifact_location
+    if (location := _artifact_location(tracker, model_id)) is None:
+        raise StageFailed(
+            f"{what}, but somebody deleted the logged model {model_id} in MLflow, which has its files. {ways_out}"
+        )
     folder = local_path(location)
     if folder is not None:
         drop_bytecode(folder)
@@ -317,6 +322,19 @@ def verdict_tags(
     }
 
 
+def _artifact_location(tracker: Tracker, model_id: str) -> str | None:
+    """Where the files of a logged model lie; None where it is deleted."""
+    from mlflow.exceptions import MlflowException
+
+    with tracker.explained(f"find the files of model {model_id}"):
+        try:
+            return str(tracker.client.get_logged_model(model_id).artifact_location)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return None
+
+
 def json_tag(text: str | None) -> dict[str, Any]:
     """The object in a tag; empty where there is none, or none that can be read."""
     try:
@@ -327,13 +345,18 @@ def json_tag(text: str | None) -> dict[str, Any]:
 
 
 def model_id_of(version: "ModelVersion") -> str:
-    """The logged model behind a version; MLflow's own registry leaves `model_id` empty."""
+    """The logged model behind a version. Raises: UserError where it came from elsewhere."""
+    if found := logged_model_of(version):
+        return found
+    raise UserError(
+        f"Version {version.version} of {version.name!r} comes from {version.source}, not from a logged model: "
+        "it was not registered by loraline."
+    )
+
+
+def logged_model_of(version: "ModelVersion") -> str | None:
+    """Its id; MLflow's own registry leaves `model_id` empty."""
     source = str(version.source or "")
     if version.model_id:
         return str(version.model_id)
-    if source.startswith("models:/m-"):
-        return source.removeprefix("models:/")
-    raise UserError(
-        f"Version {version.version} of {version.name!r} comes from {source}, not from a logged model: "
-        "it was not registered by loraline."
-    )
+    return source.removeprefix("models:/") if source.startswith("models:/m-") else None

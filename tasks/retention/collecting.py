@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
+from tasks.addresses import without_passwords
 from tasks.errors import StageFailed
 from tasks.home import Home
-from tasks.retention.deleted_runs import deleted_runs, is_due, purge
+from tasks.retention.deletions import deleted_runs, deleted_sources
 from tasks.retention.finding import candidates
 from tasks.retention.growing import MOST_VERDICTS, keep_end
 from tasks.retention.needs import Registered, needs_of
+from tasks.retention.purging import is_due, purge
 from tasks.retention.things import Goes, last_used
 from tasks.store import MANIFEST
 
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
 GRACE_SECONDS = 600.0
 """What was made or reused so recently stays: its run may not have written it down yet."""
+MIN_FREE_FILES = 2_000
+"""A disk that takes no more files is full, however much of it is free."""
 _log = logging.getLogger(__name__)
 
 
@@ -37,8 +41,6 @@ class Plan:
     """`stage/fingerprint` -> why."""
     deleted_runs: list[str] = field(default_factory=list)
     """MLflow runs that somebody deleted. In a plan: of which those go that were deleted long enough ago."""
-    still_needed: dict[str, tuple[str, str]] = field(default_factory=dict)
-    """Of them those that registered versions came from -> the version's name and number."""
     removed: bool = False
     """Whether it was done."""
 
@@ -68,8 +70,6 @@ def plan(
     for goes in candidates(home, needs, before):
         found.goes.append(goes)
     found.deleted_runs = [] if tracker is None else deleted_runs(tracker)
-    runs = {it.mlflow_run_id: version for version, it in versions.items()}
-    found.still_needed = {run: runs[run] for run in found.deleted_runs if run in runs}
     found.stays = {f"{stage}/{key}": why for (stage, key), why in sorted(needs.outputs.items())}
     return found
 
@@ -99,7 +99,13 @@ def collect(
 
 def registered_versions(tracker: "Tracker") -> dict[tuple[str, str], Registered]:
     """Every version in the registry. Raises: StageFailed when MLflow does not answer."""
-    from tasks.registry import ADAPTER_TAG, STARTED_FROM_TAG, aliased_versions, versions_of
+    from tasks.registry import (
+        ADAPTER_TAG,
+        STARTED_FROM_TAG,
+        aliased_versions,
+        logged_model_of,
+        versions_of,
+    )
 
     found: dict[tuple[str, str], Registered] = {}
     with tracker.explained("list the registered models"):
@@ -113,6 +119,7 @@ def registered_versions(tracker: "Tracker") -> dict[tuple[str, str], Registered]
                 str(version.run_id or ""),
                 str(version.tags.get(ADAPTER_TAG, "")),
                 str(version.tags.get(STARTED_FROM_TAG, "")),
+                logged_model_of(version) or "",
             )
     return found
 
@@ -122,32 +129,48 @@ def ensure_free(home: Home, tracker: "Tracker", min_free_gb: float) -> None:
 
     Raises: StageFailed when too little is free even then.
     """
-    if _free_gb(home) >= min_free_gb:
+    if not (lack := _lack(home, min_free_gb)):
         return
-    _log.warning("%.1f GB are free below %s: collecting", _free_gb(home), home.root)
+    _log.warning("The disk of %s %s: collecting", home.root, lack)
     freed = collect(home, tracker, asked=True).bytes
-    free = _free_gb(home)
-    if free < min_free_gb:
+    if lack := _lack(home, min_free_gb):
         raise StageFailed(
-            f"The disk of {home.root} has {free:.2f} GB free, and retention.min_free_gb asks for "
-            f"{min_free_gb:g} ({freed / 1e9:.2f} GB were collected just now). Nothing was trained. Free "
+            f"The disk of {home.root} {lack} ({freed / 1e9:.2f} GB were collected just now). Nothing was trained. Free "
             "some space (`loraline prune NAME` deletes old versions, `loraline gc --keep-runs 1` keeps "
             "less of old runs), point LORALINE_HOME at another disk, or lower retention.min_free_gb."
         )
+
+
+def _lack(home: Home, min_free_gb: float) -> str:
+    """What the disk has too little of; empty where there is enough."""
+    if (free := _free_gb(home)) < min_free_gb:
+        return f"has {free:.2f} GB free, and retention.min_free_gb asks for {min_free_gb:g}"
+    disk = os.statvfs(home.root)
+    # Some file systems have no number of files: they say 0 of 0.
+    if min_free_gb and disk.f_files and disk.f_favail < MIN_FREE_FILES:
+        return f"takes {disk.f_favail:,} more files (inodes, as `df -i` counts them), and a run may make {MIN_FREE_FILES:,}"
+    return ""
 
 
 def _purged(tracker: "Tracker", found: Plan, asked: bool) -> list[str]:
     """Runs that MLflow has given up for good."""
     if not asked and not is_due(tracker, found.deleted_runs):
         return []
-    if found.still_needed:
-        run, (name, number) = next(iter(found.still_needed.items()))
+    sources = deleted_sources(tracker, registered_versions(tracker))
+    for it in sources:
         _log.warning(
-            "Version %s of %s came from the MLflow run %s, which somebody deleted: nothing that is deleted in "
-            "MLflow is given up until `mlflow runs restore --run-id %s` brings it back, or `loraline prune "
-            "%s` deletes the version.",
-            *(number, name, run, run, name),
+            "Version %s of %s came from the MLflow %s %s, which somebody deleted: nothing that is deleted in MLflow "
+            "is given up until %s, or `loraline prune %s` deletes the version.",
+            *(
+                it.version,
+                it.model,
+                it.kind,
+                it.id,
+                it.way_back(without_passwords(tracker.uri)),
+                it.model,
+            ),
         )
+    if sources:
         return []
     return purge(tracker, os.environ)
 

@@ -25,6 +25,8 @@ class Registered:
     adapter_sha256: str = ""
     started_from: str = ""
     """URI of the version that its training started from; empty: the base."""
+    model_id: str = ""
+    """The logged model that has its files; empty where it came from elsewhere."""
 
 
 @dataclass

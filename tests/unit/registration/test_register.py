@@ -482,6 +482,15 @@ def test_the_champion_comes_with_its_adapter_and_a_damaged_one_is_an_error(
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x00")
     with pytest.raises(StageFailed, match=r"adapter_model\.safetensors was changed"):
         current_champion(tracker, "tiny", own_trained.home)
+    model = model_id_of(tracker.client.get_model_version_by_alias("tiny", "champion"))
+    tracker.client.delete_logged_model(model)
+    with pytest.raises(StageFailed, match=r"somebody deleted the logged model.* move the alias"):
+        current_champion(tracker, "tiny", own_trained.home)
+    with (
+        pytest.raises(StageFailed, match="says how it comes back"),
+        model_files(tracker, model, own_trained.home),
+    ):
+        pass
 
 
 def test_the_commit_of_the_recipe_s_repository_is_known_and_says_when_it_is_dirty(

@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -233,6 +235,19 @@ def test_each_adapter_keeps_its_own_last_runs(
     assert (home.reports / "run1").is_dir()
 
 
+def test_what_an_adapter_that_is_gone_leaves_goes_once_its_records_do(
+    home: Home, versions: dict[tuple[str, str], Registered]
+) -> None:
+    for number, name in enumerate(("gone", "stays")):
+        night(home, name, number)
+    age(home, 7 * 86_400)
+    assert not [it for it in plan(home, TRACKER).goes if it.kind == "output"]
+    shutil.rmtree(home.runs / "gone")
+    goes = {it.path.name for it in collect(home, TRACKER).goes if it.kind == "output"}
+    assert len(goes) == len(STAGES)
+    assert all("gone" in it for it in goes)
+
+
 @pytest.mark.parametrize("known_by", ["runs", "an alias"])
 def test_the_rows_that_a_named_start_replays_stay_as_long_as_something_starts_there(
     home: Home, versions: dict[tuple[str, str], Registered], known_by: str
@@ -373,3 +388,17 @@ def test_a_disk_without_room_refuses_the_run_and_says_how_to_make_some(
     collecting.ensure_free(home, TRACKER, 0.0)
     with pytest.raises(StageFailed, match=r"retention\.min_free_gb asks for 1e\+09"):
         collecting.ensure_free(home, TRACKER, 1e9)
+
+
+def test_a_disk_that_takes_no_more_files_refuses_the_run(
+    home: Home, versions: dict[tuple[str, str], Registered], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = SimpleNamespace(
+        f_files=1_000_000, f_favail=7, f_blocks=10**9, f_bfree=10**9, f_bavail=10**9, f_frsize=4096
+    )
+    monkeypatch.setattr(os, "statvfs", lambda _: disk)
+    with pytest.raises(StageFailed, match=r"takes 7 more files \(inodes"):
+        collecting.ensure_free(home, TRACKER, 0.001)
+    # As Btrfs says it, which has no such number.
+    disk.f_files = disk.f_favail = 0
+    collecting.ensure_free(home, TRACKER, 0.001)

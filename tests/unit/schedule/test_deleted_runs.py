@@ -1,11 +1,12 @@
 """What was deleted in MLflow gives its space back, and not while it can still be restored."""
 
 import os
+import re
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -13,12 +14,19 @@ from flows.stack.databases import databases
 from flows.stack.postgres import ready_databases
 from flows.stack.settings import StackSettings, write_settings
 from tasks.home import Home
-from tasks.retention import collecting, deleted_runs
-from tasks.retention.collecting import collect, ensure_free, plan
-from tasks.retention.deleted_runs import is_due, purge
+from tasks.registration.versions import create_version
+from tasks.registry import FINGERPRINT_TAG, model_id_of
+from tasks.retention import collecting
+from tasks.retention.collecting import collect, ensure_free, plan, registered_versions
+from tasks.retention.deletions import deleted_runs, deleted_sources
+from tasks.retention.purging import is_due, purge
 from tasks.stack import Server, write_stack
 from tasks.tracking import Tracker
 
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
+PAGE = (Path(__file__).parents[3] / "docs" / "operations.md").read_text()
 DAY = 86_400_000
 NOW = dict(os.environ)
 
@@ -114,14 +122,83 @@ def test_a_deleted_run_of_a_registered_version_stays_and_the_way_out_is_named(
     assert collect(tracker.home, tracker, asked=True).deleted_runs == []
     assert files_of(tracker) == {run}
     assert f"Version 3 of support came from the MLflow run {run}" in caplog.text
+    assert f"MLFLOW_TRACKING_URI={tracker.uri} mlflow runs restore --run-id {run}" in caplog.text
     versions.clear()
     assert collect(tracker.home, tracker, asked=True).deleted_runs == [run]
     assert files_of(tracker) == set()
 
 
+@pytest.fixture
+def champion(tracker: Tracker, tmp_path: Path) -> "ModelVersion":
+    """A version with its run and logged model, all made long ago."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "adapter.bin").write_text("x")
+    client = tracker.client
+    run = tracker.open_run("a", "some", tags={}, params={})
+    model = client.create_logged_model(tracker.experiment_id("a"), source_run_id=run)
+    client.log_model_artifacts(model.model_id, str(tmp_path / "model"))
+    tracker.close_run(run, "FINISHED")
+    tags = {FINGERPRINT_TAG: "some"}
+    number = create_version(
+        tracker, "support", model_id=model.model_id, run_id=run, tags=tags, description=""
+    )
+    return client.get_model_version("support", number)
+
+
+def deleted_long_ago(tracker: Tracker) -> None:
+    old = int(time.time() * 1000) - 40 * DAY
+    sql(tracker, "UPDATE runs SET start_time = ?, end_time = ?", old, old)
+    sql(tracker, "UPDATE runs SET deleted_time = ? WHERE deleted_time IS NOT NULL", old)
+    sql(tracker, "UPDATE experiments SET last_update_time = ?", old)
+    sql(tracker, "UPDATE logged_models SET last_updated_timestamp_ms = ?", old)
+
+
+@pytest.mark.long
+def test_a_deleted_experiment_stays_while_a_version_came_from_it_with_its_run_restored(
+    tracker: Tracker, champion: "ModelVersion", caplog: pytest.LogCaptureFixture
+) -> None:
+    client, run = tracker.client, str(champion.run_id)
+    experiment = tracker.experiment_id("a")
+    client.delete_experiment(experiment)
+    client.restore_run(run)
+    deleted_long_ago(tracker)
+    assert collect(tracker.home, tracker, asked=True).deleted_runs == []
+    assert client.get_run(run).info.lifecycle_stage == "active"
+    assert client.get_logged_model(model_id_of(champion))
+    command = (
+        f"MLFLOW_TRACKING_URI={tracker.uri} mlflow experiments restore --experiment-id {experiment}"
+    )
+    assert f"Version 1 of support came from the MLflow experiment {experiment}" in caplog.text
+    assert f"`{command}` brings it back" in caplog.text
+    restore = [sys.executable, "-P", "-m", *command.split()[1:]]
+    subprocess.run(restore, env={**NOW, "MLFLOW_TRACKING_URI": tracker.uri}, check=True)
+    assert deleted_sources(tracker, registered_versions(tracker)) == []
+
+
+@pytest.mark.long
+def test_a_deleted_logged_model_of_a_version_stays_and_can_be_brought_back(
+    tracker: Tracker, champion: "ModelVersion", caplog: pytest.LogCaptureFixture
+) -> None:
+    client, model = tracker.client, model_id_of(champion)
+    client.delete_logged_model(model)
+    deleted_long_ago(tracker)
+    collect(tracker.home, tracker, asked=True)
+    assert list(tracker.home.mlflow.rglob("adapter.bin"))
+    assert f"Version 1 of support came from the MLflow logged model {model}" in caplog.text
+    (statement,) = re.findall(r"`(UPDATE logged_models [^`]*)`", PAGE)
+    sql(tracker, statement.replace("ID", model))
+    assert client.get_logged_model(model)
+    assert deleted_sources(tracker, registered_versions(tracker)) == []
+    client.delete_logged_model(model)
+    deleted_long_ago(tracker)
+    client.delete_model_version("support", "1")
+    collect(tracker.home, tracker, asked=True)
+    assert not list(tracker.home.mlflow.rglob("adapter.bin"))
+
+
 def test_another_ones_mlflow_is_left_to_its_owner(tmp_path: Path) -> None:
     other = Tracker(Home(tmp_path), uri="http://127.0.0.1:9")
-    assert deleted_runs.deleted_runs(other, days=0) == []
+    assert deleted_runs(other, days=0) == []
     assert purge(other, NOW, older_than="0d") == []
     assert not is_due(other, ["some"])
 
@@ -142,7 +219,7 @@ def test_a_purge_that_takes_too_long_or_does_not_start_costs_a_warning(
     assert "ended after 2 s" in caplog.text
     # Neither does a run that asks for room fail of it.
     monkeypatch.setattr(collecting, "purge", lambda *_: purge(tracker, NOW, timeout_seconds=1))
-    free = [9.0, 0.0, 0.0]
+    free = [9.0, 0.0]
     monkeypatch.setattr(collecting, "_free_gb", lambda _: free.pop())
     ensure_free(tracker.home, tracker, 1.0)
     monkeypatch.setattr(sys, "executable", "/nowhere/python")

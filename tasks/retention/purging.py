@@ -5,19 +5,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 from tasks.addresses import without_passwords
+from tasks.retention.deletions import RESTORABLE_DAYS
 from tasks.stack import is_in_postgresql
 
 if TYPE_CHECKING:
     from tasks.tracking import Tracker
 
-RESTORABLE_DAYS = 30
-"""So long what was deleted can be restored (`mlflow runs restore`, `mlflow experiments restore`)."""
 TIMEOUT_SECONDS = 120.0
 """For one purge. Each thing goes by itself: what was not reached goes with the next one."""
 MLFLOW_DATABASE = "loraline_mlflow"
@@ -25,31 +23,8 @@ MLFLOW_DATABASE = "loraline_mlflow"
 _ADDRESSES = ("LORALINE_POSTGRES", "LORALINE_LOCK_DATABASE")
 """Where PostgreSQL's address stands: in an operator's shell, and in what the stack starts."""
 _OFTEN_SECONDS, _SELDOM_SECONDS = 86_400.0, 7 * 86_400.0
-_DELETED, _ALL = 2, 3
-"""`mlflow.entities.ViewType`."""
 _GONE = "Run with ID "
 _log = logging.getLogger(__name__)
-
-
-def deleted_runs(tracker: "Tracker", *, days: float = RESTORABLE_DAYS) -> list[str]:
-    """Ids of deleted runs that may have been so for that long; none where MLflow's files are not this home's.
-
-    MLflow tells its clients no time of deletion: these are those that had ended by then. Which of them
-    go `mlflow gc` decides, by that time.
-
-    Raises: StageFailed when MLflow does not answer.
-    """
-    if not tracker.owns_artifacts:
-        return []
-    before = (datetime.now(UTC) - timedelta(days=days)).timestamp() * 1000
-    with tracker.explained("list deleted runs"):
-        search = tracker.client.search_experiments
-        experiments = [it.experiment_id for it in _pages(search, view_type=_ALL)]
-        found: list[Any] = []
-        for start in range(0, len(experiments), 100):
-            some = experiments[start : start + 100]
-            found += _pages(tracker.client.search_runs, some, run_view_type=_DELETED)
-    return [it.info.run_id for it in found if (it.info.end_time or it.info.start_time) < before]
 
 
 def is_due(tracker: "Tracker", runs: Iterable[str]) -> bool:
@@ -149,14 +124,3 @@ def _told(output: str | bytes | None) -> list[str]:
 
 def _stamp(tracker: "Tracker") -> Path:
     return tracker.home.mlflow / ".purged"
-
-
-def _pages(search: Any, *what: Any, **how: Any) -> list[Any]:
-    found: list[Any] = []
-    token: str | None = None
-    while True:
-        page = search(*what, **how, max_results=1000, page_token=token)
-        found += page
-        token = page.token
-        if not token:
-            return found
