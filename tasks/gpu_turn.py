@@ -9,7 +9,6 @@ import math
 import os
 import shutil
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -20,7 +19,9 @@ from filelock import FileLock, Timeout
 from tasks.errors import NoGpuTurn, UserError
 
 FOLDER_VARIABLE = "LORALINE_GPU_LOCKS"
-"""Folder of the locks. Default: one below the system's temporary folder; containers that share a GPU mount one."""
+"""Folder of the locks; containers that share a GPU mount one and name it so."""
+LOCKS = Path("/tmp/loraline-gpus")
+"""Without that. Not below TMPDIR, which each shell may have another one of: all runs of the machine must meet."""
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 _POLL_SECONDS = 1.0
 ATTEMPTS = 3
@@ -220,7 +221,7 @@ def _take(devices: tuple[str, ...], count: int) -> bool:
 def _folder() -> Path:
     """A folder that every user of this machine may lock in."""
     named = os.environ.get(FOLDER_VARIABLE)
-    folder = Path(named) if named else Path(tempfile.gettempdir()) / "loraline-gpus"
+    folder = Path(named) if named else LOCKS
     folder.mkdir(parents=True, exist_ok=True)
     if folder.stat().st_uid == os.geteuid():
         # Without the sticky bit: with it, the kernel refuses to open another user's file for writing.

@@ -198,6 +198,17 @@ def test_three_runs_share_two_gpus_and_never_one(two_gpus: Path) -> None:
     assert len(lines) == 3
 
 
+def test_the_locks_of_gpus_lie_where_no_setting_of_one_shell_moves_them(
+    two_gpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert Path("/tmp/loraline-gpus") == gpu_turn.LOCKS
+    monkeypatch.delenv(gpu_turn.FOLDER_VARIABLE)
+    monkeypatch.setattr(gpu_turn, "LOCKS", two_gpus / "of-all")
+    monkeypatch.setenv("TMPDIR", str(two_gpus))
+    with gpu_turn.gpu_turn():
+        assert list((two_gpus / "of-all").iterdir()) == [two_gpus / "of-all" / "GPU-aa.lock"]
+
+
 def test_workers_see_only_the_gpus_that_their_run_holds(
     two_gpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
