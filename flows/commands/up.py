@@ -157,15 +157,17 @@ def _take_environment(state: Home) -> None:
 
 
 def _refuse_for_good(state: Home, wanted: StackSettings) -> None:
-    """Raises: UserError for missing passwords or another database, with the exit code after which systemd
-    tries no more.
+    """Raises: UserError for missing passwords, another database or a folder that was moved, with the exit code
+    after which systemd tries no more.
     """
     from flows.stack.databases import refuse_other_database
     from flows.stack.exposure import NO_RESTART, refuse_open
+    from flows.stack.own_place import refuse_moved
 
     try:
         refuse_open(wanted.host, os.environ)
         if supervisor.find(state) is None:
+            refuse_moved(state, wanted)
             refuse_other_database(state, wanted.database, os.environ)
     except UserError as error:
         error.exit_code = NO_RESTART

@@ -10,6 +10,7 @@ from flows.stack import supervisor, systemd
 from flows.stack.databases import refuse_other_database
 from flows.stack.environment_file import environment_file, missing, read_environment
 from flows.stack.exposure import NO_RESTART, refuse_open
+from flows.stack.own_place import refuse_moved
 from flows.stack.settings import POSTGRES, StackSettings, folder
 from flows.stack.starting import remember
 from flows.stack.systemd import Unit
@@ -196,8 +197,10 @@ def systemd_environment() -> dict[str, str]:
 def _refuse_unfit(home: Home, settings: StackSettings, environ: dict[str, str], done: str) -> None:
     """Passwords and a database of this shell do not count: the unit never sees them, only `environ`.
 
-    Raises: UserError as `refuse_open` and `refuse_other_database` do, with the file to write into.
+    Raises: UserError as `refuse_open` and `refuse_other_database` do, with the file to write into; and as
+    `refuse_moved`.
     """
+    refuse_moved(home, settings)
     secrets = environment_file(home)
     try:
         refuse_open(settings.host, environ)

@@ -39,6 +39,8 @@ class StackSettings(Settings):
     """Host and port of PostgreSQL, of which only a change is told; empty with SQLite."""
     machine: str = ""
     """The machine's name when the stack started, which its workers bear: it may change, and they keep it."""
+    state_folder: Path | None = None
+    """Where the home lay when its stack began; addresses of MLflow's files begin so. None: before the first start."""
 
     @property
     def client_host(self) -> str:

@@ -22,6 +22,7 @@ from flows.stack.failed_starts import attended, forget
 from flows.stack.in_use import refuse_in_use
 from flows.stack.migrating import migrate
 from flows.stack.one_stack import only_stack
+from flows.stack.own_place import refuse_moved
 from flows.stack.part_process import forget_starts
 from flows.stack.parts import Part, client_of_stack, parts
 from flows.stack.postgres import ready_databases
@@ -54,6 +55,7 @@ def bring_up(home: Home, wanted: StackSettings, say: Say, unit: Unit | None = No
                 "`loraline down` and `loraline up`."
             )
             return _ready(home, settings, say)
+        refuse_moved(home, wanted)
         wanted = _on_its_database(home, wanted, say)
         _clear(home, say)
         where = databases(home, os.environ)
@@ -64,7 +66,8 @@ def bring_up(home: Home, wanted: StackSettings, say: Say, unit: Unit | None = No
         with only_stack(home, where.server, say):
             say("Bringing the databases to the installed versions.")
             migrate(home, wanted, where)
-        wanted = wanted.model_copy(update={"machine": os.uname().nodename})
+        began = wanted.state_folder or home.root
+        wanted = wanted.model_copy(update={"machine": os.uname().nodename, "state_folder": began})
         write_settings(home, wanted)
         if unit is None:
             try:
@@ -208,7 +211,8 @@ def _refuse_other(home: Home, wanted: StackSettings) -> StackSettings:
             "`loraline down`, then `loraline up`."
         )
     # A stack from before its database was remembered has none in its settings, and nobody asks for a place.
-    unasked = {"database_server", "machine", *(["database"] if settings.database is None else [])}
+    unasked = {"database_server", "machine", "state_folder"}
+    unasked |= {"database"} if settings.database is None else set()
     differences = [
         f"{name} is {getattr(settings, name)} and not {getattr(wanted, name)}"
         for name in StackSettings.model_fields

@@ -151,6 +151,8 @@ def _worker_ailment(part: Part, settings: StackSettings, environ: Mapping[str, s
         workers = api.workers(POOLS[part.name])
     except StageFailed as error:
         return str(error)
+    if workers is None:
+        return f"its work pool {POOLS[part.name]} is gone, and it has not created it anew yet"
     mine = next((worker for worker in workers if worker.get("name") == name), None)
     if mine is None:
         return "Prefect has not heard of it yet"

@@ -1,0 +1,58 @@
+"""A state folder that was moved is refused before a server starts in it; a link in its old place is enough."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from flows.cli import main
+from flows.stack import boot
+from flows.stack.own_place import refuse_moved
+from flows.stack.settings import StackSettings, write_settings
+from flows.stack.starting import bring_up
+from tasks.errors import UserError
+from tasks.home import Home
+
+
+@pytest.fixture
+def moved(tmp_path: Path) -> tuple[Home, StackSettings]:
+    """A home that has had a stack, and lies elsewhere now."""
+    home = Home((tmp_path / "before").resolve())
+    settings = StackSettings(project=tmp_path, state_folder=home.root)
+    write_settings(home, settings)
+    refuse_moved(home, settings)
+    return Home(home.root.rename(tmp_path.resolve() / "after")), settings
+
+
+def test_a_moved_folder_is_refused_however_it_is_started(
+    moved: tuple[Home, StackSettings],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    home, settings = moved
+    way_out = f"ln -s {home.root} {settings.state_folder}"
+    with pytest.raises(UserError, match=way_out):
+        bring_up(home, settings, print)
+    monkeypatch.setenv("LORALINE_HOME", str(home.root))
+    assert main(["up", "--foreground", "--existing"]) == boot.NO_RESTART
+    assert way_out in capsys.readouterr().err
+    with pytest.raises(UserError, match=way_out):
+        boot._refuse_unfit(home, settings, {}, "started")
+    assert not list(home.root.rglob("*.db"))
+    assert settings.state_folder is not None
+    settings.state_folder.symlink_to(home.root)
+    refuse_moved(home, settings)
+
+
+def test_a_copy_beside_its_original_is_refused_with_the_original_s_place(
+    moved: tuple[Home, StackSettings],
+) -> None:
+    home, settings = moved
+    assert settings.state_folder is not None
+    shutil.copytree(home.root, settings.state_folder)
+    with pytest.raises(UserError, match=f"loraline up --home {settings.state_folder}"):
+        refuse_moved(home, settings)
+
+
+def test_a_stack_from_before_its_place_was_noted_starts(tmp_path: Path) -> None:
+    refuse_moved(Home(tmp_path), StackSettings(project=tmp_path))
