@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     from flows.connection import RUNS_KEPT_DAYS
     from flows.streams import own_standard_output
     from tasks.retention.collecting import collect, plan
-    from tasks.retention.deleted_runs import RESTORABLE_DAYS
+    from tasks.retention.deletions import RESTORABLE_DAYS
     from tasks.tracking import reachable_tracker
 
     with own_standard_output() as out:

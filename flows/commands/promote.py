@@ -29,19 +29,27 @@ def run(args: argparse.Namespace) -> int:
     """Promote; what stands against it is an error in words, and nothing is moved then."""
     from flows.receivers import command_notices
     from flows.streams import own_standard_output
-    from tasks.promotion.promoting import promote
+    from tasks.promotion.promoting import checked_reason, promote
     from tasks.registration.proving import prove_version
     from tasks.tracking import reachable_tracker
 
+    # Before a server is waited for.
+    reason = checked_reason(args.reason)
     with own_standard_output() as out:
         tracker = reachable_tracker(home())
-        sys.stderr.write(f"Loading version {args.version} of {args.name} in a fresh process ...\n")
+
+        def verify(uri: str) -> str:
+            sys.stderr.write(
+                f"Loading version {args.version} of {args.name} in a fresh process ...\n"
+            )
+            return prove_version(tracker, uri)
+
         moved = promote(
             tracker,
             args.name,
             args.version,
-            reason=args.reason,
-            verify=lambda uri: prove_version(tracker, uri),
+            reason=reason,
+            verify=verify,
             force=args.force,
             notices=command_notices(tracker.home),
         )

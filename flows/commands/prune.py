@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     from flows.streams import own_standard_output
     from tasks.promotion.pruning import plan, prune
     from tasks.registration.listing import list_versions
-    from tasks.retention.deleted_runs import RESTORABLE_DAYS
+    from tasks.retention.deletions import RESTORABLE_DAYS
     from tasks.tracking import reachable_tracker
 
     with own_standard_output() as out:

@@ -22,18 +22,25 @@ def run(args: argparse.Namespace) -> int:
     """Go back; a version that does not load is an error in words, and nothing is moved then."""
     from flows.receivers import command_notices
     from flows.streams import own_standard_output
-    from tasks.promotion.promoting import roll_back
+    from tasks.promotion.promoting import checked_reason, roll_back
     from tasks.registration.proving import prove_version
     from tasks.tracking import reachable_tracker
 
+    # Before a server is waited for.
+    reason = checked_reason(args.reason)
     with own_standard_output() as out:
         tracker = reachable_tracker(home())
-        sys.stderr.write(f"Loading the version before of {args.name} in a fresh process ...\n")
+
+        def verify(uri: str) -> str:
+            version = uri.rpartition("/")[2]
+            sys.stderr.write(f"Loading version {version} of {args.name} in a fresh process ...\n")
+            return prove_version(tracker, uri)
+
         moved = roll_back(
             tracker,
             args.name,
-            reason=args.reason,
-            verify=lambda uri: prove_version(tracker, uri),
+            reason=reason,
+            verify=verify,
             notices=command_notices(tracker.home),
         )
         entry = moved.entry
