@@ -1,4 +1,4 @@
-"""Heed Prefect's Cancel in a run of a command line: no worker is there to end its process."""
+"""Heed Prefect's Cancel, and Delete, in a run of a command line: no worker is there to end its process."""
 
 import logging
 import os
@@ -17,7 +17,7 @@ _log = logging.getLogger(__name__)
 def heeding_cancellation(
     runs: Callable[[], Iterable[str]], say: Callable[[str], None]
 ) -> Iterator[None]:
-    """Stop this process as Ctrl-C does, once, when one of its flow runs is to be cancelled.
+    """Stop this process as Ctrl-C does, once, when one of its flow runs is to be cancelled, or was deleted.
 
     `runs` gives their ids. A server that is away is asked again.
     """
@@ -35,6 +35,7 @@ def _watch(
     over: threading.Event, runs: Callable[[], Iterable[str]], say: Callable[[str], None]
 ) -> None:
     from prefect.client.orchestration import get_client
+    from prefect.exceptions import ObjectNotFound
 
     while not over.wait(LOOK_SECONDS):
         if not (begun := list(runs())):
@@ -43,11 +44,15 @@ def _watch(
             while not over.wait(LOOK_SECONDS):
                 try:
                     states = [client.read_flow_run(UUID(run)).state for run in begun]
+                    cancelled = any(it is not None and it.is_cancelling() for it in states)
+                    done = "cancelled" if cancelled else ""
+                except ObjectNotFound:
+                    done = "deleted"
                 except Exception:
                     _log.debug("Prefect does not say whether this run is to go on", exc_info=True)
                     continue
-                if any(state is not None and state.is_cancelling() for state in states):
-                    say("Somebody cancelled this run in Prefect.")
+                if done:
+                    say(f"Somebody {done} this run in Prefect.")
                     # For Prefect, which listens to SIGTERM itself, that is how a run is crashed.
                     os.kill(os.getpid(), signal.SIGINT)
                     return

@@ -99,6 +99,7 @@ class MlflowRun:
                 "loraline.recipe_digest": facts.recipe_digest,
                 "loraline.base_sha256": facts.base.weights_sha256,
                 "loraline.prefect_flow_run_id": facts.prefect.id or "",
+                "loraline.prefect_attempt": facts.prefect.attempt,
                 "loraline.prefect_url": facts.prefect.url or "",
                 "loraline.cause": facts.prefect.cause,
                 "loraline.reason": facts.prefect.reason,
@@ -106,7 +107,7 @@ class MlflowRun:
             self._id = facts.tracker.open_run(
                 facts.experiment,
                 self._name(),
-                tags={key: value for key, value in tags.items() if value},
+                tags={key: str(value) for key, value in tags.items() if value},
                 params={
                     "seed": recipe.seed,
                     "base": {**recipe.base.model_dump(mode="json"), "model": facts.base.shown},
@@ -234,9 +235,9 @@ class MlflowRun:
             try:
                 self._writer = self._facts.tracker.metric_writer(self.id)
                 self._machine = SystemMetrics(self._writer.add)
-            except Exception:
+            except Exception as error:
                 self._no_live_metrics = True
-                _log.warning("No live metrics: MLflow does not answer; they are sent at the end")
+                _log.warning("No live metrics, they are sent at the end: %s", error)
                 return
         if kind == "step":
             self._sent_steps.add(event["step"])

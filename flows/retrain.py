@@ -57,7 +57,9 @@ def retrain(
             refuse_outdated(recipe)
             changes = tuple(overrides or ())
             cause = this_cause(recipe, reason)
-            here = PrefectRun(flow_run.id, flow_run.ui_url, reason, cause, repeats())
+            here = PrefectRun(
+                *(flow_run.id, flow_run.ui_url, reason, cause, repeats(), flow_run.run_count or 0)
+            )
 
             def attempt() -> State[dict[str, Any]]:
                 return _retrained(Path(recipe), changes, force, here)

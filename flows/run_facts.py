@@ -30,6 +30,8 @@ class PrefectRun:
     """What started it, as its name tells: `nightly`, `manual`, `512 new rows`."""
     repeats: str | None = None
     """Id of the flow run that crashed, where this one goes on in its stead."""
+    attempt: int = 0
+    """Counted from 1 by Prefect, for retries of the same run; 0 without Prefect."""
 
 
 @dataclass(frozen=True)

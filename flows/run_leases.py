@@ -16,7 +16,8 @@ from tasks.home import Home
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
 
-_held: dict[str, tuple[Home, FileLock]] = {}
+_held: dict[str, tuple[Home, str, FileLock]] = {}
+"""Flow run -> where its lease lies, its name, and the lease."""
 
 
 def begin(home: Home) -> None:
@@ -34,7 +35,8 @@ def begin(home: Home) -> None:
     if run_id and run_id not in _held and (mine is None or not is_seen(mine)):
         # A disk that takes nothing is told by the run itself, in words.
         with suppress(OSError):
-            _held[run_id] = home, run_lease.take(home, run_id, "flow-run")
+            name = run_lease.of_attempt(run_id, flow_run.run_count)
+            _held[run_id] = home, name, run_lease.take(home, name, "flow-run")
 
 
 def is_seen(run: "FlowRun") -> bool:
@@ -72,11 +74,11 @@ def leased() -> Iterator[None]:
 
 def note_stopped() -> None:
     """Note that a person ends this process before its run can tell Prefect: that is no crash."""
-    for run_id, (home, _) in _held.items():
-        run_lease.note_stopped(home, run_id)
+    for home, name, _ in _held.values():
+        run_lease.note_stopped(home, name)
 
 
 def _give_back() -> None:
     while _held:
-        run_id, (home, lease) = _held.popitem()
-        run_lease.give_back(home, run_id, lease, "flow-run")
+        _, (home, name, lease) = _held.popitem()
+        run_lease.give_back(home, name, lease, "flow-run")

@@ -98,7 +98,11 @@ class RunRecord:
         )
 
     def begin(self, dataset: Dataset, champion: "Champion | None") -> None:
-        """Decide, once today's rows are known, what the training starts from. Raises: UserError."""
+        """Decide, once today's rows are known, what the training starts from.
+
+        Raises: UserError, for an experiment that somebody deleted, too: no training is to end there.
+        """
+        self.tracker.refuse_deleted(self.facts.experiment)
         self.arguments.begin(dataset, champion)
         if (start := self.arguments.beginning.start) is not None:
             self.outcome.started_from = dict(start.record)

@@ -11,8 +11,19 @@ from tasks.files import is_locked
 from tasks.home import Home
 
 Kind = Literal["mlflow-run", "opening", "flow-run"]
-"""A run in MLflow; the opening of one, whose id is not known yet; or a run in Prefect whose process the watchdog
-does not see: a worker's process bears its run's id."""
+"""A run in MLflow; the opening of one, whose id is not known yet; or an attempt of a run in Prefect whose process
+the watchdog does not see: a worker's process bears its run's id."""
+
+
+def of_attempt(flow_run: str, attempt: int) -> str:
+    """The name of a lease: the next attempt may live already when this one's end is seen."""
+    return f"{flow_run}.{attempt}"
+
+
+def attempt_of(name: str) -> tuple[str, float]:
+    """The flow run of a lease, and which attempt; infinite where the name says none, as it once did not."""
+    flow_run, _, attempt = name.partition(".")
+    return flow_run, float(attempt or "inf")
 
 
 def take(home: Home, run_id: str, kind: Kind = "mlflow-run") -> FileLock:

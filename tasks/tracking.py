@@ -27,7 +27,7 @@ from tasks.tracking_database import opened, prepare_database
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from mlflow.entities import Experiment, Run
 
 UI_URL = "http://127.0.0.1:5000"
 """Where `loraline ui` serves this folder's MLflow."""
@@ -421,13 +421,23 @@ class Tracker:
                 found = self.client.get_experiment_by_name(name)
                 if found is None:
                     raise
-        if found.lifecycle_stage == "deleted":
-            raise UserError(
-                f"The MLflow experiment {name!r} is deleted. Restore it with "
-                f"`mlflow experiments restore --experiment-id {found.experiment_id}`, or set "
-                "registration.experiment in the recipe to another name."
-            )
+        self._refuse_deleted(found)
         return str(found.experiment_id)
+
+    def refuse_deleted(self, experiment: str) -> None:
+        """Raises: UserError when somebody deleted the experiment of this name; StageFailed."""
+        with self.explained(f"look for the experiment {experiment!r}"):
+            found = self.client.get_experiment_by_name(experiment)
+        if found is not None:
+            self._refuse_deleted(found)
+
+    def _refuse_deleted(self, experiment: "Experiment") -> None:
+        if experiment.lifecycle_stage == "deleted":
+            raise UserError(
+                f"The MLflow experiment {experiment.name!r} is deleted. Restore it with `MLFLOW_TRACKING_URI="
+                f"{without_passwords(self.uri)} mlflow experiments restore --experiment-id "
+                f"{experiment.experiment_id}`, or set registration.experiment in the recipe to another name."
+            )
 
 
 def filter_text(value: str) -> str:

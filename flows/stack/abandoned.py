@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from flows.stack import leftovers
 from flows.stack.api import PrefectApi
-from flows.stack.reaper import UNFINISHED, end_run
+from flows.stack.reaper import UNFINISHED, attempt_number, end_run
 from tasks import run_lease
 from tasks.errors import ServerAway, StageFailed
 from tasks.home import Home
@@ -13,6 +13,8 @@ from tasks.tracking import Tracker
 
 FLOW_RUN_TAG = "loraline.prefect_flow_run_id"
 """Tag of an MLflow run: the Prefect run that writes it."""
+ATTEMPT_TAG = "loraline.prefect_attempt"
+"""Tag of an MLflow run: which attempt of that run; not on runs that are older than the tag."""
 ANSWER_SECONDS = 10
 """For one answer of MLflow. Its own default is two minutes."""
 CLIENT = {
@@ -47,7 +49,7 @@ class Abandoned:
             flow_run = closed.get(FLOW_RUN_TAG, "")
             if not flow_run or flow_run in self.living():
                 continue
-            self._end(flow_run)
+            self._end(flow_run, float(closed.get(ATTEMPT_TAG, "inf")))
         for opening in run_lease.abandoned(self.home, "opening"):
             try:
                 Tracker(self.home).close_opened(opening)
@@ -63,14 +65,16 @@ class Abandoned:
 
         Raises: StageFailed when it does not answer.
         """
-        for flow_run in run_lease.abandoned(self.home, "flow-run"):
-            self._end(flow_run)
+        for lease in run_lease.abandoned(self.home, "flow-run"):
+            stopped = run_lease.was_stopped(self.home, lease)
+            self._end(*run_lease.attempt_of(lease), stopped=stopped)
 
-    def _end(self, flow_run: str) -> None:
+    def _end(self, flow_run: str, attempt: float, *, stopped: bool = False) -> None:
         for run in self.api.flow_runs({"id": {"any_": [flow_run]}}):
-            if run["state"]["type"] not in UNFINISHED:
+            # A container that was moved to another machine may have begun the next attempt there.
+            if run["state"]["type"] not in UNFINISHED or attempt_number(run) > attempt:
                 continue
-            if run_lease.was_stopped(self.home, flow_run):
+            if stopped:
                 # Nobody need be told of that.
                 self.api.end_flow_run(flow_run, "CANCELLED", "A person ended its process.")
             else:

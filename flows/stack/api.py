@@ -93,9 +93,14 @@ class PrefectApi:
         state = {"type": kind, "name": kind.capitalize(), "message": message}
         self.ask("POST", f"/flow_runs/{run_id}/set_state", {"state": state, "force": True})
 
-    def workers(self, pool: str) -> list[Json]:
-        """The workers of a pool, as far as Prefect remembers them."""
-        return list(self.ask("POST", f"/work_pools/{pool}/workers/filter", {}))
+    def workers(self, pool: str) -> list[Json] | None:
+        """The workers of a pool, as far as Prefect remembers them; None where there is no such pool."""
+        try:
+            return list(self.ask("POST", f"/work_pools/{pool}/workers/filter", {}))
+        except StageFailed as error:
+            if "status 404" not in str(error):
+                raise
+            return None
 
 
 def utc(text: str) -> datetime:

@@ -31,7 +31,12 @@ CANCELLING_SECONDS = 12.0
 them, may be gone, or they are deaf. So long a trainer has for the step that it is at and a checkpoint, which
 takes an adapter's seconds; without it the one before stands. With the rhythm of two looks, and some
 seconds for each, they are gone within 30 s."""
-STRAY_SECONDS = {"CANCELLED": 5.0, "CRASHED": 20.0, "COMPLETED": 600.0, "FAILED": 600.0}
+_DELETED = "DELETED"
+"""No state of Prefect: somebody deleted the run, as on its page, while it ran."""
+STRAY_SECONDS = {
+    **{"CANCELLED": 5.0, "CRASHED": 20.0, "COMPLETED": 600.0, "FAILED": 600.0},
+    _DELETED: 5.0,
+}
 """A process whose run has ended so is ended after this: a child in a session of its own survives the
 worker's kill, and keeps the GPU. What a run does after it was cancelled is wanted by nobody; one that ended
 by itself has ended its workers, and may still deliver the log lines that a server was away for."""
@@ -44,7 +49,7 @@ PENDING_ANYWHERE_SECONDS = 900.0
 process of the run was seen."""
 PENDING_CONTAINER_SECONDS = 7200.0
 """One that waits for a container is dead after this: an image or a node may take long to arrive, and whoever
-was to start it may be gone. Longer than Kubernetes is waited for by default (`deployments/job-templates`)."""
+was to start it may be gone. Nobody else gives it up: Prefect's launcher of jobs waits for no pod."""
 AWAY = timedelta(minutes=12)
 """So long a silent worker's runs are its own: the network between two machines may be away for ten minutes. A
 worker's last word may be half a minute older than that, and it comes back within one."""
@@ -124,8 +129,9 @@ class Reaper:
         self._end_strays(living.keys(), living.keys() - {run["id"] for run in unfinished})
 
     def _note(self, unfinished: list[Json], living: dict[str, bool]) -> None:
-        here = {run["id"]: _attempt(run) for run in unfinished if run["id"] in living}
-        before = {run["id"]: self._seen[run["id"]] for run in unfinished if run["id"] in self._seen}
+        here = {run["id"]: attempt_number(run) for run in unfinished if run["id"] in living}
+        asked_for = living.keys() | {run["id"] for run in unfinished}
+        before = {run: attempt for run, attempt in self._seen.items() if run in asked_for}
         self._seen = before | here
         if self._seen != self._kept:
             # On a full disk runs that are dead must be ended all the more; the next look writes it.
@@ -134,12 +140,13 @@ class Reaper:
                 self._kept = self._seen
 
     def _end_strays(self, living: Set[str], ids: Set[str]) -> None:
-        """Processes of runs that have ended. A run that this server does not know is another's."""
-        ended = {
+        """Processes of runs that have ended. A run that this server never knew is another's."""
+        known = {
             run["id"]: run["state"]["type"]
             for run in (self.api.flow_runs({"id": {"any_": sorted(ids)}}) if ids else [])
-            if run["state"]["type"] in STRAY_SECONDS
         }
+        deleted = {run: _DELETED for run in ids - known.keys() if run in self._seen}
+        ended = {run: kind for run, kind in (known | deleted).items() if kind in STRAY_SECONDS}
         self._over = {
             run_id: since
             for run_id, since in self._over.items()
@@ -148,7 +155,8 @@ class Reaper:
         for run_id, kind in ended.items():
             if self._is_over(run_id, STRAY_SECONDS[kind]):
                 left = CANCELLING_SECONDS - (self.clock() - self._over[run_id])
-                grace = max(0.0, left) if kind == "CANCELLED" else ORPHAN_GRACE_SECONDS
+                unwanted = kind in ("CANCELLED", _DELETED)
+                grace = max(0.0, left) if unwanted else ORPHAN_GRACE_SECONDS
                 self._end_processes(run_id, "has ended", grace)
 
     def _is_over(self, run_id: str, patience: float) -> bool:
@@ -169,7 +177,7 @@ class Reaper:
             return None
         pending = run["state"]["type"] == "PENDING"
         # One that was tried again since may have its process elsewhere.
-        was_here = _attempt(run) <= self._seen.get(run["id"], -1)
+        was_here = attempt_number(run) <= self._seen.get(run["id"], -1)
         if was_here or pool.has_it_here((run.get("labels") or {}).get(WORKER)):
             return PENDING_SECONDS if pending else RUNNING_SECONDS
         if pending:
@@ -187,9 +195,12 @@ class Reaper:
         patience = REMEMBERED if returning else AWAY
         found = {}
         for pool in POOLS.values():
+            if (workers := self.api.workers(pool)) is None:
+                # Somebody deleted it, and Prefect does not know any more which runs were its own.
+                continue
             others = {
                 str(it.get("name")): it.get("status") == "ONLINE" or _may_return(it, patience)
-                for it in self.api.workers(pool)
+                for it in workers
                 if it.get("name") not in ours
             }
             found[pool] = _Pool(self._kind(pool) != "process", ours, others)
@@ -250,7 +261,7 @@ def _may_return(worker: Json, patience: timedelta) -> bool:
     return bool(seen) and datetime.now(UTC) - utc(str(seen)) < patience
 
 
-def _attempt(run: Json) -> int:
+def attempt_number(run: Json) -> int:
     """Which attempt a run is at; Prefect counts one when it begins to run."""
     return int(run.get("run_count") or 0) + int(run["state"]["type"] == "PENDING")
 

@@ -49,9 +49,10 @@ class SilentWorkers:
 
     def _is_heard(self, part: str, pool: str) -> bool:
         name = worker_name(part, self.settings)
+        # A worker that works creates its pool anew when somebody has deleted it.
         return any(
             worker.get("name") == name and worker.get("status") == "ONLINE"
-            for worker in self.api.workers(pool)
+            for worker in self.api.workers(pool) or ()
         )
 
     def _tell(self, part: str, pool: str, since: str) -> None:

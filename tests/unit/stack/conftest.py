@@ -34,6 +34,7 @@ class StandIn:
     events: list[dict[str, Any]] = field(default_factory=list)
     variables: dict[str, Any] = field(default_factory=dict)
     pool_type: str = "process"
+    deleted_pools: set[str] = field(default_factory=set)
     asked: list[str] = field(default_factory=list)
     """The paths of all questions."""
 
@@ -74,6 +75,8 @@ class StandIn:
                 self.runs[run]["state"] = body["state"]
                 self.runs[run]["end_time"] = datetime.now(UTC).isoformat()
                 return {}
+            case ["api", "work_pools", pool, *_] if pool in self.deleted_pools:
+                return ABSENT
             case ["api", "work_pools", _]:
                 return {"type": self.pool_type}
             case ["api", "work_pools", _, "workers", "filter"]:

@@ -24,6 +24,7 @@ from flows.stack.restarts import PARTS
 from flows.stack.round_limit import EXIT_CODE
 from flows.stack.settings import StackSettings, folder, write_settings
 from flows.stack.silence import Silence
+from flows.stack.successes import NOTHING_DUE
 from flows.watchdog import Check, checks
 from tasks import run_lease
 from tasks.errors import StageFailed
@@ -100,6 +101,32 @@ def test_three_months_of_runs_that_are_read_keep_no_check_waiting(
 ) -> None:
     monkeypatch.setattr(Silence, "__call__", lambda _: time.sleep(3))
     assert take_turns(state, {"PREFECT_API_URL": prefect.url}) < 2
+
+
+def test_a_hundred_schedules_whose_looks_are_deleted_keep_no_check_waiting(
+    prefect: Any, state: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefect.deployments.append({"id": "looks", "name": "watch-data"})
+    long_ago = (datetime.now(UTC) - timedelta(days=2)).isoformat()
+    for number in range(100):
+        run = prefect.add(
+            "COMPLETED",
+            deployment_id="looks",
+            created_by={"type": "SCHEDULE", "id": str(number)},
+            end_time=long_ago,
+            expected_start_time=long_ago,
+        )
+        run["state"]["name"] = NOTHING_DUE
+    answer = prefect.answer
+
+    def slowly(path: str, body: Any) -> Any:
+        time.sleep(0.03)
+        return answer(path, body)
+
+    monkeypatch.setattr(prefect, "answer", slowly)
+    assert take_turns(state, {"PREFECT_API_URL": prefect.url}) < 3
+    # One question for the last success of each, one for its last look.
+    assert len(prefect.asked) > 200
 
 
 def test_a_watchdog_that_begins_before_prefect_tells_nothing_and_then_works(

@@ -13,11 +13,12 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
 from flows.stack import memory, supervisor
-from flows.stack.abandoned import Abandoned
+from flows.stack.abandoned import ATTEMPT_TAG, FLOW_RUN_TAG, Abandoned
 from flows.stack.alerts import Alert, Alerts
 from flows.stack.api import PrefectApi
 from flows.stack.crashes import AFTER_STOP, AGAIN, Crashes, repetition_key
@@ -324,7 +325,7 @@ def test_what_is_deaf_of_a_cancelled_run_is_gone_within_half_a_minute_though_loo
     assert 12 < gone < 30
 
 
-@pytest.mark.parametrize("kind", STRAY_SECONDS)
+@pytest.mark.parametrize("kind", ["CANCELLED", "CRASHED", "COMPLETED", "FAILED"])
 def test_what_a_cancelled_run_left_is_ended_sooner_than_what_may_still_be_closing(
     prefect: Any, state: Home, kind: str
 ) -> None:
@@ -342,6 +343,35 @@ def test_what_a_cancelled_run_left_is_ended_sooner_than_what_may_still_be_closin
     assert ended == [run["id"]]
     # Prefect's client may sleep for 256 s, give or take a fifth, before it finds its server back.
     assert STRAY_SECONDS["COMPLETED"] > 1.2 * 256
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_run_that_is_deleted_while_it_runs_is_ended_as_a_cancelled_one(
+    prefect: Any, state: Home, restarted: bool
+) -> None:
+    clock, run, others = Clock(), prefect.add("RUNNING"), str(uuid4())
+    ended: list[str] = []
+    living = {run["id"]: True, others: True}
+
+    def end(run_id: str, grace_seconds: float) -> int:
+        ended.append(run_id)
+        living.pop(run_id)
+        return 1
+
+    def reaper() -> Reaper:
+        return Reaper(prefect.api, state, lambda: living, end, clock)
+
+    look = reaper()
+    look()
+    del prefect.runs[run["id"]]
+    look()
+    if restarted:
+        look = reaper()
+    looked(look, clock, 0, 4)
+    assert not ended
+    looked(look, clock, 1, 3600)
+    # The other run is of a server that nobody asked.
+    assert ended == [run["id"]]
 
 
 def test_a_child_in_a_session_of_its_own_does_not_outlive_its_run(
@@ -469,6 +499,22 @@ def test_a_worker_that_lives_and_is_not_heard_of_is_told_once(
     assert "has not heard of it for 5 minutes" in event["payload"]["text"]
 
 
+def test_a_worker_without_its_pool_is_not_heard_of_and_keeps_no_other_from_it(
+    prefect: Any, state: Home, alerts: Alerts
+) -> None:
+    clock = Clock()
+    for name in POOLS:
+        count_start(state, name)
+    prefect.workers += [{"name": worker_name(name), "status": "ONLINE"} for name in POOLS]
+    prefect.deleted_pools.add(POOLS["worker"])
+    look = SilentWorkers(prefect.api, state, alerts, clock, lambda _: set(POOLS))
+    for _ in range(2):
+        look()
+        clock.now += PATIENCE_SECONDS
+    alerts.deliver()
+    assert [event["payload"]["name"] for event in prefect.events] == ["worker"]
+
+
 @pytest.mark.parametrize("comfort", ["heard", "started again", "server away"])
 def test_a_worker_gets_its_time_anew(
     prefect: Any, state: Home, alerts: Alerts, comfort: str
@@ -514,6 +560,17 @@ def test_a_run_of_another_pool_is_left_alone(prefect: Any, state: Home) -> None:
     assert run["state"]["type"] == "RUNNING"
 
 
+@pytest.mark.parametrize("pool", POOLS.values())
+def test_a_pool_that_somebody_deleted_keeps_no_dead_run_of_the_other_alive(
+    prefect: Any, state: Home, pool: str
+) -> None:
+    prefect.deleted_pools.add(pool)
+    clock, runs = Clock(), {it: prefect.add("RUNNING", work_pool_name=it) for it in POOLS.values()}
+    looked(Reaper(prefect.api, state, dict, clock=clock), clock, 0, RUNNING_SECONDS)
+    found = {name: run["state"]["type"] for name, run in runs.items()}
+    assert found == {it: "RUNNING" if it == pool else "CRASHED" for it in POOLS.values()}
+
+
 def test_flows_inside_a_dead_run_end_with_it(prefect: Any, state: Home) -> None:
     clock, run = Clock(), prefect.add("RUNNING")
     inner = prefect.add("RUNNING", work_pool_name=None, parent=run["id"])
@@ -557,18 +614,41 @@ def test_a_command_line_run_that_was_killed_before_it_trained_is_closed(
     script = (
         "import os, signal, sys; from pathlib import Path; from tasks.home import Home\n"
         "from tasks import run_lease\n"
-        "lease = run_lease.take(Home(Path(sys.argv[1])), sys.argv[2], 'flow-run')\n"
+        "lease = run_lease.take(Home(Path(sys.argv[1])), sys.argv[2] + '.1', 'flow-run')\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     for run in (killed, stopped):
         subprocess.run([sys.executable, "-c", script, str(state.root), run["id"]])
-    run_lease.note_stopped(state, stopped["id"])
-    lease = run_lease.take(state, living["id"], "flow-run")
+    run_lease.note_stopped(state, run_lease.of_attempt(stopped["id"], 1))
+    name = run_lease.of_attempt(living["id"], 1)
+    lease = run_lease.take(state, name, "flow-run")
     Abandoned(prefect.api, state, set)()
     states = [run["state"]["type"] for run in (killed, living, stopped)]
     assert states == ["CRASHED", "RUNNING", "CANCELLED"]
-    assert [path.stem for path in state.locks.glob("*")] == [f"flow-run-{living['id']}"]
-    run_lease.give_back(state, living["id"], lease, "flow-run")
+    assert [path.stem for path in state.locks.glob("*")] == [f"flow-run-{name}"]
+    run_lease.give_back(state, name, lease, "flow-run")
+
+
+@pytest.mark.parametrize("kind", ["flow-run", "mlflow-run"])
+def test_the_end_of_one_attempt_ends_no_later_one(
+    prefect: Any, state: Home, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """As after a node was drained: a container elsewhere is at the next attempt of the run already."""
+    pending = prefect.add("PENDING", run_count=1)
+    running = prefect.add("RUNNING", run_count=2)
+    same = prefect.add("RUNNING", run_count=1)
+    names = {f"{run['id']}.1": run for run in (pending, running, same)}
+    monkeypatch.setattr(
+        run_lease, "abandoned", lambda _, it="mlflow-run": names if it == kind else []
+    )
+
+    def closed(_: Tracker, name: str) -> dict[str, str]:
+        return {FLOW_RUN_TAG: names[name]["id"], ATTEMPT_TAG: "1"}
+
+    monkeypatch.setattr(Tracker, "close_abandoned", closed)
+    Abandoned(prefect.api, state, set)()
+    states = [run["state"]["type"] for run in (pending, running, same)]
+    assert states == ["PENDING", "RUNNING", "CRASHED"]
 
 
 def test_a_run_that_cannot_be_closed_in_mlflow_keeps_no_other_from_it(

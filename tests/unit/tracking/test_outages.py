@@ -1,6 +1,7 @@
 """MLflow away at the start, in the middle or at the end of a training: no point is lost, no run ends."""
 
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 
 from flows.run_record import PrefectRun, RunRecord
-from tasks.errors import StageFailed
+from tasks.errors import StageFailed, UserError
 from tasks.metric_writer import MetricWriter
 from tasks.progress import announce
 from tasks.tracking import Tracker
@@ -139,3 +140,15 @@ def test_a_training_hears_nothing_of_an_outage(run: RunRecord, server: Server) -
             announce("step", stage="training", step=step, loss=1.0)
         assert time.monotonic() - began < 5
         server.down = False
+
+
+def test_no_training_is_begun_for_an_experiment_that_was_deleted(run: RunRecord) -> None:
+    tracker = run.tracker
+    experiment = tracker.experiment_id(run.facts.experiment)
+    tracker.client.delete_experiment(experiment)
+    dataset: Any = object()
+    way_out = f"`MLFLOW_TRACKING_URI={tracker.uri} mlflow experiments restore --experiment-id {experiment}`"
+    with pytest.raises(UserError, match=re.escape(way_out)):
+        run.begin(dataset, None)
+    # The database is that of the other tests, too.
+    tracker.client.restore_experiment(experiment)
