@@ -1,7 +1,7 @@
 """Ask a person whether a version may go live: a form in Prefect, with the gate's verdict beside it."""
 
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from prefect import State, flow, get_run_logger, suspend_flow_run
 from prefect.input import RunInput
@@ -46,7 +46,7 @@ def _run_name() -> str:
 def approve(
     name: str,
     version: str,
-    hours: float = 72.0,
+    hours: Annotated[float, Field(gt=0, le=8760)] = 72.0,
     recipe: str = "",
     overrides: list[str] | None = None,
 ) -> State[dict[str, Any]]:
@@ -55,7 +55,7 @@ def approve(
     Args:
         name: The registered model.
         version: The candidate.
-        hours: How long the form waits. After that the run ends as `Completed(name="Expired")`.
+        hours: How long the form waits, a year at most. After that the run ends as `Completed(name="Expired")`.
         recipe: By whose rows and rules the version is judged again, where another one was promoted meanwhile.
         overrides: Fields of the recipe that were changed when the version was made.
 

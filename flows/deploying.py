@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.deployment_file import Deployment, DeploymentFile, read_deployments
+from flows.fixed_schedules import apply_fixed
 from flows.notifying import apply_notifications, essence
 from flows.recipe_memory import recalled_device
 from flows.retired_schedules import delete_retired, retire
@@ -83,15 +84,16 @@ def apply_deployments(
     file = file or read_deployments()
     applied = Applied()
     wanted = _wanted(recipes, applied)
+    folders = [*(path for path in recipes if path.is_dir()), *away]
     refused: set[str] = set()
     with get_client(sync_client=True) as client:
-        wanted = _not_anothers(client, wanted, applied)
+        wanted = _not_anothers(client, wanted, folders, applied)
         for deployment in file.deployments:
             identity = _deploy(client, file, deployment, applied)
-            _apply_fixed(client, deployment, identity, applied)
+            delete_retired(client, identity)
+            applied.changed += apply_fixed(client, deployment, identity)
             _apply_triggers(client, deployment, identity, applied)
             if deployment.name in (RETRAIN, WATCH):
-                folders = [*(path for path in recipes if path.is_dir()), *away]
                 refused |= _apply_recipes(client, deployment, identity, wanted, folders, applied)
         changed, problems = apply_notifications(client, os.environ)
     applied.changed += changed
@@ -127,7 +129,7 @@ def _wanted(recipes: Sequence[Path], applied: Applied) -> list[Wanted]:
 
 
 def _not_anothers(
-    client: "SyncPrefectClient", wanted: list[Wanted], applied: Applied
+    client: "SyncPrefectClient", wanted: list[Wanted], folders: Sequence[Path], applied: Applied
 ) -> list[Wanted]:
     """Without those whose schedule on the server is of another recipe, which lies elsewhere and wants it still."""
     there = {
@@ -143,7 +145,7 @@ def _not_anothers(
         except OSError:
             # It lies where we may not look, as in another user's home.
             rival = True
-        if one.unwanted or not rival or gone_for_good(other, one.name):
+        if one.unwanted or not rival or gone_for_good(other, one.name, folders):
             kept.append(one)
         else:
             applied.problems.append(
@@ -223,22 +225,6 @@ def _ensure_pool(client: "SyncPrefectClient", name: str, applied: Applied) -> No
         applied.changed.append(f"work pool {name}: created, of type process")
 
 
-def _apply_fixed(
-    client: "SyncPrefectClient", deployment: Deployment, identity: "UUID", applied: Applied
-) -> None:
-    there = by_slug(client, identity)
-    for schedule in deployment.schedules:
-        line = put(
-            client,
-            Target(deployment.name, identity, schedule.slug),
-            there.get(schedule.slug),
-            clock_of(cron=schedule.cron, timezone=schedule.timezone, seconds=schedule.interval),
-            schedule.parameters,
-            active=schedule.active,
-        )
-        applied.note(line)
-
-
 def _apply_recipes(
     client: "SyncPrefectClient",
     deployment: Deployment,
@@ -249,7 +235,6 @@ def _apply_recipes(
 ) -> set[str]:
     """Returns the names of the recipes whose schedules could not be applied."""
     refused: set[str] = set()
-    delete_retired(client, identity)
     there = by_slug(client, identity)
     fixed = {schedule.slug for schedule in deployment.schedules}
     # One that a person made in the UI names no recipe that we know of.

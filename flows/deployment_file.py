@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
+from flows.pull_steps import mistakes_of_step
+from tasks.cron import check_cron, check_timezone
 from tasks.errors import UserError
 from tasks.settings import Settings
 from tasks.share import shared
@@ -27,6 +29,7 @@ class FixedSchedule(Settings):
     interval: float | None = Field(default=None, gt=0)
     """Seconds; instead of `cron`."""
     timezone: str | None = None
+    """Of `cron`. Default: UTC."""
     active: bool = True
     """Whether it runs once it is created; afterwards whoever paused it decides."""
     parameters: dict[str, Any] = Field(default_factory=dict)
@@ -35,7 +38,25 @@ class FixedSchedule(Settings):
     def _one_clock(self) -> "FixedSchedule":
         if (self.cron is None) == (self.interval is None):
             raise ValueError("a schedule has either `cron` or `interval`")
+        if self.timezone is not None and self.cron is None:
+            raise ValueError(
+                "`timezone` changes nothing of an `interval`. Take it away, or write `cron`"
+            )
         return self
+
+    @field_validator("cron")
+    @classmethod
+    def _check_cron(cls, value: str | None) -> str | None:
+        if value is not None:
+            check_cron(value)
+        return value
+
+    @field_validator("timezone")
+    @classmethod
+    def _check_timezone(cls, value: str | None) -> str | None:
+        if value is not None:
+            check_timezone(value)
+        return value
 
 
 class WorkPool(Settings):
@@ -112,18 +133,26 @@ def read_deployments(path: Path | None = None) -> DeploymentFile:
     """The checked deployments of `path` (default: the shipped file).
 
     Raises: UserError with every mistake: an unknown key, a parameter that its flow does not have or
-    would refuse, a trigger that Prefect does not know, a name or a slug that stands there twice.
+    would refuse, a time that Prefect would not keep, a pull step that no worker could take, a trigger that
+    Prefect does not know, a name or a slug that stands there twice.
     """
     path = path or shared("deployments") / FILE
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
         file = DeploymentFile.model_validate(data)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 ({error}). Save it in that encoding.") from error
     except (OSError, yaml.YAMLError) as error:
         raise UserError(f"{path} cannot be read: {error}.") from error
     except ValidationError as error:
         lines = [f"{path}: {'.'.join(map(str, it['loc']))}: {it['msg']}" for it in error.errors()]
         raise UserError("\n".join(lines)) from error
-    if mistakes := [wrong for it in file.deployments for wrong in mistakes_of(it)]:
+    mistakes = [
+        f"pull.{number}: {wrong}"
+        for number, step in enumerate(file.pull, start=1)
+        for wrong in mistakes_of_step(step)
+    ]
+    if mistakes := mistakes + [wrong for it in file.deployments for wrong in mistakes_of(it)]:
         raise UserError("\n".join(f"{path}: {wrong}" for wrong in mistakes))
     names = [it.name for it in file.deployments]
     if twice := sorted({name for name in names if names.count(name) > 1}):

@@ -1,11 +1,12 @@
 """Answer a file of rows with a registered version, as a flow: batch scoring without a shell."""
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from prefect import State, flow
 from prefect.runtime import flow_run
 from prefect.states import Completed
+from pydantic import Field
 
 from flows import run_leases
 from flows.block_secrets import taken_from_blocks
@@ -31,7 +32,7 @@ def predict(
     input: str,
     output: str,
     model: str,
-    max_tokens: int | None = None,
+    max_tokens: Annotated[int, Field(ge=1)] | None = None,
     overwrite: bool = False,
 ) -> State[dict[str, Any]]:
     """Answer every row of a JSONL file.

@@ -5,12 +5,13 @@ parameters, and leaves none of them.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
 from pydantic import Field
 
+from flows.server_variables import recall, remember
 from flows.stack.recipes import variable_of
 from tasks.errors import UserError
 
@@ -40,25 +41,18 @@ def remember_recipe(client: "SyncPrefectClient", slug: str, recipe: str) -> None
 
     Nothing is written twice.
     """
-    from prefect.client.schemas.actions import VariableCreate, VariableUpdate
-
-    name = variable_of(slug)
     value = {"schedule": slug, "recipe": recipe, "device": device_of(Path(recipe).parent)}
-    there = client.read_variable_by_name(name)
-    if there is None:
-        client.create_variable(VariableCreate(name=name, value=value))
-    elif there.value != value:
-        client.update_variable(VariableUpdate(name=name, value=value))
+    remember(client, variable_of(slug), value)
 
 
 def recalled(client: "SyncPrefectClient", slug: str) -> str | None:
     """The path that was remembered for a schedule."""
-    return _remembered(client, slug).get("recipe")
+    return recall(client, variable_of(slug)).get("recipe")
 
 
 def recalled_device(client: "SyncPrefectClient", slug: str, recipe: str) -> int | None:
     """On which device the folder of a schedule's recipe was when it was deployed; None where nobody knows."""
-    there = _remembered(client, slug)
+    there = recall(client, variable_of(slug))
     return there.get("device") if there.get("recipe") == recipe else None
 
 
@@ -68,11 +62,6 @@ def device_of(folder: Path) -> int | None:
         return folder.stat().st_dev
     except OSError:
         return None
-
-
-def _remembered(client: "SyncPrefectClient", slug: str) -> dict[str, Any]:
-    there = client.read_variable_by_name(variable_of(slug))
-    return there.value if there and isinstance(there.value, dict) else {}
 
 
 def recipe_of_run(given: str) -> str:

@@ -34,6 +34,8 @@ class Wanted:
 def recipe_files(places: Sequence[Path]) -> list[Path]:
     """The files among `places` and those of its folders (`*.yaml`, `*.yml`, below them too), absolute.
 
+    What is hidden in a folder is no recipe: editors keep copies there (`.ipynb_checkpoints`).
+
     Raises: UserError for a place that is not there.
     """
     found: dict[Path, None] = {}
@@ -41,8 +43,14 @@ def recipe_files(places: Sequence[Path]) -> list[Path]:
         if not place.exists():
             raise UserError(f"There is no recipe and no folder {place}.")
         inside = sorted(place.rglob("*.y*ml")) if place.is_dir() else [place]
-        found.update(dict.fromkeys(path.absolute() for path in inside))
+        found.update(dict.fromkeys(path.absolute() for path in inside if not _hidden(path, place)))
     return list(found)
+
+
+def _hidden(path: Path, folder: Path) -> bool:
+    """Whether the path is below the folder, and hidden there; the folder itself may lie where it wants."""
+    below = path.relative_to(folder).parts if path.is_relative_to(folder) else ()
+    return any(part.startswith(".") for part in below)
 
 
 def scheduled(path: Path, *, named: bool) -> Wanted | None:
@@ -86,10 +94,13 @@ def gone_for_good(
     A file that is away together with its folder may lie on a disk that is not mounted, and another user's
     home may be closed to us. Not so where the folder lay in one of `folders`. The place of a disk that is not
     mounted is empty: a folder that is counts only where it is on `device`, as when the schedule was made.
+    What is hidden in one of `folders` is no recipe of it.
     """
     try:
         if not path.is_file():
             return None if _may_be_unmounted(folders, path, device) else f"{path} is gone"
+        if any(_hidden(path, folder) for folder in folders):
+            return f"{path} is hidden"
         now = scheduled(path, named=False)
     except (LoralineError, OSError, ValueError):
         return None

@@ -1,7 +1,7 @@
 """Look at a recipe's data between its trainings, and ask for one when enough is new."""
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from uuid import uuid4
 
 from prefect import State, flow
@@ -9,6 +9,7 @@ from prefect.client.orchestration import get_client
 from prefect.runtime import flow_run
 from prefect.states import Completed
 from prefect.types._datetime import now
+from pydantic import Field
 
 from flows.block_secrets import secrets_of
 from flows.bridging import bridged_run
@@ -37,8 +38,8 @@ def _run_name() -> str:
 @flow(name="watch-data", flow_run_name=_run_name, persist_result=False)
 def watch_data(
     recipe: RecipePath = "",
-    after_new_rows: int | None = None,
-    after_days: float | None = None,
+    after_new_rows: Annotated[int, Field(ge=1)] | None = None,
+    after_days: Annotated[float, Field(gt=0)] | None = None,
 ) -> State[dict[str, Any]]:
     """Compare a recipe's sources with what was trained last.
 

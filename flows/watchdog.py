@@ -100,7 +100,8 @@ def checks(state: Home, environ: dict[str, str]) -> list[Check]:
         Check("silence", 300, Aside(Silence(api, alerts))),
         Check("hangs", 30, Hangs(state, parts(settings) if settings else [], alerts)),
         Check("silent workers", 30, SilentWorkers(api, state, alerts, settings=settings)),
-        Check("old runs", OLD_RUNS_SECONDS, OldRuns(api)),
+        # It asks for each schedule whose looks it deletes.
+        Check("old runs", OLD_RUNS_SECONDS, Aside(OldRuns(api))),
         Check("plans", MISPLANNED_SECONDS, Misplanned(api)),
     ]
 

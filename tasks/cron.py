@@ -1,4 +1,4 @@
-"""Which cron expressions a schedule may have: those that Prefect takes, and due when cron would run them.
+"""Which cron expressions and time zones a schedule may have: what Prefect takes, and runs when cron would.
 
 Prefect's reading of an expression starts the runs, and cronsim's tells when one is missing; here is
 refused, by name, what only one of them takes, or each takes for other times.
@@ -6,6 +6,7 @@ refused, by name, what only one of them takes, or each takes for other times.
 
 import re
 from datetime import UTC, datetime
+from zoneinfo import available_timezones
 
 _FIELDS = ("minute", "hour", "day of month", "month", "day of week")
 _LAST = (59, 23, 31, 12, 6)
@@ -42,6 +43,15 @@ def check_cron(expression: str) -> None:
         raise ValueError(
             f"{expression!r} limits days of the month and weekdays: cron runs it where both fit, Prefect "
             "where either does. Leave one of them *"
+        )
+
+
+def check_timezone(name: str) -> None:
+    """Raises: ValueError for what Prefect takes for no time zone."""
+    # Not by opening it: Prefect takes no file of the zone database that is a name of no zone.
+    if name not in available_timezones():
+        raise ValueError(
+            f"{name!r} is no IANA time zone such as Europe/Berlin, or its data is not installed"
         )
 
 

@@ -2,11 +2,10 @@
 
 from datetime import UTC, datetime
 from itertools import pairwise
-from zoneinfo import available_timezones
 
 from pydantic import Field, field_validator, model_validator
 
-from tasks.cron import check_cron
+from tasks.cron import check_cron, check_timezone
 from tasks.settings import Settings
 
 
@@ -32,11 +31,7 @@ class ScheduleSettings(Settings):
     @field_validator("timezone")
     @classmethod
     def _check_timezone(cls, value: str) -> str:
-        # Not by opening it: Prefect takes no file of the zone database that is a name of no zone.
-        if value not in available_timezones():
-            raise ValueError(
-                f"{value!r} is no IANA time zone such as Europe/Berlin, or its data is not installed"
-            )
+        check_timezone(value)
         return value
 
     @model_validator(mode="after")

@@ -14,8 +14,8 @@ NOTHING_FOUND = {
 """Deployment -> names of the state of a run that nobody will look up, and what stands in its message."""
 KEPT = timedelta(days=1)
 LOOK_SECONDS = 600.0
-"""Between two looks. Each takes one page, so that the other checks of the watchdog wait for a second at most;
-that is 28,800 runs a day, and an idle stack makes 1,440 and 96 for each watched recipe."""
+"""Between two looks. Each takes one page: that is 28,800 runs a day, and an idle stack makes 1,440 and 96 for
+each watched recipe."""
 
 
 @dataclass

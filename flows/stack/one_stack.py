@@ -129,8 +129,8 @@ def _refusal(server: str, holder: str, address: str) -> UserError:
         f"PostgreSQL at {server_place(server)} has a stack already: that of {root} on the machine "
         f"{machine}{where}. Two would retire each other's schedules and take each other's runs. Nothing was "
         f"started. End that one with `loraline down --home {root}` on its machine, and for good with "
-        "`systemctl --user disable --now loraline.service` where a unit starts it; or give this one a PostgreSQL "
-        f"of its own ({POSTGRES})."
+        "`systemctl --user disable --now loraline.service` where a unit starts it (`systemctl --user "
+        f"list-unit-files 'loraline*'` names another home's); or give this one a PostgreSQL of its own ({POSTGRES})."
     )
     # Else the unit of a machine that was replaced would take over while the new one is started again.
     error.exit_code = NO_RESTART

@@ -17,7 +17,6 @@ _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 KEPT = (
     "PATH",
     "LD_LIBRARY_PATH",
-    # GPUs are locked by files in it, and runs from a shell must meet those of the unit.
     "TMPDIR",
     "TZ",
     "XDG_CACHE_HOME",

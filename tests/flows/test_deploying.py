@@ -37,10 +37,10 @@ def write(folder: Path, name: str, schedule: str, starter: Path) -> Path:
     return path
 
 
-def apply(tmp_path: Path, *places: Path) -> Any:
+def apply(tmp_path: Path, *places: Path, file: Any = None) -> Any:
     from flows.deploying import apply_deployments
 
-    return apply_deployments(Home(tmp_path / "home"), places)
+    return apply_deployments(Home(tmp_path / "home"), places, file=file)
 
 
 def schedules(deployment: str = "retrain") -> dict[str, Any]:
@@ -326,6 +326,22 @@ def test_two_recipes_of_one_name_are_both_refused(
     assert "twin" not in schedules()
 
 
+@pytest.mark.parametrize(("name", "copied"), [("edited", "edited"), ("draft", "draft-before")])
+def test_a_copy_that_an_editor_hides_is_no_recipe(
+    tmp_path: Path, recipes: Path, starter: Path, name: str, copied: str
+) -> None:
+    path = write(recipes, name, NIGHTLY, starter)
+    hidden = recipes / ".ipynb_checkpoints"
+    hidden.mkdir()
+    # By name it can be scheduled; the folder's recipe takes its schedule over, or retires it.
+    apply(tmp_path, write(hidden, copied, NIGHTLY, starter))
+    assert copied in schedules()
+    assert apply(tmp_path, recipes).problems == []
+    assert schedules()[name].parameters == {"recipe": str(path)}
+    assert copied == name or copied not in schedules()
+    assert apply(tmp_path, recipes).changed == []
+
+
 @pytest.mark.parametrize("second", [NIGHTLY, "schedule: {after_new_rows: 500}\n"])
 def test_a_recipe_takes_no_schedule_from_one_of_its_name_that_lies_elsewhere(
     tmp_path: Path, recipes: Path, starter: Path, second: str
@@ -434,6 +450,48 @@ def test_a_schedule_made_by_hand_in_the_ui_is_nobodys_to_retire(
         )
     apply(tmp_path, recipes)
     assert "by-hand" in schedules()
+
+
+def test_a_schedule_that_stands_in_the_file_no_more_is_retired_and_no_other(tmp_path: Path) -> None:
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import DeploymentScheduleCreate
+    from prefect.client.schemas.schedules import CronSchedule
+
+    from flows.deployment_file import DeploymentFile, FixedSchedule, read_deployments
+
+    shipped = read_deployments()
+    own = shipped.deployment("reconcile-registry")
+
+    def deploy(*slugs: str) -> list[str]:
+        fixed = tuple(FixedSchedule(slug=slug, cron="0 4 * * *") for slug in slugs)
+        one = own.model_copy(update={"schedules": (*own.schedules, *fixed)})
+        others = tuple(it for it in shipped.deployments if it.name != own.name)
+        file = shipped.model_copy(update={"deployments": (*others, one)})
+        assert isinstance(file, DeploymentFile)
+        return apply(tmp_path, file=file).changed
+
+    def there() -> set[str]:
+        return set(schedules(own.name))
+
+    deploy("weekly", "monthly")
+    with get_client(sync_client=True) as client:
+        by_hand = DeploymentScheduleCreate(schedule=CronSchedule(cron="5 5 * * *"), slug="by-hand")
+        client.create_deployment_schedules(deployment_id(own.name), [by_hand])
+        # Somebody took this one away, and made another of the name.
+        monthly = schedules(own.name)["monthly"]
+        client.delete_deployment_schedule(deployment_id(own.name), monthly.id)
+        again = by_hand.model_copy(update={"slug": "monthly"})
+        client.create_deployment_schedules(deployment_id(own.name), [again])
+    assert deploy() == [
+        "schedule reconcile-registry/weekly: retired, it stands in the file no more"
+    ]
+    assert there() == {"every-minute", "by-hand", "monthly"}
+    assert deploy() == []
+    # What stands there again is made anew, and what a person made of the name becomes the file's.
+    deploy("weekly", "by-hand")
+    assert there() == {"every-minute", "by-hand", "monthly", "weekly"}
+    deploy()
+    assert there() == {"every-minute", "monthly"}
 
 
 def test_an_automation_that_was_switched_off_stays_off(

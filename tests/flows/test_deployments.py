@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from flows.deployment_file import DeploymentFile, mistakes_of, read_deployments
+from flows.pull_steps import mistakes_of_step
 from flows.stack.parts import REGISTRY_RUNS
 from tasks.errors import UserError
 from tasks.share import shared
@@ -83,6 +84,32 @@ def test_what_a_form_of_a_retraining_would_be_refused_for(
     errors = validate(given, form, ignore_required=True)
     places = {error.json_path.removeprefix("$.") for error in errors}
     assert places == ({refused} if refused else set())
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "refused", "taken"),
+    [
+        ("watch-data", "after_new_rows", [0, -1, 1.5], [None, 1]),
+        ("watch-data", "after_days", [0, -0.5], [None, 0.5]),
+        ("predict", "max_tokens", [0, -1], [None, 1]),
+        ("approve", "hours", [0, -1, 8761, None], [0.5, 8760]),
+    ],
+)
+def test_a_number_that_makes_no_sense_is_refused_by_the_form_and_by_the_flow(
+    name: str, field: str, refused: list[float | None], taken: list[float | None]
+) -> None:
+    from prefect.exceptions import ParameterTypeError
+    from prefect.utilities.schema_tools.validation import validate
+
+    deployment = FILE.deployment(name)
+    needed = dict.fromkeys(deployment.form.get("required", []), "x")
+    for value in refused:
+        assert validate({field: value}, deployment.form, ignore_required=True), value
+        with pytest.raises(ParameterTypeError, match=field):
+            deployment.flow.validate_parameters({**needed, field: value})
+    for value in taken:
+        assert not validate({field: value}, deployment.form, ignore_required=True), value
+        deployment.flow.validate_parameters({**needed, field: value})
 
 
 def test_the_forms_examples_are_overrides_of_a_shipped_recipe() -> None:
@@ -167,6 +194,18 @@ def test_prefects_own_command_reads_the_same_file() -> None:
         ("version: champion", "version: [3]", "version"),
         ("flows.retrain.retrain", "flows.retrain.retrian", "there is no flow"),
         ("interval: 60", "interval: 60\n        cron: 0 2 * * *", "either `cron` or `interval`"),
+        ("interval: 60", "cron: 0 25 * * *", "0 25"),
+        ("interval: 60", "cron: 0 2 * * 5L", "5L"),
+        ("interval: 60", "cron: 0 2 * * *\n        timezone: Europe/Berln", "no IANA time zone"),
+        ("interval: 60", "interval: 60\n        timezone: Europe/Berlin", "changes nothing of an"),
+        (
+            "steps.set_working_directory",
+            "steps.set_folder",
+            r"pull.1: there is no function .*set_folder",
+        ),
+        ("prefect.deployments.steps.set", "prefct.set", r"pull.1: there is no function prefct"),
+        ('directory: "{{', 'folder: "{{', "pull.1: .*set_working_directory: .*'directory'"),
+        ('LORALINE_PROJECT }}"', 'LORALINE_PROJECT }}"\n    id: a', "has one key"),
         ("expect: [loraline.retrain]", "expects: [loraline.retrain]", "unknown key 'expects'"),
         ('reason: "{{ event.payload.reason }}"', "why: x", "has no parameter 'why'"),
         ("name: evaluate", "name: predict", "predict stands there twice"),
@@ -180,6 +219,22 @@ def test_a_mistake_in_the_file_is_refused_by_name(
     wrong.write_text(TEXT.replace(old, new, 1))
     with pytest.raises(UserError, match=message):
         read_deployments(wrong)
+
+
+def test_a_step_without_its_function_may_come_with_a_package_that_the_worker_installs() -> None:
+    step = {"absent_package.steps.pull": {"requires": "absent-package"}}
+    assert mistakes_of_step(step) == []
+    assert mistakes_of_step({"absent_package.steps.pull": {}}) != []
+    absent = {"prefect.deployments.steps.pull_it": {"requires": "prefect"}}
+    assert "there is no function" in mistakes_of_step(absent)[0]
+    assert "is no mapping" in mistakes_of_step({"prefect.deployments.steps.git_clone": None})[0]
+
+
+def test_a_file_in_another_encoding_is_named(tmp_path: Path) -> None:
+    latin = tmp_path / "prefect.yaml"
+    latin.write_bytes(TEXT.replace("Retrain", "Ümlernen", 1).encode("latin-1"))
+    with pytest.raises(UserError, match="is not UTF-8"):
+        read_deployments(latin)
 
 
 def test_a_schedule_that_leaves_a_required_parameter_open_is_refused() -> None:
