@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from flows.stack.aside import Aside
 from flows.stack.silence import Silence
 from flows.watchdog import checks
 from tasks.retention.ledger import entries
@@ -54,7 +55,9 @@ def test_a_schedule_that_brought_nothing_for_two_periods_is_told_of_once(
 
         def silences() -> list[dict[str, Any]]:
             """What was told of after two looks of a watchdog that has watched for long."""
-            (look,) = (it.look for it in checks(server.home, environ) if it.name == "silence")
+            (aside,) = (it.look for it in checks(server.home, environ) if it.name == "silence")
+            assert isinstance(aside, Aside)
+            look = aside.look
             assert isinstance(look, Silence)
             look.state = server.home
             look.started -= LATER

@@ -21,6 +21,7 @@ import pytest
 from flows.stack import leftovers, supervisor
 from flows.stack.parts import POOLS, worker_name
 from flows.stack.reaper import WORKER
+from flows.stack.settings import read_settings
 from flows.stack.stops import was_cut_off
 from tasks.stack import running
 from tests.running_stack import Stack, running_stack, until
@@ -45,6 +46,9 @@ def test_every_part_is_healthy_and_a_second_up_finds_them(stack: Stack) -> None:
     server = running(stack.home, "prefect")
     assert server is not None
     assert server.supervised
+    settings = read_settings(stack.home)
+    assert settings is not None
+    assert settings.state_folder == stack.home.root
 
 
 def test_nothing_of_the_stack_listens_beyond_loopback(stack: Stack) -> None:
