@@ -35,7 +35,7 @@ def test_a_deleted_run_ends_and_one_whose_server_is_away_goes_on(
     monkeypatch.setattr(os, "kill", lambda _, number: signals.append(number))
     run = str(uuid4())
     with heeding_cancellation(lambda: [run], said.append):
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while not signals and len(asked) < 3 and time.monotonic() < deadline:
             time.sleep(0.01)
     assert signals == [signal.SIGINT] * ends

@@ -225,7 +225,7 @@ def test_a_stack_whose_process_is_dead_is_not_running(state: Home, healthy: str)
 
 def test_a_process_that_ended_and_was_not_waited_for_is_dead() -> None:
     child = subprocess.Popen([sys.executable, "-c", "pass"])
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while process_lives(child.pid) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not process_lives(child.pid)
@@ -358,7 +358,7 @@ def test_the_lock_lives_as_long_as_the_server_that_inherited_it(state: Home) -> 
         assert not lock.acquire("a run that comes too early")
     finally:
         os.kill(server, 9)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not lock.acquire("the next run"):
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -36,7 +36,7 @@ def test_points_are_sent_in_batches_while_training_goes_on() -> None:
     live = writer(server)
     for step in range(200):
         live.add({"loss": 1.0 / (step + 1)}, step)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while len(server.points) < 200 and time.monotonic() < deadline:
         time.sleep(0.01)
     assert steps(server) == list(range(200))
