@@ -76,7 +76,7 @@ def test_a_silent_webhook_keeps_no_check_waiting(
     began = time.monotonic()
     assert take_turns(state, environ) < 2
     # One attempt, however many notices wait.
-    assert 2.5 < time.monotonic() - began < 5.5
+    assert 2.5 < time.monotonic() - began < 10
     assert len(list((state.root / "outbox").glob("[0-9]*.json"))) == 4
 
 
@@ -199,7 +199,7 @@ def test_the_watchdog_waits_for_no_other_part(state: Home) -> None:
 def test_a_receiver_that_is_away_is_asked_once_a_round_and_the_other_gets_everything(
     prefect: Any, state: Home, silent: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(delivery, "TIMEOUT_SECONDS", 1.0)
+    monkeypatch.setattr(delivery, "TIMEOUT_SECONDS", 3.0)
     notices = notices_of(
         state, prefect_api=prefect.url, environ={"LORALINE_WEBHOOKS": f"{silent}/hook"}
     )
@@ -208,7 +208,8 @@ def test_a_receiver_that_is_away_is_asked_once_a_round_and_the_other_gets_everyt
         alerts.tell(Alert("failed", str(n), "x", "x"))
     began = time.monotonic()
     assert alerts.deliver() == 5
-    assert time.monotonic() - began < 2
+    # One attempt, and not five.
+    assert time.monotonic() - began < 10
     assert len(prefect.events) == 5
 
 
