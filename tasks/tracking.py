@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import time
 import uuid
 import warnings
@@ -435,7 +436,7 @@ class Tracker:
         if experiment.lifecycle_stage == "deleted":
             raise UserError(
                 f"The MLflow experiment {experiment.name!r} is deleted. Restore it with `MLFLOW_TRACKING_URI="
-                f"{without_passwords(self.uri)} mlflow experiments restore --experiment-id "
+                f"{shlex.quote(without_passwords(self.uri))} mlflow experiments restore --experiment-id "
                 f"{experiment.experiment_id}`, or set registration.experiment in the recipe to another name."
             )
 

@@ -1,5 +1,6 @@
 """Keep a state folder where its stack began: MLflow notes whole addresses of files, and knows no other place."""
 
+import shlex
 from pathlib import Path
 
 from flows.stack.settings import StackSettings
@@ -16,10 +17,15 @@ def refuse_moved(home: Home, settings: StackSettings) -> None:
     began = settings.state_folder
     if began is None or _is_same(began, home.root):
         return
-    if began.exists():
-        ways_out = f"Another folder lies there now: `loraline up --home {began}` starts that one. A copy is no stack."
+    here, there = (shlex.quote(str(it)) for it in (home.root, began))
+    try:
+        taken = began.exists()
+    except OSError as error:
+        ways_out = f"What lies there now cannot be seen ({error}): start the stack as a user who may look there."
     else:
-        ways_out = f"Move it back, or let the old place lead here: ln -s {home.root} {began}"
+        ways_out = f"Move it back, or let the old place lead here: ln -s {here} {there}"
+        if taken:
+            ways_out = f"Another folder lies there now: `loraline up --home {there}` starts that one. A copy is no stack."
     raise UserError(
         f"The stack of {home.root} began in {began}, and the folder was moved or copied since. MLflow keeps whole "
         f"addresses of its files, so no version would load. Nothing was started. {ways_out}"

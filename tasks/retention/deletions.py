@@ -1,5 +1,6 @@
 """What somebody deleted in MLflow: it is only marked there until it is purged."""
 
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -32,7 +33,7 @@ class DeletedSource:
             # MLflow has no command for that.
             return f"`lifecycle_stage` of {self.id} is 'active' again in the table `logged_models` of its database"
         command = f"mlflow {self.kind}s restore --{self.kind}-id {self.id}"
-        return f"`MLFLOW_TRACKING_URI={uri} {command}` brings it back"
+        return f"`MLFLOW_TRACKING_URI={shlex.quote(uri)} {command}` brings it back"
 
 
 def deleted_runs(tracker: "Tracker", *, days: float = RESTORABLE_DAYS) -> list[str]:
