@@ -47,7 +47,8 @@ def _watch(
                     cancelled = any(it is not None and it.is_cancelling() for it in states)
                     done = "cancelled" if cancelled else ""
                 except ObjectNotFound:
-                    done = "deleted"
+                    # So a proxy answers, too, while its server starts anew: whatever it is asked.
+                    done = "" if client.api_healthcheck() else "deleted"
                 except Exception:
                     _log.debug("Prefect does not say whether this run is to go on", exc_info=True)
                     continue

@@ -15,9 +15,17 @@ from flows import cancelled_elsewhere
 from flows.cancelled_elsewhere import heeding_cancellation
 
 
-@pytest.mark.parametrize(("error", "ends"), [(ObjectNotFound, True), (ConnectionError, False)])
+@pytest.mark.parametrize(
+    ("error", "health", "ends"),
+    [
+        (ObjectNotFound, None, True),
+        # A proxy without its server.
+        (ObjectNotFound, RuntimeError("404 page not found"), False),
+        (ConnectionError, None, False),
+    ],
+)
 def test_a_deleted_run_ends_and_one_whose_server_is_away_goes_on(
-    monkeypatch: pytest.MonkeyPatch, error: type[Exception], ends: bool
+    monkeypatch: pytest.MonkeyPatch, error: type[Exception], health: Exception | None, ends: bool
 ) -> None:
     asked: list[UUID] = []
     signals: list[int] = []
@@ -28,7 +36,7 @@ def test_a_deleted_run_ends_and_one_whose_server_is_away_goes_on(
         raise error("no answer")
 
     def client(**_: Any) -> AbstractContextManager[Any]:
-        return nullcontext(SimpleNamespace(read_flow_run=read))
+        return nullcontext(SimpleNamespace(read_flow_run=read, api_healthcheck=lambda: health))
 
     monkeypatch.setattr("prefect.client.orchestration.get_client", client)
     monkeypatch.setattr(cancelled_elsewhere, "LOOK_SECONDS", 0.01)
