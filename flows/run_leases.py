@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
 
 _held: dict[str, tuple[Home, str, FileLock]] = {}
-"""Flow run -> where its lease lies, its name, and the lease."""
+"""Flow run -> where the lease of its present attempt lies, its name, and the lease."""
 
 
 def begin(home: Home) -> None:
@@ -32,11 +32,15 @@ def begin(home: Home) -> None:
 
     run_id, mine = str(flow_run.id or ""), unattended()
     # Without an id it is the function that was called, and no run.
-    if run_id and run_id not in _held and (mine is None or not is_seen(mine)):
+    if run_id and (mine is None or not is_seen(mine)):
         # A disk that takes nothing is told by the run itself, in words.
         with suppress(OSError):
             name = run_lease.of_attempt(run_id, flow_run.run_count)
-            _held[run_id] = home, name, run_lease.take(home, name, "flow-run")
+            lease = run_lease.take(home, name, "flow-run")
+            # Prefect's own retries are attempts of one process.
+            if before := _held.pop(run_id, None):
+                run_lease.give_back(*before, "flow-run")
+            _held[run_id] = home, name, lease
 
 
 def is_seen(run: "FlowRun") -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tasks.artifacts import Outcome
+from tasks.errors import StageFailed
 from tasks.home import Home, home
 from tasks.progress import announce
 from tasks.retention.ledger import entries, recorded
@@ -423,3 +424,30 @@ def test_a_run_whose_process_nobody_sees_has_a_lease_that_its_death_frees(
     # A function that is called without a run has nothing to hold.
     run_leases.begin(home())
     assert not run_leases.held()
+
+
+def test_an_attempt_that_prefect_itself_makes_again_has_its_own_lease(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect.flow_engine import run_flow
+    from prefect.states import Completed
+
+    from flows import retrain, run_leases
+
+    leases: list[list[str]] = []
+
+    def work(*_: object, **__: object) -> Any:
+        leases.append([it.name for it in home().locks.glob("flow-run-*.lock")])
+        if len(leases) == 1:
+            raise StageFailed("the disk hiccups")
+        return Completed(data={})
+
+    run = deployed_run(recipe)
+    monkeypatch.setattr(retrain, "bridged_run", work)
+    monkeypatch.setattr(run_leases, "_held", {})
+    monkeypatch.setattr(run_leases, "is_seen", lambda _: False)
+    twice = retrain.retrain.with_options(retries=1, retry_delay_seconds=0)
+    run_flow(twice, flow_run=run, parameters={"recipe": str(recipe)}, return_type="state")
+    run_leases._give_back()
+    assert leases == [[f"flow-run-{run.id}.{attempt}.lock"] for attempt in (1, 2)]
+    assert not list(home().locks.glob("flow-run-*.lock"))
