@@ -101,7 +101,7 @@ def overwritten(
     """The template to go on from: the pool's own, or this release's with what the pool's runs need."""
     if not named.overwrite:
         return deepcopy(there)
-    before, now = (it["variables"]["properties"] for it in (there, wanted))
+    before, now = (_variables(it) for it in (there, wanted))
     for name in before.keys() & now.keys() & set(KEPT):
         if "default" in before[name]:
             now[name]["default"] = before[name]["default"]
@@ -111,7 +111,7 @@ def overwritten(
 def given(template: dict[str, Any], named: argparse.Namespace) -> dict[str, Any]:
     """The template with what is named as its variables' defaults."""
     # An owner may have written a value into the configuration, and taken the variable away.
-    variables = template["variables"]["properties"]
+    variables = _variables(template)
     if named.image and "image" in variables:
         variables["image"]["default"] = named.image
     if named.project and "volumes" in variables:
@@ -119,6 +119,11 @@ def given(template: dict[str, Any], named: argparse.Namespace) -> dict[str, Any]
         others = [it for it in before if it.split(":")[1:2] != [PROJECT]]
         variables["volumes"]["default"] = [*others, f"{named.project}:{PROJECT}:ro"]
     return template
+
+
+def _variables(template: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = template.get("variables", {}).get("properties", {})
+    return found
 
 
 if __name__ == "__main__":

@@ -174,6 +174,18 @@ def test_a_new_releases_template_keeps_limit_image_and_project(pool: Any, client
     assert (there.base_job_template, there.concurrency_limit) == (shipped, 2)
 
 
+@pytest.mark.parametrize("more", [(), ("--overwrite",)])
+def test_a_pool_with_an_empty_template_is_left_so_or_given_this_release_s(
+    pool: Any, client: Any, more: tuple[str, ...]
+) -> None:
+    from prefect.client.schemas.actions import WorkPoolCreate
+
+    client.create_work_pool(WorkPoolCreate(name=NAME, type="docker", base_job_template={}))
+    assert pool.main(["docker", "--image", "other:2", *more]) == 0
+    there = client.read_work_pool(NAME).base_job_template
+    assert there == {} if not more else defaults(client)["image"] == "other:2"
+
+
 @pytest.mark.long
 def test_a_pool_of_processes_is_refused_with_the_way_out(
     pool: Any, client: Any, capsys: pytest.CaptureFixture[str]
