@@ -21,7 +21,7 @@ from tasks.evaluation.settings import EvaluationSettings
 from tasks.home import Home
 from tasks.store import Store
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.slow
 
 ASKED: dict[str, Any] = {
     "max_new_tokens": 8,

@@ -23,7 +23,7 @@ from tasks.version_manifest import (
     write_manifest,
 )
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.slow
 
 
 def test_merged_fp32_weights_answer_as_the_adapter_on_its_base(

@@ -18,7 +18,7 @@ from tasks.training.inspection import inspect_training
 from tasks.training.job import InspectionJob
 from tasks.training.settings import TrainingSettings
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.slow
 
 PHI3_MINI = Phi3Config(
     hidden_size=3072,

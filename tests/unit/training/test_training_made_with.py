@@ -13,7 +13,7 @@ from tasks.training.budget import SPENT, Spent
 from tasks.training.guard_settings import Budget
 from tasks.training.job import TrainingJob, TrainingResult
 
-pytestmark = [pytest.mark.long, pytest.mark.usefixtures("own_signals_and_threads")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_signals_and_threads")]
 
 MakeJob = Callable[..., TrainingJob]
 

@@ -22,7 +22,7 @@ from tasks.training.job import TrainingJob, TrainingResult
 from tasks.training.methods.preference import preference_of
 from tasks.training.settings import TrainingSettings
 
-pytestmark = [pytest.mark.long, pytest.mark.usefixtures("own_signals_and_threads")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_signals_and_threads")]
 
 MakeJob = Callable[..., TrainingJob]
 PREFERENCES = ("dpo", "orpo", "kto")

@@ -29,7 +29,7 @@ from tasks.training.packs import EXAMPLE_LENGTHS, packed_table, read_packs
 from tasks.training.settings import TrainingSettings
 from tasks.training.summary import summary
 
-pytestmark = [pytest.mark.long, pytest.mark.usefixtures("own_signals_and_threads")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_signals_and_threads")]
 
 MakeJob = Callable[..., TrainingJob]
 CAPACITY = 64

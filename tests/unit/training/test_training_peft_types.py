@@ -19,7 +19,7 @@ from tasks.training.job import InspectionJob, TrainingJob, TrainingResult
 from tasks.training.settings import TrainingSettings
 from tests.unit.training.peft_sizes import NEEDS
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.slow
 
 MakeJob = Callable[..., TrainingJob]
 QUICK = {

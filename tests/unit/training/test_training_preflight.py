@@ -19,7 +19,7 @@ from tasks.training.guard_settings import Guards
 from tasks.training.job import TrainingJob, TrainingResult
 from tasks.training.kernels.attention import LAYOUT
 
-pytestmark = [pytest.mark.long, pytest.mark.usefixtures("own_signals_and_threads")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_signals_and_threads")]
 
 MakeJob = Callable[..., TrainingJob]
 WITHOUT = Guards(untrained_base="allow", preflight=False)

@@ -27,7 +27,7 @@ from tasks.training.job import TrainingJob, TrainingResult
 from tasks.training.settings import TrainingSettings
 from tasks.training.sharing import RowsOrNothing, Share, SharedOrder
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.slow
 
 Train = Callable[..., Adapter]
 
@@ -206,7 +206,6 @@ def test_two_processes_train_packed_rows_as_one_does(
         assert torch.allclose(tensor, weights[1][name], atol=2e-5), name
 
 
-@pytest.mark.slow
 def test_an_interrupted_training_in_two_processes_goes_on_to_the_same_bytes(
     train: Train, settings: TrainingSettings, home: Home
 ) -> None:
@@ -317,7 +316,6 @@ def test_each_process_gets_a_device_of_those_that_may_be_used(
     assert starting.worker_environment(3)["CUDA_VISIBLE_DEVICES"] == "0,1,2"
 
 
-@pytest.mark.slow
 def test_two_processes_train_alike_in_bfloat16(train: Train, settings: TrainingSettings) -> None:
     """Under autocast the wrapped model converts what its forward pass returns."""
     plain = changed(

@@ -25,7 +25,7 @@ from tasks.training.job import TrainingJob, TrainingResult
 from tasks.training.settings import TrainingSettings
 from tasks.training.spread import Spread
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.slow
 
 HERE = Path(__file__).parent
 FILES = sorted((Path(starting.__file__).parent / "accelerate").glob("*.yaml"))
@@ -191,7 +191,6 @@ def test_the_worker_trains_in_parts_the_adapter_of_one_process(job: Job) -> None
     assert result.reload_difference < 1e-4
 
 
-@pytest.mark.slow
 def test_a_training_in_parts_goes_on_to_the_same_bytes(job: Job) -> None:
     # AdamW has moments to lose, and dropout a random state.
     stateful = {"training": {"max_steps": 4, "save_steps": 3}, "processes": 2, "sharding": "fsdp2"}

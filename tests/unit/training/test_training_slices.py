@@ -25,7 +25,7 @@ from tasks.training.fused import blocks_of, fused_modules
 from tasks.training.job import InspectionJob, TrainingJob, TrainingResult
 from tasks.training.settings import TrainingSettings
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.slow
 
 MakeJob = Callable[..., TrainingJob]
 SLICES = {"qkv_proj": ["q", "v"], "gate_up_proj": ["up"]}

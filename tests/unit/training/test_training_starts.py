@@ -19,7 +19,7 @@ from tasks.training import adalora, data_start, engine, loading, method_trainer,
 from tasks.training.job import TrainingJob, TrainingResult
 from tasks.training.settings import TrainingSettings
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.slow
 
 MakeJob = Callable[..., TrainingJob]
 LOUD = {"max_steps": 4, "warmup_steps": 0, "lr_scheduler_type": "constant"}

@@ -17,7 +17,7 @@ from tasks.training import engine, fields, loading, worker
 from tasks.training.job import StartJob, TrainingJob, TrainingResult
 from tasks.training.settings import TrainingSettings
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.slow
 
 MakeJob = Callable[..., TrainingJob]
 LOUD = {"max_steps": 4, "warmup_steps": 0, "lr_scheduler_type": "constant"}
@@ -218,7 +218,6 @@ def _kinds() -> list[str]:
     return kinds
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", _kinds())
 def test_every_type_goes_on_with_its_own_adapter(
     name: str, tmp_path: Path, make_job: MakeJob
